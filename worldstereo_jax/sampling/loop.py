@@ -1,0 +1,74 @@
+"""The whole denoising loop as one `lax.scan`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from worldstereo_jax.array_types import Array, Float
+from worldstereo_jax.sampling.schedules import Schedule
+from worldstereo_jax.sampling.solvers import SolverFactory
+
+VelocityFn = Callable[[Array, Array, Array], Array]
+"""(x [...], timestep scalar in 0..1000, sigma scalar in 0..1) -> velocity [...]."""
+
+
+def sample(
+    velocity_fn: VelocityFn,
+    noise: Float[Array, "..."],
+    schedule: Schedule,
+    solver: SolverFactory,
+    *,
+    on_step: Callable[[int], None] | None = None,
+) -> Float[Array, "..."]:
+    """Denoise `noise` [...] (unit normal) along `schedule`; returns x at the last sigma, float32.
+
+    velocity_fn: called once in tracing as velocity_fn(x, timestep, sigma) with float32 scalars,
+        evaluated `schedule.steps` times.
+    solver: `euler`, `dmd`, `unipc` or another function from a schedule to a `Solver`.
+    on_step: called on the host with the index of each finished step, for a progress bar.
+
+    The first sigma is taken as the noise level of `noise` itself, as the official code does.
+    """
+    init, step = solver(schedule)
+
+    def body(state: Any, index: Array) -> tuple[Any, None]:
+        timestep = jnp.asarray(schedule.timesteps)[index]
+        sigma = jnp.asarray(schedule.sigmas)[index]
+        state = step(state, velocity_fn(state.sample, timestep, sigma), index)
+        if on_step is not None:
+            # The value passed depends on the new state, so that the call follows the step.
+            done, _ = jax.lax.optimization_barrier((index, state.sample))
+            jax.debug.callback(lambda i: on_step(int(i)), done)
+        return state, None
+
+    state, _ = jax.lax.scan(body, init(noise), jnp.arange(schedule.steps))
+    return state.sample
+
+
+def make_sampler(
+    velocity_fn: Callable[[Any, Array, Array, Array], Array],
+    schedule: Schedule,
+    solver: SolverFactory,
+    *,
+    on_step: Callable[[int], None] | None = None,
+) -> Callable[[Any, Array], Array]:
+    """Return jitted `(context, noise) -> x0`; a second call with the same shapes compiles nothing.
+
+    velocity_fn: (context, x, timestep, sigma) -> velocity; `context` is any pytree of arrays
+        (parameters, text, control, memory), passed as an argument so that it is not baked into
+        the program.
+    """
+
+    @jax.jit
+    def run(context: Any, noise: Array) -> Array:
+        return sample(
+            lambda x, timestep, sigma: velocity_fn(context, x, timestep, sigma),
+            noise,
+            schedule,
+            solver,
+            on_step=on_step,
+        )
+
+    return run

@@ -1,0 +1,169 @@
+"""What a rollout is made of: sizes, networks, parameters, cameras and the two memories."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from worldstereo_jax.array_types import Array, Bool, Float, Int, PyTree
+from worldstereo_jax.geometry.splat import pixel_radius
+from worldstereo_jax.memory.global_geometric import (
+    GlobalGeometricMemory,
+    init_global_memory,
+    update_global_memory,
+)
+from worldstereo_jax.memory.spatial_stereo import (
+    SpatialStereoMemory,
+    init_spatial_memory,
+    insert_keyframes,
+)
+from worldstereo_jax.models.depth_tiny import TinyDepth
+from worldstereo_jax.models.vae_tiny import TinyVae
+from worldstereo_jax.models.worldstereo import WorldStereo
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """Static sizes of a rollout; every array's shape follows from them.
+
+    Attributes:
+        frames: frames of one clip.
+        height, width: image pixels, multiples of 16.
+        references: bank views the model attends to.
+        warp_views: bank views that are warped into the clip.
+        candidates: single views kept apart beside their fusion as aligned keys and values.
+        keyframes: frames of a finished clip that enter the memories.
+        bank_capacity: keyframes the stereo memory holds.
+        point_capacity: points the global memory holds.
+        point_radius: radius of a rendered point in pixels.
+        steps: denoising steps.
+        shift: flow shift of the noise schedule.
+    """
+
+    frames: int = 9
+    height: int = 96
+    width: int = 160
+    references: int = 4
+    warp_views: int = 6
+    candidates: int = 2
+    keyframes: int = 4
+    bank_capacity: int = 24
+    point_capacity: int = 131_072
+    point_radius: float = 1.0
+    steps: int = 4
+    shift: float = 3.0
+
+    @property
+    def point_radius_ndc(self) -> float:
+        """`point_radius` in normalised device coordinates (1 = half the shorter side)."""
+        return pixel_radius(self.height, self.width, self.point_radius)
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The networks of one preset with the sizes they roll out at; holds no arrays."""
+
+    name: str
+    rollout: RolloutConfig
+    denoiser: WorldStereo
+    vae: TinyVae
+    depth: TinyDepth
+
+
+@struct.dataclass
+class WorldParams:
+    """Parameters of a `World`'s three networks, one pytree each."""
+
+    denoiser: PyTree
+    vae: PyTree
+    depth: PyTree
+
+
+@struct.dataclass
+class Cameras:
+    """A camera path: `w2c` [f, 4, 4] world to camera, `intrinsics` [f, 3, 3] in pixels."""
+
+    w2c: jax.Array
+    intrinsics: jax.Array
+
+
+@struct.dataclass
+class WorldMemory:
+    """Both memories of one world, in one world frame (row S26)."""
+
+    points: GlobalGeometricMemory
+    stereo: SpatialStereoMemory
+
+
+def empty_memory(config: RolloutConfig) -> WorldMemory:
+    """Allocate both memories at their full capacity, holding nothing."""
+    return WorldMemory(
+        points=init_global_memory(config.point_capacity),
+        stereo=init_spatial_memory(config.bank_capacity, config.height, config.width),
+    )
+
+
+def remember(
+    config: RolloutConfig,
+    memory: WorldMemory,
+    images: Float[Array, "f h w 3"],
+    depth: Float[Array, "f h w"],
+    cameras: Cameras,
+    source: Int[Array, ""] | int,
+) -> WorldMemory:
+    """Write frames into both memories, one after the other (row S26: one rollout updates both).
+
+    Args:
+        config: the rollout's sizes.
+        memory: the memories to extend.
+        images: frames in [-1, 1].
+        depth: camera z of every pixel in world units, 0 where unknown.
+        cameras: the frames' cameras.
+        source: number of the clip the frames come from, kept with each keyframe.
+
+    Returns:
+        The extended memories; what no longer fits is counted in their `overflow`.
+    """
+
+    def add_points(points: GlobalGeometricMemory, frame):
+        image, frame_depth, w2c, intrinsics = frame
+        points = update_global_memory(
+            points, image, frame_depth, w2c, intrinsics, radius_ndc=config.point_radius_ndc
+        )
+        return points, None
+
+    points, _ = jax.lax.scan(
+        add_points, memory.points, (images, depth, cameras.w2c, cameras.intrinsics)
+    )
+    stereo = insert_keyframes(
+        memory.stereo, images, depth, cameras.w2c, cameras.intrinsics, source=source
+    )
+    return WorldMemory(points=points, stereo=stereo)
+
+
+def init_memory(
+    config: RolloutConfig,
+    image: Float[Array, "h w 3"],
+    depth: Float[Array, "h w"],
+    w2c: Float[Array, "4 4"],
+    intrinsics: Float[Array, "3 3"],
+) -> WorldMemory:
+    """Both memories, begun from one image with its depth and camera.
+
+    Args:
+        config: the rollout's sizes; `image` must have its height and width.
+        image: the input image in [-1, 1].
+        depth: camera z in world units, 0 where unknown.
+        w2c: world to camera of the image.
+        intrinsics: pixels.
+    """
+    cameras = Cameras(w2c=w2c[None], intrinsics=intrinsics[None])
+    return remember(config, empty_memory(config), image[None], depth[None], cameras, source=0)
+
+
+def same_camera(
+    w2c: Float[Array, "4 4"], others: Float[Array, "v 4 4"], valid: Bool[Array, "v"]
+) -> Bool[Array, "v"]:
+    """Which of the valid `others` stand where `w2c` stands, to within float32 rounding."""
+    return valid & (jnp.abs(others - w2c[None]).max((1, 2)) < 1e-4)
