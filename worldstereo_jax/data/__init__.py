@@ -1,0 +1,1 @@
+"""Training data: procedural scenes with ground truth, and readers of files."""
