@@ -19,7 +19,7 @@ ConditionedVelocityFn = Callable[[Any, Array, Array, Array], Array]
 
 
 def guide_two_pass(
-    velocity_fn: ConditionedVelocityFn, positive: Any, negative: Any, scale: float | Array
+    velocity_fn: ConditionedVelocityFn, positive: Any, negative: Any, scale: float | int | Array
 ) -> VelocityFn:
     """Return the guided velocity function, one evaluation per set of conditions.
 
@@ -36,7 +36,7 @@ def guide_two_pass(
 
 
 def guide_one_batch(
-    velocity_fn: ConditionedVelocityFn, positive: Any, negative: Any, scale: float | Array
+    velocity_fn: ConditionedVelocityFn, positive: Any, negative: Any, scale: float | int | Array
 ) -> VelocityFn:
     """Return the guided velocity function, one evaluation of [positive ; negative] stacked.
 

@@ -32,15 +32,16 @@ def sample(
     The first sigma is taken as the noise level of `noise` itself, as the official code does.
     """
     init, step = solver(schedule)
+    report = None if on_step is None else lambda index: on_step(int(index))
 
     def body(state: Any, index: Array) -> tuple[Any, None]:
         timestep = jnp.asarray(schedule.timesteps)[index]
         sigma = jnp.asarray(schedule.sigmas)[index]
         state = step(state, velocity_fn(state.sample, timestep, sigma), index)
-        if on_step is not None:
+        if report is not None:
             # The value passed depends on the new state, so that the call follows the step.
             done, _ = jax.lax.optimization_barrier((index, state.sample))
-            jax.debug.callback(lambda i: on_step(int(i)), done)
+            jax.debug.callback(report, done)
         return state, None
 
     state, _ = jax.lax.scan(body, init(noise), jnp.arange(schedule.steps))

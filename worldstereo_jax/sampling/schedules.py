@@ -56,12 +56,12 @@ class Schedule:
         return hash(self._key())
 
 
-def shift_sigmas(sigmas: Float[ndarray, "n"], shift: float) -> Float[ndarray, "n"]:
+def shift_sigmas(sigmas: Float[ndarray, "n"], shift: float | int) -> Float[ndarray, "n"]:
     """Move noise levels towards noise: s -> shift s / (1 + (shift - 1) s); 0 and 1 stay."""
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
-def unipc_schedule(steps: int, shift: float = 3.0) -> Schedule:
+def unipc_schedule(steps: int, shift: float | int = 3.0) -> Schedule:
     """Return the official schedule of the full sampler (UniPC of diffusers 0.36.0, flow sigmas).
 
     s runs over linspace(0, 0.999, steps + 1) reversed without its final 0, computed as
@@ -77,7 +77,7 @@ def unipc_schedule(steps: int, shift: float = 3.0) -> Schedule:
     return Schedule(timesteps, np.append(sigmas, 0.0).astype(np.float32))
 
 
-def flow_schedule(steps: int, shift: float = 1.0) -> Schedule:
+def flow_schedule(steps: int, shift: float | int = 1.0) -> Schedule:
     """Return the plain flow schedule: s evenly from 1 down to 0, shifted; timestep 1000 sigma.
 
     Raises InputError when `steps` < 1 or `shift` <= 0.
@@ -89,7 +89,7 @@ def flow_schedule(steps: int, shift: float = 1.0) -> Schedule:
 
 
 def dmd_schedule(
-    steps: int = 4, start: float = 250.0, end: float = 1000.0, shift: float = 5.0
+    steps: int = 4, start: float | int = 250, end: float | int = 1000, shift: float | int = 5.0
 ) -> Schedule:
     """Return the schedule of the distilled few-step model.
 
@@ -107,7 +107,7 @@ def dmd_schedule(
     return Schedule(timesteps, sigmas)
 
 
-def _check(steps: int, shift: float) -> None:
+def _check(steps: int, shift: float | int) -> None:
     if steps < 1:
         raise InputError(f"steps must be at least 1, not {steps}")
     if not shift > 0:

@@ -57,7 +57,7 @@ def euler(schedule: Schedule) -> Solver:
 
     def step(state: EulerState, velocity: Float[Array, "..."], index) -> EulerState:
         size = jnp.asarray(steps)[index]
-        return state.replace(sample=state.sample + size * velocity.astype(jnp.float32))
+        return EulerState(sample=state.sample + size * velocity.astype(jnp.float32))
 
     return Solver(init, step)
 
