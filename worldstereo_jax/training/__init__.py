@@ -1,0 +1,1 @@
+"""Training: state, losses, checkpoints, the loop and its curves."""

@@ -1,0 +1,131 @@
+"""The training loop: steps, progress bar, log, checkpoints, and a clean stop on SIGTERM."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from worldstereo_jax.files import atomic_write
+from worldstereo_jax.training.batches import Batches
+from worldstereo_jax.training.checkpoint import Checkpoints
+from worldstereo_jax.training.state import TrainState
+
+Step = Callable[[TrainState, typing.Any], tuple[TrainState, dict[str, jax.Array]]]
+Evaluate = Callable[[TrainState], dict[str, float]]
+
+
+class Stopped(SystemExit):
+    """Raised after a SIGTERM, once the state was saved; the process ends with code 143."""
+
+    def __init__(self) -> None:
+        super().__init__(143)
+
+
+def train(
+    state: TrainState,
+    step: Step,
+    batches: Batches,
+    *,
+    steps: int,
+    out: str | os.PathLike[str],
+    resume: bool = False,
+    save_every: int = 500,
+    log_every: int = 20,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int = 500,
+) -> TrainState:
+    """Train from `state` until `steps` steps were taken in all, and return the last state.
+
+    `out` receives `checkpoints/` and `log.jsonl`, one JSON object per `log_every` steps with the
+    means of the metrics since the last one, and the figures of `evaluate` where it ran. With
+    `resume`, the newest checkpoint replaces `state` and the data position, and later log lines
+    are cut away, so that a run that was killed ends bitwise equal to one that was not. SIGTERM
+    saves after the step in flight and raises `Stopped`.
+
+    Raises InputError when `resume` finds no checkpoint, or one of another model.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / "log.jsonl"
+    with Checkpoints(out / "checkpoints") as checkpoints, _sigterm() as stop:
+        if resume:
+            state = checkpoints.restore(state, batches)
+        done = int(state.step)
+        _cut_log(log, done)
+        pending: list[dict[str, jax.Array]] = []
+        since = time.perf_counter()
+        with tqdm(total=steps, initial=done, unit="step", smoothing=0.05) as bar:
+            while done < steps:
+                state, metrics = step(state, next(batches))
+                done += 1
+                pending.append(metrics)
+                bar.update()
+                last = done == steps or stop.is_set()
+                if done % log_every == 0 or last:
+                    record = _means(pending)
+                    record["seconds_per_step"] = (time.perf_counter() - since) / len(pending)
+                    if evaluate is not None and (done % evaluate_every == 0 or done == steps):
+                        record |= evaluate(state)
+                    _append(log, {"step": done} | record)
+                    bar.set_postfix_str(f"loss {record['loss']:.4g}")
+                    pending, since = [], time.perf_counter()
+                if done % save_every == 0 or last:
+                    checkpoints.save(state, batches)
+                if stop.is_set():
+                    raise Stopped
+    return state
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM sets; outside the main thread, signals are left alone."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def read_log(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """Read a JSON-lines log; a last line cut short by a crash is dropped."""
+    lines = Path(path).read_text().splitlines()
+    records = []
+    for index, line in enumerate(lines):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            if index != len(lines) - 1:
+                raise
+    return records
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop the records after `step`: the resumed run will write them again."""
+    if not path.exists():
+        return
+    kept = [record for record in read_log(path) if record["step"] <= step]
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+
+def _append(path: Path, record: dict[str, float]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _means(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:
+    fetched = jax.device_get(metrics)
+    return {name: float(np.mean([each[name] for each in fetched])) for name in fetched[0]}

@@ -1,0 +1,83 @@
+"""The training state: one frozen pytree that a step takes and returns."""
+
+import typing
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+Params = typing.Any
+Batch = typing.Any
+Metrics = dict[str, jax.Array]
+LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
+
+
+@typing.no_type_check
+@flax.struct.dataclass
+class TrainState:
+    """Everything a training step changes.
+
+    params     the model's parameters, float32
+    opt_state  the optimiser's state
+    step       int32 scalar, optimiser steps taken so far
+    key        the typed random key that the run started with; a step folds its number into it
+    ema        running average of `params`, the same tree, or None when none is kept
+    """
+
+    params: Params
+    opt_state: optax.OptState
+    step: jax.Array
+    key: jax.Array
+    ema: Params | None = None
+
+
+def init_train_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    with_ema: bool = True,
+) -> TrainState:
+    """Start training from `params`; the average starts as a copy of them."""
+    return TrainState(
+        params=params,
+        opt_state=optimizer.init(params),
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+        ema=jax.tree.map(jnp.array, params) if with_ema else None,
+    )
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float = 0.999,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Return a jitted `step(state, batch) -> (state, metrics)`; the old state's buffers are given up.
+
+    `loss_fn(params, batch, key) -> (loss, metrics)`. The metrics gain `loss` and `grad_norm`.
+    The average warms up, as min(ema_decay, (1 + step) / (10 + step)), so that a short run's
+    average does not remember the initial parameters.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, batch, key
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
+        metrics = dict(metrics, loss=loss, grad_norm=optax.global_norm(grads))
+        new_state = state.replace(
+            params=params, opt_state=opt_state, step=state.step + 1, ema=ema
+        )
+        return new_state, metrics
+
+    return jax.jit(step, donate_argnums=0)
