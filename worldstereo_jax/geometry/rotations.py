@@ -93,11 +93,8 @@ def axis_angle_to_matrix(
         -2,
     )
     identity = jnp.broadcast_to(jnp.eye(3, dtype=jnp.float32), cross.shape)
-    return (
-        identity
-        + first * cross
-        + second * jnp.matmul(cross, cross, precision=lax.Precision.HIGHEST)
-    )
+    squared = jnp.matmul(cross, cross, precision=lax.Precision.HIGHEST)
+    return identity + first * cross + second * squared
 
 
 def look_at(
