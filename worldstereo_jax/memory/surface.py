@@ -1,0 +1,134 @@
+"""The surface a depth map shows, pixel by pixel: tangent planes, edges, pixels between surfaces.
+
+Everything here works on inverse depth, because on a plane it is affine in pixel coordinates: the
+plane through a pixel is one covector `l` with `inverse depth = l . (x, y, 1)`, exact at any
+slant, and a homography carries it from camera to camera (see `pixel_transfer`).
+"""
+
+import jax.numpy as jnp
+from jax import lax
+
+from worldstereo_jax.array_types import Array, Bool, Float
+from worldstereo_jax.geometry.cameras import invert_rigid
+
+_HIGHEST = lax.Precision.HIGHEST
+_TINY = 1e-12
+
+
+def inverse_depth(depth: Float[Array, "*v h w"]) -> Float[Array, "*v h w"]:
+    """1 / depth where depth is positive and finite, else 0 (which means: no surface)."""
+    good = jnp.isfinite(depth) & (depth > 0)
+    return jnp.where(good, 1.0 / jnp.where(good, depth, 1.0), 0.0)
+
+
+def tangent_planes(inverse: Float[Array, "h w"]) -> Float[Array, "h w 3"]:
+    """Covectors of the tangent planes: `inverse depth at (x, y) = planes . (x, y, 1)`.
+
+    Slopes are central differences where the two one-sided ones agree, and the flatter side
+    where they do not, so that a plane at a silhouette does not lean towards the other surface.
+    Pixels without depth get a zero covector.
+    """
+    gx = _slope(inverse, axis=1)
+    gy = _slope(inverse, axis=0)
+    h, w = inverse.shape
+    x = jnp.arange(w, dtype=jnp.float32)[None, :] + 0.5
+    y = jnp.arange(h, dtype=jnp.float32)[:, None] + 0.5
+    covector = jnp.stack([gx, gy, inverse - gx * x - gy * y], -1)
+    return jnp.where((inverse > 0)[..., None], covector, 0.0)
+
+
+def between_surfaces(
+    inverse: Float[Array, "h w"], *, tolerance: float = 0.03
+) -> Bool[Array, "h w"]:
+    """Pixels that hang between a near and a far surface: the bleeding of depth edges.
+
+    A pixel hangs when its two neighbours along an axis differ by a jump (more than `tolerance`
+    of its inverse depth and than what the slopes outside explain) and it continues neither side.
+    A steep plane is no jump: its outside slopes are as large as the inside ones.
+    """
+    hanging = jnp.zeros(inverse.shape, bool)
+    for axis in (0, 1):
+        before2, before, after, after2 = (_shift(inverse, s, axis) for s in (-2, -1, 1, 2))
+        left, right = before - before2, after2 - after
+        known = (before2 > 0) & (before > 0) & (after > 0) & (after2 > 0)
+        jump = jnp.abs(after - before) - 2.0 * jnp.maximum(jnp.abs(left), jnp.abs(right))
+        slack = tolerance * inverse
+        apart = jnp.minimum(
+            jnp.abs(inverse - (before + left)), jnp.abs(inverse - (after - right))
+        ) > jnp.minimum(slack, 0.25 * jnp.abs(after - before))
+        hanging |= known & (jump > 2.0 * slack) & apart
+    return hanging & (inverse > 0)
+
+
+def nearest_around(inverse: Float[Array, "h w"]) -> Float[Array, "h w"]:
+    """Largest inverse depth (nearest surface) in the 3x3 neighbourhood."""
+    for axis in (0, 1):
+        inverse = jnp.maximum(
+            inverse, jnp.maximum(_shift(inverse, -1, axis), _shift(inverse, 1, axis))
+        )
+    return inverse
+
+
+def farthest_around(inverse: Float[Array, "h w"]) -> Float[Array, "h w"]:
+    """Smallest positive inverse depth (farthest surface) in the 3x3 neighbourhood, 0 if none."""
+    value = jnp.where(inverse > 0, inverse, jnp.inf)
+    for axis in (0, 1):
+        value = jnp.minimum(value, jnp.minimum(_shift(value, -1, axis), _shift(value, 1, axis)))
+    return jnp.where(jnp.isfinite(value), value, 0.0)
+
+
+def inverse_intrinsics(intrinsics: Float[Array, "*v 3 3"]) -> Float[Array, "*v 3 3"]:
+    """Inverses of upper triangular intrinsics [[fx, s, cx], [0, fy, cy], [0, 0, 1]]."""
+    fx, s, cx = intrinsics[..., 0, 0], intrinsics[..., 0, 1], intrinsics[..., 0, 2]
+    fy, cy = intrinsics[..., 1, 1], intrinsics[..., 1, 2]
+    zero, one = jnp.zeros_like(fx), jnp.ones_like(fx)
+    rows = [
+        [1.0 / fx, -s / (fx * fy), (s * cy - cx * fy) / (fx * fy)],
+        [zero, 1.0 / fy, -cy / fy],
+        [zero, zero, one],
+    ]
+    return jnp.stack([jnp.stack(row, -1) for row in rows], -2)
+
+
+def pixel_transfer(
+    w2c_from: Float[Array, "4 4"],
+    intrinsics_from: Float[Array, "3 3"],
+    w2c_to: Float[Array, "4 4"],
+    intrinsics_to: Float[Array, "3 3"],
+) -> tuple[Float[Array, "3 3"], Float[Array, "3"]]:
+    """Matrix A and vector b that carry pixels of one camera into another.
+
+    A pixel p = (x, y, 1) with inverse depth w maps to q = A p + w b: its pixel there is
+    q_xy / q_z and its inverse depth w / q_z (q_z is the ratio of the two depths, so the point
+    lies in front of the camera when q_z > 0).
+    """
+    relative = jnp.matmul(w2c_to, invert_rigid(w2c_from), precision=_HIGHEST)
+    rotation = jnp.matmul(relative[:3, :3], inverse_intrinsics(intrinsics_from), precision=_HIGHEST)
+    matrix = jnp.matmul(intrinsics_to, rotation, precision=_HIGHEST)
+    return matrix, jnp.matmul(intrinsics_to, relative[:3, 3], precision=_HIGHEST)
+
+
+def _shift(array: Float[Array, "h w"], step: int, axis: int) -> Float[Array, "h w"]:
+    """`out[i] = array[i + step]`, the border repeated."""
+    size = array.shape[axis]
+    index = jnp.clip(jnp.arange(size) + step, 0, size - 1)
+    return jnp.take(array, index, axis=axis)
+
+
+def _slope(inverse: Float[Array, "h w"], axis: int) -> Float[Array, "h w"]:
+    size = inverse.shape[axis]
+    before, after = _shift(inverse, -1, axis), _shift(inverse, 1, axis)
+    index = jnp.arange(size).reshape((-1, 1) if axis == 0 else (1, -1))
+    has_before = (before > 0) & (index > 0)
+    has_after = (after > 0) & (index < size - 1)
+    backward, forward = inverse - before, after - inverse
+    # Below this difference the two sides are one surface, only noisy.
+    noise = 1e-3 * inverse
+    flatter = jnp.where(jnp.abs(forward) < jnp.abs(backward), forward, backward)
+    steeper = jnp.where(jnp.abs(forward) < jnp.abs(backward), backward, forward)
+    disagree = jnp.abs(steeper) > 2.0 * jnp.abs(flatter) + noise
+    both = jnp.where(disagree, flatter, 0.5 * (forward + backward))
+    one = jnp.where(has_before, backward, jnp.where(has_after, forward, 0.0))
+    # A lone neighbour across a jump says nothing about the slope.
+    one = jnp.where(jnp.abs(one) > 0.1 * inverse, 0.0, one)
+    return jnp.where(has_before & has_after, both, one)

@@ -1,0 +1,252 @@
+"""Stored features seen from a new camera: RGB and latents by one function (row S18).
+
+`visibility` finds the surface each target pixel sees and where the bank's views show it; here
+the features are read there, once, at sub-pixel positions and from one surface only, and the
+views are weighed against each other. Latents use the depth and intrinsics at latent resolution.
+"""
+
+import functools
+import typing
+
+import flax.struct
+import jax.numpy as jnp
+from jax import lax
+
+from worldstereo_jax.array_types import Array, Bool, Float, Int
+from worldstereo_jax.memory.resampling import sample_surface
+from worldstereo_jax.memory.surface import inverse_depth
+from worldstereo_jax.memory.visibility import Lookup, SurfaceViews, prepare_views, visible_surface
+
+_BLUR = 4.0  # power of the penalty for views with fewer pixels than the target on the surface
+_ALIAS = 1.0  # and for views with more, whose detail would alias
+_TURN = 8.0  # penalty per (1 - cos) of the angle between the lines of sight: 30 degrees cost 1.07
+
+
+@typing.no_type_check
+@flax.struct.dataclass
+class Warped:
+    """The bank seen by one target camera (or, from `warp_path`, by f of them: leading axis f).
+
+    features [h, w, c]: fused features, 0 in holes. mask [h, w]: 1 = hole, 0 = covered.
+    depth [h, w]: camera z of the surface seen, world units, 0 in holes. weight [h, w]: sum of the
+    views' weights, 0 in holes; at most the number of views.
+    """
+
+    features: Float[Array, "*f h w c"]
+    mask: Float[Array, "*f h w"]
+    depth: Float[Array, "*f h w"]
+    weight: Float[Array, "*f h w"]
+
+
+@typing.no_type_check
+@flax.struct.dataclass
+class Candidates:
+    """The k best views of each target pixel, not fused: aligned keys and values for attention.
+
+    features [h, w, k, c] (0 where there is none), log_weight [h, w, k] (-inf where there is
+    none; best first), view [h, w, k] int32 index into the bank, mask and depth as in `Warped`.
+    """
+
+    features: Float[Array, "*f h w k c"]
+    log_weight: Float[Array, "*f h w k"]
+    view: Int[Array, "*f h w k"]
+    mask: Float[Array, "*f h w"]
+    depth: Float[Array, "*f h w"]
+
+
+def splat_depth(
+    depth: Float[Array, "v h w"],
+    confidence: Float[Array, "v h w"],
+    w2c: Float[Array, "v 4 4"],
+    intrinsics: Float[Array, "v 3 3"],
+    valid: Bool[Array, "v"],
+    target_w2c: Float[Array, "4 4"],
+    target_intrinsics: Float[Array, "3 3"],
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    tolerance: float = 0.02,
+) -> Float[Array, "h w"]:
+    """Depth map of the bank's visible surface in the target camera, 0 = hole (row S18)."""
+    views = prepare_views(depth, confidence, w2c, intrinsics, valid)
+    height, width = height or depth.shape[1], width or depth.shape[2]
+    inverse, _ = visible_surface(
+        views,
+        target_w2c,
+        target_intrinsics,
+        height=height,
+        width=width,
+        tolerance=tolerance,
+    )
+    return inverse_depth(inverse)
+
+
+def warp_candidates(
+    features: Float[Array, "v h w c"],
+    depth: Float[Array, "v h w"],
+    confidence: Float[Array, "v h w"],
+    w2c: Float[Array, "v 4 4"],
+    intrinsics: Float[Array, "v 3 3"],
+    valid: Bool[Array, "v"],
+    target_w2c: Float[Array, "4 4"],
+    target_intrinsics: Float[Array, "3 3"],
+    *,
+    k: int = 4,
+    height: int | None = None,
+    width: int | None = None,
+    tolerance: float = 0.02,
+) -> Candidates:
+    """For each target pixel the `k` views that show its surface best (rows S15, S18).
+
+    features [v, h, w, c], depth and confidence [v, h, w] and intrinsics belong to the same
+    resolution; the target's is (height, width), by default the same. `tolerance` is the share of
+    depth by which a view may differ from the surface and still be held to see it.
+    """
+    views = prepare_views(depth, confidence, w2c, intrinsics, valid)
+    return _candidates(
+        views,
+        features,
+        target_w2c,
+        target_intrinsics,
+        k=k,
+        height=height or depth.shape[1],
+        width=width or depth.shape[2],
+        tolerance=tolerance,
+    )
+
+
+def warp_views(
+    features: Float[Array, "v h w c"],
+    depth: Float[Array, "v h w"],
+    confidence: Float[Array, "v h w"],
+    w2c: Float[Array, "v 4 4"],
+    intrinsics: Float[Array, "v 3 3"],
+    valid: Bool[Array, "v"],
+    target_w2c: Float[Array, "4 4"],
+    target_intrinsics: Float[Array, "3 3"],
+    *,
+    k: int = 4,
+    height: int | None = None,
+    width: int | None = None,
+    tolerance: float = 0.02,
+) -> Warped:
+    """The bank's features as the target camera would see them (row S18).
+
+    Arguments as in `warp_candidates`; the `k` best views of a pixel are averaged with weights
+    that prefer the sharper, more frontal, nearer and more confident ones.
+    """
+    found = warp_candidates(
+        features,
+        depth,
+        confidence,
+        w2c,
+        intrinsics,
+        valid,
+        target_w2c,
+        target_intrinsics,
+        k=k,
+        height=height,
+        width=width,
+        tolerance=tolerance,
+    )
+    return fuse_candidates(found)
+
+
+def warp_path(
+    features: Float[Array, "v h w c"],
+    depth: Float[Array, "v h w"],
+    confidence: Float[Array, "v h w"],
+    w2c: Float[Array, "v 4 4"],
+    intrinsics: Float[Array, "v 3 3"],
+    valid: Bool[Array, "v"],
+    target_w2c: Float[Array, "f 4 4"],
+    target_intrinsics: Float[Array, "f 3 3"],
+    *,
+    k: int = 4,
+    height: int | None = None,
+    width: int | None = None,
+    tolerance: float = 0.02,
+) -> Warped:
+    """`warp_views` for every camera of a path; fields of the result have a leading axis f."""
+    views = prepare_views(depth, confidence, w2c, intrinsics, valid)
+    one = functools.partial(
+        _candidates,
+        views,
+        features,
+        k=k,
+        height=height or depth.shape[1],
+        width=width or depth.shape[2],
+        tolerance=tolerance,
+    )
+    return lax.map(lambda camera: fuse_candidates(one(*camera)), (target_w2c, target_intrinsics))
+
+
+def fuse_candidates(found: Candidates) -> Warped:
+    """Weighted mean over the candidates of each pixel."""
+    weight = jnp.exp(found.log_weight)
+    total = weight.sum(-1)
+    share = weight / jnp.maximum(total, 1e-20)[..., None]
+    return Warped(
+        features=(found.features * share[..., None]).sum(-2),
+        mask=found.mask,
+        depth=found.depth,
+        weight=total,
+    )
+
+
+def view_log_weight(look: Lookup, tolerance: float) -> Float[Array, "v h w"]:
+    """How well each view shows the surface, -inf where it does not (row S15).
+
+    log confidence, minus penalties for seeing it with fewer pixels than the target needs (far or
+    slanted: blurred), with more (aliased), from another direction, and for disagreeing in depth.
+    """
+    blur = jnp.log(jnp.clip(look.density[..., 0], 1e-3, 1.0))
+    alias = jnp.log(jnp.maximum(look.density[..., 1], 1.0))
+    value = (
+        jnp.log(jnp.maximum(look.confidence, 1e-6))
+        + _BLUR * blur
+        - _ALIAS * alias
+        - _TURN * (1.0 - look.cosine)
+        - 0.5 * (look.residual / tolerance) ** 2
+    )
+    return jnp.where(look.agrees, value, -jnp.inf)
+
+
+def _candidates(
+    views: SurfaceViews,
+    features: Float[Array, "v h w c"],
+    target_w2c: Float[Array, "4 4"],
+    target_intrinsics: Float[Array, "3 3"],
+    *,
+    k: int,
+    height: int,
+    width: int,
+    tolerance: float,
+) -> Candidates:
+    inverse, look = visible_surface(
+        views,
+        target_w2c,
+        target_intrinsics,
+        height=height,
+        width=width,
+        tolerance=tolerance,
+    )
+    weights = jnp.moveaxis(view_log_weight(look, tolerance), 0, -1)
+    log_weight, view = lax.top_k(weights, min(k, weights.shape[-1]))
+    found = sample_surface(
+        features,
+        views.inverse,
+        view,
+        jnp.take_along_axis(jnp.moveaxis(look.pixel, 0, 2), view[..., None], axis=2),
+        jnp.take_along_axis(jnp.moveaxis(look.planes, 0, 2), view[..., None], axis=2),
+        tolerance=2.0 * tolerance,
+    )
+    seen = jnp.isfinite(log_weight)
+    covered = seen.any(-1)
+    return Candidates(
+        features=jnp.where(seen[..., None], found, 0.0),
+        log_weight=log_weight,
+        view=view,
+        mask=1.0 - covered.astype(jnp.float32),
+        depth=jnp.where(covered, inverse_depth(inverse), 0.0),
+    )
