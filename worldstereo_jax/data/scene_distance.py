@@ -6,9 +6,7 @@ from worldstereo_jax.array_types import Array, Float, ndarray
 from worldstereo_jax.data.scene_types import Scene
 
 
-def signed_distance(
-    scene: Scene, points: Float[Array | ndarray, "n 3"]
-) -> Float[ndarray, "n"]:
+def signed_distance(scene: Scene, points: Float[Array | ndarray, "n 3"]) -> Float[ndarray, "n"]:
     """Distance (m) from world points to the nearest surface, negative inside an object or wall.
 
     Exact outside boxes, spheres and cylinders; inside it is a lower bound of the depth, which is

@@ -68,9 +68,7 @@ class _Builder:
         """Boxes of the sizes of crates, tables and cupboards, some with a smaller one on top."""
         rng = self.rng
         for _ in range(rng.integers(3, 8)):
-            half = np.array(
-                [rng.uniform(0.2, 0.7), rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.6)]
-            )
+            half = np.array([rng.uniform(0.2, 0.7), rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.6)])
             spot = self.place(float(np.hypot(half[0], half[2])), 2.0, 6.5, 0.75)
             if spot is None:
                 continue

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from worldstereo_jax.array_types import Array, Float, Int, UInt32
+from worldstereo_jax.array_types import Array, Float, Int, UInt32, ndarray
 from worldstereo_jax.data.scene_types import (
     MAX_BOXES,
     MAX_SPHERES,
@@ -25,7 +25,8 @@ _FIRST_SPHERE = 1 + MAX_BOXES
 _FIRST_CYLINDER = _FIRST_SPHERE + MAX_SPHERES
 _NEAR = 1e-3
 _FAR = 1e6
-_AMBIENT, _DIFFUSE, _FALLOFF = 0.62, 0.62, 7.0
+_AMBIENT, _DIFFUSE, _SHADOW, _FALLOFF = 0.6, 0.7, 0.25, 7.0
+"""Shares of ambient and lamp light, what is left of the latter in shadow, its reach in metres."""
 
 
 class Rays(NamedTuple):
@@ -234,15 +235,18 @@ def _sample_texture(
 
 
 def _shade(scene: Scene, rays: Rays, hits: Hits, surfaces: Surfaces) -> Float[Array, "n"]:
-    """Brightness from ambient light and a lamp; independent of where the camera stands."""
+    """Brightness from ambient light and a lamp with shadows; the same from every camera."""
     directions = (rays.x, rays.y, rays.z)
-    to_light = [
-        scene.light[i] - (rays.origin[i] + hits.distance * d) for i, d in enumerate(directions)
+    from_light = [
+        rays.origin[i] + hits.distance * d - scene.light[i] for i, d in enumerate(directions)
     ]
-    squared = to_light[0] ** 2 + to_light[1] ** 2 + to_light[2] ** 2
-    facing = sum(a * b for a, b in zip(to_light, surfaces.normal, strict=True))
-    facing = jnp.maximum(facing * jax.lax.rsqrt(squared + 1e-6), 0.0)
-    return _AMBIENT + _DIFFUSE * facing / (1.0 + squared / _FALLOFF**2)
+    squared = from_light[0] ** 2 + from_light[1] ** 2 + from_light[2] ** 2
+    facing = sum(a * b for a, b in zip(from_light, surfaces.normal, strict=True))
+    facing = jnp.maximum(-facing * jax.lax.rsqrt(squared + 1e-6), 0.0)
+    # Cast from the lamp, so that shadow rays share an origin too; 1 is the surface itself.
+    reached = _nearest(scene, Rays(scene.light, *from_light)).distance > 0.997
+    lamp = _DIFFUSE * facing / (1.0 + squared / _FALLOFF**2)
+    return _AMBIENT + lamp * jnp.where(reached, 1.0, _SHADOW)
 
 
 def _rays(room_from_camera, intrinsics, height: int, width: int, samples: int) -> Rays:
@@ -292,8 +296,8 @@ def _geometry(scene: Scene, rays: Rays) -> tuple[Float[Array, "n"], Float[Array,
 @functools.partial(jax.jit, static_argnames=("height", "width"))
 def trace_depth(
     scene: Scene,
-    w2c: Float[Array, "f 4 4"],
-    intrinsics: Float[Array, "f 3 3"],
+    w2c: Float[Array | ndarray, "f 4 4"],
+    intrinsics: Float[Array | ndarray, "f 3 3"],
     *,
     height: int,
     width: int,
@@ -310,8 +314,8 @@ def trace_depth(
 @functools.partial(jax.jit, static_argnames=("height", "width", "supersample"))
 def render_scene(
     scene: Scene,
-    w2c: Float[Array, "f 4 4"],
-    intrinsics: Float[Array, "f 3 3"],
+    w2c: Float[Array | ndarray, "f 4 4"],
+    intrinsics: Float[Array | ndarray, "f 3 3"],
     *,
     height: int,
     width: int,
@@ -335,8 +339,6 @@ def render_scene(
         colors = _image(scene, rays, camera[1][0, 0] * supersample)
         cells = colors.reshape(height, supersample, width, supersample, 3)
         image = cells.mean((1, 3)) * 2.0 - 1.0
-        return SceneFrames(
-            image, depth.reshape(height, width), normal.reshape(height, width, 3)
-        )
+        return SceneFrames(image, depth.reshape(height, width), normal.reshape(height, width, 3))
 
     return jax.lax.map(frame, (w2c, intrinsics))

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from worldstereo_jax.array_types import Array, Float
+from worldstereo_jax.array_types import Array, Float, ndarray
 from worldstereo_jax.data.scene_layouts import Split, make_scene
 from worldstereo_jax.data.scene_render import render_scene
 from worldstereo_jax.data.scene_trajectories import sample_revisit
@@ -18,8 +18,8 @@ Clip = dict[str, np.ndarray]
 
 def render_clip(
     scene: Scene,
-    w2c: Float[Array, "f 4 4"],
-    intrinsics: Float[Array, "f 3 3"],
+    w2c: Float[Array | ndarray, "f 4 4"],
+    intrinsics: Float[Array | ndarray, "f 3 3"],
     *,
     height: int,
     width: int,

@@ -138,9 +138,7 @@ def _seen(scene: Scene, points: np.ndarray, w2c: np.ndarray, depth: np.ndarray) 
     return inside & (z < nearest * 1.04 + 0.05)
 
 
-def overlap_with_first(
-    scene: Scene, w2c: Float[Array | ndarray, "f 4 4"]
-) -> Float[ndarray, "f"]:
+def overlap_with_first(scene: Scene, w2c: Float[Array | ndarray, "f 4 4"]) -> Float[ndarray, "f"]:
     """Share of each view's pixels whose surface the first camera sees, measured at 24 x 40 px."""
     poses = np.asarray(w2c)
     depth, points = _trace(scene, poses)
@@ -183,9 +181,7 @@ def _fit(scene: Scene, shape: _Shape, amplitude: float, frames: int) -> np.ndarr
     return None
 
 
-def _draw(
-    rng: np.random.Generator, scene: Scene, kind: str | None
-) -> tuple[_Shape, float]:
+def _draw(rng: np.random.Generator, scene: Scene, kind: str | None) -> tuple[_Shape, float]:
     depth, _ = _trace(scene, np.eye(4, dtype=np.float32)[None])
     middle = depth[0, 8:16, 14:26]
     shape = _Shape(
@@ -237,7 +233,9 @@ def sample_revisit(
     *,
     height: int = 96,
     width: int = 160,
-) -> tuple[Float[Array, "{frames} 4 4"], Float[Array, "{frames} 4 4"], Float[Array, "{frames} 3 3"]]:
+) -> tuple[
+    Float[Array, "{frames} 4 4"], Float[Array, "{frames} 4 4"], Float[Array, "{frames} 3 3"]
+]:
     """Two paths from the same first camera, and intrinsics; the second revisits what the first saw.
 
     The second goes to the same side at another height and amplitude. At least 8 % of its pixels

@@ -85,7 +85,7 @@ def load_photograph(name: str) -> UInt8[np.ndarray, "h w 3"]:
 
 def sample_texture(
     rng: np.random.Generator, names: tuple[str, ...]
-) -> UInt8[np.ndarray, "{TEXTURE_SIZE} {TEXTURE_SIZE} 3"]:
+) -> UInt8[np.ndarray, "256 256 3"]:
     """A random square texture: crop, flip, tint and contrast of one of the named photographs.
 
     The mean is moved into a middle range, so that night skies do not make black rooms, and the
@@ -102,7 +102,7 @@ def sample_texture(
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     texture = np.asarray(crop, np.float32) / 255.0
     grey = np.ptp(texture.mean((0, 1))) < 0.02
-    tint = rng.uniform(0.55, 1.0, 3) if grey else rng.uniform(0.8, 1.0, 3)
+    tint = rng.uniform(0.7, 1.0, 3) if grey else rng.uniform(0.85, 1.0, 3)
     mean = texture.mean()
     target = np.clip(mean, 0.35, 0.65) + rng.uniform(-0.1, 0.15)
     contrast = rng.uniform(0.5, 1.1)
@@ -120,8 +120,8 @@ def mip_pyramid(texture: UInt8[np.ndarray, "s s 3"]) -> list[Float[np.ndarray, "
 
 
 def pack_texture(
-    texture: UInt8[np.ndarray, "{TEXTURE_SIZE} {TEXTURE_SIZE} 3"],
-) -> UInt32[np.ndarray, "{TEXTURE_TEXELS}"]:
+    texture: UInt8[np.ndarray, "256 256 3"],
+) -> UInt32[np.ndarray, "texels"]:
     """The pyramid as one row of packed colours, finest level first, rows top to bottom."""
     flat = np.concatenate([level.reshape(-1, 3) for level in mip_pyramid(texture)])
     rgb = np.round(flat).astype(np.uint32)

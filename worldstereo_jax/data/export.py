@@ -1,0 +1,97 @@
+"""Export of generated frames for feed-forward reconstruction (WorldMirror, HY-World 2.0).
+
+Layout: world_mirror_data/<model_type>/ with images/<camera_id>.png, cameras.json (camera-to-world
+matrices and intrinsics by camera_id) and name_map.json (sorted ids to 0000, 0001, ...).
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from worldstereo_jax.array_types import Array, Float, ndarray
+from worldstereo_jax.data.images import write_image
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.files import atomic_folder
+from worldstereo_jax.geometry.cameras import invert_rigid
+
+FOLDER = "world_mirror_data"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportView:
+    """One view to export.
+
+    Attributes:
+        camera_id: from `panorama_camera_id` or `frame_camera_id`.
+        image: colours [h, w, 3] in [-1, 1].
+        w2c: world-to-camera matrix [4, 4].
+        intrinsics: [3, 3] in the pixels that the scene's camera.json uses, whatever the image's
+            size: the reader scales them.
+    """
+
+    camera_id: str
+    image: Float[Array | ndarray, "h w 3"]
+    w2c: Float[Array | ndarray, "4 4"]
+    intrinsics: Float[Array | ndarray, "3 3"]
+
+
+def panorama_camera_id(index: int) -> str:
+    """Id of a panorama's view: pano-0003."""
+    return f"pano-{index:04d}"
+
+
+def frame_camera_id(view: str, trajectory: str, frame: int) -> str:
+    """Id of frame `frame` of a clip: view0-traj1-0003. A '-' in the view's name becomes '_'."""
+    return f"{view.replace('-', '_')}-{trajectory}-{frame:04d}"
+
+
+def export_world_mirror(
+    out: str | os.PathLike[str], model_type: str, views: Sequence[ExportView]
+) -> Path:
+    """Write views below `out`/world_mirror_data/`model_type`, and return that folder.
+
+    The folder appears only when complete, and replaces an earlier one. Raises InputError when there
+    is no view, when two share an id, or when an id or `model_type` cannot be a file's name.
+    """
+    if not views:
+        raise InputError("The export holds no views.")
+    ids = [view.camera_id for view in views]
+    for name in (model_type, *ids):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise InputError(f"'{name}' cannot name a file of the export.")
+    for name in ids:
+        if ids.count(name) > 1:
+            raise InputError(f"Two views of the export share the id '{name}'.")
+    target = Path(out) / FOLDER / model_type
+    c2w = np.asarray(invert_rigid(np.stack([np.asarray(view.w2c) for view in views])), np.float64)
+    cameras = {
+        "num_cameras": len(views),
+        "extrinsics": [
+            {"camera_id": name, "matrix": matrix.tolist()}
+            for name, matrix in zip(ids, c2w, strict=True)
+        ],
+        "intrinsics": [
+            {
+                "camera_id": view.camera_id,
+                "matrix": np.asarray(view.intrinsics, np.float64).tolist(),
+            }
+            for view in views
+        ],
+    }
+    with atomic_folder(target) as folder:
+        for view in views:
+            write_image(folder / "images" / f"{view.camera_id}.png", view.image)
+        _write_json(folder / "cameras.json", cameras)
+        _write_json(
+            folder / "name_map.json", {name: f"{i:04d}" for i, name in enumerate(sorted(ids))}
+        )
+    return target
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
