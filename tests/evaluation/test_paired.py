@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.evaluation.paired import paired_difference, student_quantile
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 5, 19, 100])
+@pytest.mark.parametrize("probability", [0.9, 0.975, 0.995])
+def test_student_quantile(probability, freedom):
+    expected = stats.t.ppf(probability, freedom)
+    np.testing.assert_allclose(student_quantile(probability, freedom), expected, rtol=1e-4)
+
+
+def test_intervals_equal_scipy():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=20) + 1
+    b = 0.5 * a + rng.normal(size=20)
+    found = paired_difference(a, b)
+    expected = stats.ttest_rel(a, b).confidence_interval(0.95)
+    np.testing.assert_allclose(found.student, expected, rtol=1e-4)
+    resampled = stats.bootstrap((a - b,), np.mean, method="percentile", rng=1)
+    np.testing.assert_allclose(found.bootstrap, resampled.confidence_interval, atol=0.03)
+    np.testing.assert_allclose(found.mean, np.mean(a - b))
+    assert found == paired_difference(a, b)
+
+
+def test_pairing_removes_what_scenes_share():
+    scenes = 10 * np.random.default_rng(0).normal(size=20)
+    gain = 1 + 0.1 * np.random.default_rng(1).normal(size=20)
+    assert paired_difference(scenes + gain, scenes).excludes_zero()
+    assert not paired_difference(scenes[::-1] + gain, scenes).excludes_zero()
+
+
+def test_coverage_is_about_the_level():
+    rng = np.random.default_rng(2)
+    inside = 0
+    for _ in range(60):
+        low, high = paired_difference(
+            rng.normal(size=8) + 0.3, np.zeros(8), resamples=10, level=0.8
+        ).student
+        inside += low < 0.3 < high
+    assert 38 <= inside <= 57
+
+
+@pytest.mark.parametrize(
+    ("a", "message"), [(np.ones(1), "at least 2"), (np.array([1.0, np.nan]), "scene 1")]
+)
+def test_bad_values_are_named(a, message):
+    with pytest.raises(InputError, match=message):
+        paired_difference(a, np.zeros(len(a)))

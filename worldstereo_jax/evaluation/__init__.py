@@ -1,0 +1,1 @@
+"""Measures of image quality, cameras and consistency, and the tables that record them."""
