@@ -1,0 +1,1 @@
+"""Weights from and to other formats: official parameter names, safetensors files."""

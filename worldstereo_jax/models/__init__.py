@@ -1,0 +1,1 @@
+"""The networks: video transformer with its memories' entrances, image autoencoder, depth."""

@@ -1,0 +1,180 @@
+"""Small layers that the models share: linear, norms, patch embedding, feed-forward, sinusoids.
+
+Parameters are float32; matrix products run in `dtype`, norms and modulation in float32.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from worldstereo_jax.array_types import Array, Float
+
+LINEAR_INIT = nn.initializers.xavier_uniform()
+EMBEDDING_INIT = nn.initializers.normal(0.02)
+ZERO_INIT = nn.initializers.zeros_init()
+
+
+def linear(
+    features: int,
+    *,
+    dtype: DTypeLike,
+    name: str | None = None,
+    use_bias: bool = True,
+    init: Callable = LINEAR_INIT,
+) -> nn.Dense:
+    """A linear layer with float32 parameters that computes in `dtype`."""
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=init,
+        param_dtype=jnp.float32,
+        name=name,
+    )
+
+
+class LayerNorm(nn.Module):
+    """Normalisation over the channels in float32, optionally followed by scale and bias.
+
+    Attributes:
+        epsilon: added to the variance.
+        affine: whether `scale` and `bias` parameters exist.
+    """
+
+    epsilon: float = 1e-6
+    affine: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
+        """Normalise `x`; the result is float32."""
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        x = centred * jax.lax.rsqrt(variance + self.epsilon)
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+            bias = self.param("bias", ZERO_INIT, (x.shape[-1],))
+            x = x * along_channels(scale, x) + along_channels(bias, x)
+        return x
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, in float32.
+
+    On queries and keys it runs over the channels of all heads at once, before they are split.
+    """
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
+        """Normalise `x`; the result has the type of `x`."""
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        return (y * along_channels(scale, y)).astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Normalisation over groups of channels and all positions of a video, in float32.
+
+    Attributes:
+        num_groups: groups that the channels fall into, neighbours together.
+        epsilon: added to the variance.
+    """
+
+    num_groups: int
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+        """Normalise `x` per sample; the result is float32."""
+        b, f, h, w, c = x.shape
+        scale = self.param("scale", nn.initializers.ones_init(), (c,))
+        bias = self.param("bias", ZERO_INIT, (c,))
+        grouped = x.astype(jnp.float32).reshape(b, f * h * w, self.num_groups, c // self.num_groups)
+        centred = grouped - grouped.mean((1, 3), keepdims=True)
+        variance = jnp.square(centred).mean((1, 3), keepdims=True)
+        y = (centred * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
+        return y * along_channels(scale, y) + along_channels(bias, y)
+
+
+def along_channels(vector: Float[Array, " c"], like: Array) -> Array:
+    """Reshape a vector so that it broadcasts along the last axis of `like`."""
+    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
+
+
+class PatchEmbedding(nn.Module):
+    """A 3D convolution whose stride equals its kernel: one linear map per patch of a video.
+
+    Attributes:
+        features: output channels.
+        patch: frames, rows and columns of a patch.
+        dtype: compute type.
+    """
+
+    features: int
+    patch: tuple[int, int, int]
+    dtype: DTypeLike = jnp.float32
+    init: Callable = LINEAR_INIT
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b pf ph pw o"]:
+        """Embed every patch; frames, rows and columns are multiples of the patch."""
+        size = int(np.prod(self.patch)) * x.shape[-1]
+        shape = (*self.patch, x.shape[-1], self.features)
+        # Initialised as the linear map that it is: fan-in is the whole patch.
+        kernel = self.param(
+            "kernel", lambda key: self.init(key, (size, self.features)).reshape(shape)
+        )
+        bias = self.param("bias", ZERO_INIT, (self.features,))
+        patches = patchify(x, self.patch).astype(self.dtype)
+        y = patches @ kernel.reshape(size, self.features).astype(self.dtype)
+        return y + along_channels(bias.astype(self.dtype), y)
+
+
+def patchify(
+    x: Float[Array, "b f h w c"], patch: tuple[int, int, int]
+) -> Float[Array, "b pf ph pw k"]:
+    """Cut a video into patches, each flattened as (frame, row, column, channel)."""
+    b, f, h, w, c = x.shape
+    pf, ph, pw = patch
+    x = x.reshape(b, f // pf, pf, h // ph, ph, w // pw, pw, c)
+    x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return x.reshape(b, f // pf, h // ph, w // pw, pf * ph * pw * c)
+
+
+def unpatchify(
+    x: Float[Array, "b pf ph pw k"], patch: tuple[int, int, int]
+) -> Float[Array, "b f h w c"]:
+    """The inverse of `patchify`."""
+    b, f, h, w, k = x.shape
+    pf, ph, pw = patch
+    c = k // (pf * ph * pw)
+    x = x.reshape(b, f, h, w, pf, ph, pw, c).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return x.reshape(b, f * pf, h * ph, w * pw, c)
+
+
+class FeedForward(nn.Module):
+    """Linear, tanh-GELU, linear."""
+
+    hidden: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
+        """Map every token by itself."""
+        y = linear(self.hidden, dtype=self.dtype, name="up")(x)
+        return linear(x.shape[-1], dtype=self.dtype, name="down")(nn.gelu(y, approximate=True))
+
+
+def sinusoids(timestep: Float[Array, " b"], size: int) -> Float[Array, "b size"]:
+    """[cos | sin] of `timestep` at frequencies exp(-ln(10000) i / half), i = 0 .. half - 1."""
+    half = size // 2
+    frequencies = jnp.asarray(np.exp(-np.log(10000.0) * np.arange(half) / half), jnp.float32)
+    angles = timestep.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
