@@ -7,13 +7,15 @@ constants of a sampler.
 """
 
 import dataclasses
+from typing import TypeVar
 
 import numpy as np
 
-from worldstereo_jax.array_types import Float, ndarray
+from worldstereo_jax.array_types import Array, Float, ndarray
 from worldstereo_jax.errors import InputError
 
 TRAIN_TIMESTEPS = 1000
+Levels = TypeVar("Levels", Array, ndarray)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,8 +58,8 @@ class Schedule:
         return hash(self._key())
 
 
-def shift_sigmas(sigmas: Float[ndarray, "n"], shift: float | int) -> Float[ndarray, "n"]:
-    """Move noise levels towards noise: s -> shift s / (1 + (shift - 1) s); 0 and 1 stay."""
+def shift_sigmas(sigmas: Levels, shift: float | int) -> Levels:
+    """Move noise levels of any shape towards noise: shift s / (1 + (shift - 1) s); 0 and 1 stay."""
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
