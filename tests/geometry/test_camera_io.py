@@ -47,7 +47,7 @@ def test_reads_the_panorama_layout(shared_dir):
 
 def test_our_file_comes_back_bit_for_bit(tmp_path):
     w2c = make_path("spiral", 5)
-    intrinsics = np.broadcast_to(_K * np.float32([[1.1], [0.7], [1.0]]), (5, 3, 3))
+    intrinsics = np.broadcast_to(_K * np.array([[1.1], [0.7], [1.0]], np.float32), (5, 3, 3))
     camera_io.write_cameras_json(tmp_path / "cameras.json", w2c, intrinsics, (64, 96))
     again, intrinsics_again, size = camera_io.read_camera_json(tmp_path / "cameras.json")
     np.testing.assert_array_equal(again, w2c)

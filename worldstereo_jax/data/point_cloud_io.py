@@ -57,7 +57,7 @@ def read_point_cloud(
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file.")
     try:
-        content = PlyData.read(str(path), mmap=False)
+        content = PlyData.read(str(path))
     except (PlyParseError, ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read as a PLY point cloud.") from error
     if "vertex" not in content:

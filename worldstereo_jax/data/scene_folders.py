@@ -138,8 +138,9 @@ def read_renders(
     """Renders in [-1, 1] and masks (1 = hole) of a trajectory, at the size of its start frame.
 
     The first render is replaced by the start frame, as in the official code; its mask stays as
-    read but for reconstruct*/traj1, where it is 0: no hole. Masks are binarised after resizing. Raises InputError when the files cannot be read, or
-    hold another number of frames than the trajectory has cameras.
+    read but for reconstruct*/traj1, where it is 0: no hole. Masks are binarised after resizing.
+    Raises InputError when the files cannot be read, or hold another number of frames than the
+    trajectory has cameras.
     """
     size = (trajectory.start_frame.shape[0], trajectory.start_frame.shape[1])
     frames = read_video(trajectory.render)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from tqdm import tqdm
 
 from worldstereo_jax.array_types import Array, Float, UInt8, ndarray
@@ -106,7 +107,7 @@ def _decode(path: str | os.PathLike[str]) -> Iterator[UInt8[ndarray, "h w 3"]]:
             for frame in container.decode(video=0):
                 count += 1
                 yield frame.to_ndarray(format="rgb24")
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise InputError(f"{path} cannot be read as a video: {error.strerror}.") from error
     if count == 0:
         raise InputError(f"{path} holds no frames.")

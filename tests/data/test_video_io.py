@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from skimage.data import astronaut
+from skimage.transform import resize
+
+from worldstereo_jax.data import video_io
+from worldstereo_jax.errors import InputError
+
+
+def _clip(frames: int = 5) -> np.ndarray:
+    image = np.asarray(resize(astronaut(), (96, 160)), np.float32) * 2 - 1
+    return np.stack([np.roll(image, 3 * i, axis=1) for i in range(frames)])
+
+
+def test_frames_come_back_in_order_and_nearly_unchanged(tmp_path):
+    clip = _clip()
+    video_io.write_video(tmp_path / "v.mp4", clip)
+    read = video_io.read_video(tmp_path / "v.mp4")
+    assert read.shape == clip.shape
+    assert read.dtype == np.float32
+    luma = np.array([0.299, 0.587, 0.114])
+    error = np.mean(((read - clip) @ luma / 2) ** 2, axis=(1, 2))
+    assert np.all(10 * np.log10(1 / error) > 40)
+    assert [p.name for p in tmp_path.iterdir()] == ["v.mp4"]
+
+
+def test_equal_frames_give_equal_bytes_and_others_do_not(tmp_path):
+    clip = _clip()
+    for name, frames in (("a", clip), ("b", clip), ("c", clip[::-1])):
+        video_io.write_video(tmp_path / f"{name}.mp4", frames)
+    first, second, third = ((tmp_path / f"{name}.mp4").read_bytes() for name in "abc")
+    assert first == second
+    assert first != third
+
+
+def test_masks_come_back_exactly(tmp_path):
+    rng = np.random.default_rng(0)
+    masks = np.kron(rng.random((4, 6, 10)) > 0.5, np.ones((1, 8, 8)))[..., None].astype(np.float32)
+    video_io.write_mask_video(tmp_path / "m.mp4", masks, progress="masks")
+    np.testing.assert_array_equal(video_io.read_mask_video(tmp_path / "m.mp4"), masks)
+
+
+def test_reads_the_official_renders(shared_dir):
+    folder = shared_dir / "data/panorama/scene0/view0/traj0"
+    masks = video_io.read_mask_video(folder / "render_mask.mp4")
+    assert masks.shape == (21, 480, 832, 1)
+    assert set(np.unique(masks)) == {0.0, 1.0}
+    assert masks[0].sum() == 0
+
+
+def test_odd_sizes_and_empty_clips_leave_nothing_behind(tmp_path):
+    for shape, words in (((2, 5, 6, 3), "even"), ((0, 4, 6, 3), "at least one frame")):
+        with pytest.raises(InputError, match=words):
+            video_io.write_video(tmp_path / "v.mp4", np.zeros(shape, np.float32))
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_no_video_are_named(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    video_io.write_video(tmp_path / "whole.mp4", _clip())
+    whole = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[:200])
+    for name in ("text.mp4", "empty.mp4", "cut.mp4", "none.mp4"):
+        with pytest.raises(InputError, match=name):
+            video_io.read_video(tmp_path / name)
