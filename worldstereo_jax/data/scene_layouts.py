@@ -1,7 +1,6 @@
 """Random rooms: where things stand and what they show, from one seed."""
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +20,6 @@ from worldstereo_jax.data.textures import (
     sample_texture,
 )
 from worldstereo_jax.errors import InputError
-
-Split = Literal["train", "held_out"]
 
 PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
     "train": TRAIN_PHOTOGRAPHS,
@@ -173,18 +170,17 @@ def _surfaces(rng: np.random.Generator, builder: _Builder) -> tuple[np.ndarray, 
         if rng.random() < 0.3:
             texture[i, 2:4] = rng.integers(5, TEXTURES_PER_SCENE)
         uv[i, :, 0] = 256 / rng.uniform(0.8, 2.0)
-    relief = [i for i, box in enumerate(builder.boxes) if box[3] is not None]
-    for i in relief:
-        first, row = relief[0] + 1, i + 1
+    relief = [(i + 1, box[3]) for i, box in enumerate(builder.boxes) if box[3] is not None]
+    for row, _ in relief:
+        first = relief[0][0]
         texture[row], uv[row] = texture[first], uv[first]
-    for i in relief:
-        shift = builder.boxes[i][3]
+    for row, shift in relief:
         # Front faces continue one another: the offset undoes that each block has its own centre.
-        uv[i + 1, 4:, 1:] += shift * uv[i + 1, 4:, :1]
+        uv[row, 4:, 1:] += shift * uv[row, 4:, :1]
     return texture, uv
 
 
-def make_scene(seed: int, split: Split) -> Scene:
+def make_scene(seed: int, split: str) -> Scene:
     """A random textured room; the same seed and split give the same arrays bit for bit.
 
     `split` chooses the photographs: "held_out" scenes show only `HELD_OUT_PHOTOGRAPHS`, and
@@ -192,7 +188,7 @@ def make_scene(seed: int, split: Split) -> Scene:
     Raises InputError for another split or a negative seed.
     """
     if split not in PHOTOGRAPHS:
-        raise InputError(f"split {split!r} is unknown; expected 'train' or 'held_out'")
+        raise InputError(f"split {split!r} is unknown; expected {' or '.join(PHOTOGRAPHS)}")
     if seed < 0:
         raise InputError(f"seed {seed} is negative; scenes are numbered from 0")
     rng = np.random.default_rng([_SPLIT_STREAM[split], seed])

@@ -290,6 +290,8 @@ def _image(scene: Scene, rays: Rays, focal) -> Float[Array, "n 3"]:
 def _geometry(scene: Scene, rays: Rays) -> tuple[Float[Array, "n"], Float[Array, "n 3"]]:
     hits = _nearest(scene, rays)
     normal = jnp.stack(_surfaces(scene, rays, hits).normal, -1)
+    # Those of round things are off by the rounding of the distance.
+    normal = normal / jnp.linalg.norm(normal, axis=-1, keepdims=True)
     return hits.distance, normal @ scene.room_from_world[:3, :3]
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.array_types import Array, Float, ndarray
-from worldstereo_jax.data.scene_layouts import Split, make_scene
+from worldstereo_jax.data.scene_layouts import make_scene
 from worldstereo_jax.data.scene_render import render_scene
 from worldstereo_jax.data.scene_trajectories import sample_revisit
 from worldstereo_jax.data.scene_types import Scene
@@ -54,7 +54,7 @@ class SceneClips(Sequence):
         self,
         seeds: range,
         *,
-        split: Split = "train",
+        split: str = "train",
         frames: int = 9,
         height: int = 96,
         width: int = 160,
@@ -63,7 +63,7 @@ class SceneClips(Sequence):
         if len(seeds) == 0:
             raise InputError("seeds is empty; a source needs at least one scene")
         self._seeds = seeds
-        self._split: Split = split
+        self._split = split
         self._frames, self._height, self._width = frames, height, width
         self._kind = kind
 
