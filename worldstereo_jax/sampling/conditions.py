@@ -86,3 +86,134 @@ class Guidance:
     warped_image: jax.Array
     warped_mask: jax.Array
     depth: jax.Array
+
+
+def without_stereo(conditions: Conditions) -> Conditions:
+    """The same conditions with the spatial-stereo memory removed."""
+    return conditions.replace(stereo_enabled=jnp.zeros_like(conditions.stereo_enabled))
+
+
+def without_global(conditions: Conditions) -> Conditions:
+    """The same conditions with the global-geometric memory removed."""
+    return conditions.replace(global_enabled=jnp.zeros_like(conditions.global_enabled))
+
+
+def anchor(conditions: Conditions) -> Float[Array, "b f lh lw 16"]:
+    """The latent the small model corrects: the best guess that the enabled memories give.
+
+    The stereo memory's fused warp, else the point render with its holes filled, else the first
+    frame held still.
+
+    Args:
+        conditions: with a leading batch axis.
+    """
+    still = jnp.broadcast_to(
+        conditions.first_latent[:, None], conditions.render_filled_latent.shape
+    )
+    expand = (slice(None), None, None, None, None)
+    rendered = jnp.where(
+        conditions.global_enabled[expand], conditions.render_filled_latent, still
+    )
+    warped = conditions.warped_features[..., 0, :16]
+    return jnp.where(conditions.stereo_enabled[expand], warped, rendered)
+
+
+def gather_conditions(
+    world: World, vae_params: PyTree, memory: WorldMemory, cameras: Cameras
+) -> tuple[Conditions, Guidance]:
+    """Read both memories for one camera path (rows S7, S17, S18, S26).
+
+    The clip's first frame is the stored view that stands at the first camera, when there is one,
+    else the warp of the bank into it.
+
+    Args:
+        world: networks and sizes.
+        vae_params: parameters of its VAE.
+        memory: both memories; at least one keyframe must be stored.
+        cameras: the path; frame 0 is where the clip starts.
+
+    Returns:
+        What the model is told, and the pixels behind it.
+    """
+    config, stereo = world.rollout, memory.stereo
+    chosen, found = retrieve_by_coverage(
+        stereo, cameras.w2c, cameras.intrinsics, count=config.warp_views
+    )
+    render = render_global_memory(
+        memory.points,
+        cameras.w2c,
+        cameras.intrinsics,
+        height=config.height,
+        width=config.width,
+        radius_ndc=config.point_radius_ndc,
+    )
+    seen = warp_candidates_path(
+        stereo.images[chosen],
+        stereo.depth[chosen],
+        stereo.confidence[chosen],
+        stereo.w2c[chosen],
+        stereo.intrinsics[chosen],
+        found,
+        cameras.w2c,
+        cameras.intrinsics,
+        k=max(FUSED_VIEWS, config.candidates),
+    )
+    warped = fuse_candidates(seen)
+
+    is_start = same_camera(cameras.w2c[0], stereo.w2c, stereo.valid)
+    first_image = jnp.where(
+        is_start.any(), stereo.images[jnp.argmax(is_start)], warped.features[0]
+    )
+    # The official form: frame 0 of a render is the input image, without holes.
+    render_image = render.image.at[0].set(first_image)
+    render_mask = render.mask.at[0].set(0.0)
+    fill = jax.vmap(fill_holes)
+    render_filled = fill(render_image, render_mask, render.depth)
+
+    # Division of labour (row S26): where no view is remembered, the coarse points speak first.
+    depth = jnp.where(warped.depth > 0, warped.depth, render.depth)
+    by_points = (warped.mask > 0.5) & (render_mask < 0.5)
+    fused = jnp.where(by_points[..., None], render_image, warped.features)
+    fused = fill(fused, warped.mask * render_mask, depth)
+    singles = jnp.where(
+        jnp.isfinite(seen.log_weight)[..., None], seen.features, fused[..., None, :]
+    )[..., : config.candidates, :]
+
+    attended = chosen[: config.references]
+    attended_images = stereo.images[attended]
+    encode = partial(encode_images, world.vae, vae_params)
+    features, log_weight = _candidate_latents(
+        encode(jnp.concatenate([fused[..., None, :], singles], axis=-2)),
+        jnp.concatenate([warped.weight[..., None], _finite_exp(seen.log_weight)], axis=-1)[
+            ..., : config.candidates + 1
+        ],
+    )
+    target_depth = token_geometry(depth, cameras.w2c, cameras.intrinsics)
+    conditions = Conditions(
+        w2c=cameras.w2c,
+        intrinsics=cameras.intrinsics,
+        first_latent=encode(first_image),
+        render_mask=render_mask,
+        render_latent=encode(render_image),
+        render_filled_latent=encode(render_filled),
+        reference_latent=encode(attended_images),
+    )
+
+
+def example_conditions(world: World) -> Conditions:
+    """Shapes and types of a world's `Conditions`, without computing any."""
+    config = world.rollout
+    size = (config.height, config.width)
+
+    def gather(key: Array) -> Conditions:
+        image = jnp.zeros((1, *size, 3))
+        vae_params = world.vae.init(key, image)["params"]
+        eye = jnp.eye(4)
+        memory = init_memory(config, image[0], jnp.ones(size), eye, jnp.eye(3))
+        cameras = Cameras(
+            w2c=jnp.broadcast_to(eye, (config.frames, 4, 4)),
+            intrinsics=jnp.broadcast_to(jnp.eye(3), (config.frames, 3, 3)),
+        )
+        return gather_conditions(world, vae_params, memory, cameras)[0]
+
+    return jax.eval_shape(gather, jax.random.key(0))

@@ -6,7 +6,7 @@ step on them, and none of it depends on the weights that are trained; so it is d
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import grain
@@ -107,8 +107,7 @@ class ClipCache(grain.sources.RandomAccessDataSource):
         return f"ClipCache({self.folder!r}, clips={self.clips})"
 
 
-def batches(source: ClipCache, batch_size: int, seed: int, start: int = 0) -> Iterator[dict]:
-    """Endless shuffled batches, a pure function of `seed`; `start` skips batches already seen."""
+def cached_batches(source: ClipCache, batch_size: int, seed: int) -> grain.DatasetIterator:
+    """Endless shuffled batches whose position can be saved; a pure function of `seed`."""
     data = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
-    for step in range(start, len(data)):
-        yield data[step]
+    return iter(data.to_iter_dataset())

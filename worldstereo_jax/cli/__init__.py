@@ -1,0 +1,1 @@
+"""The `worldstereo` command; one file per subcommand."""

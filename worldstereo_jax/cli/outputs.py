@@ -1,0 +1,86 @@
+"""The files a finished run leaves in its folder."""
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import worldstereo_jax
+from worldstereo_jax.data.images import write_uint8_image
+from worldstereo_jax.data.point_cloud_io import write_point_cloud
+from worldstereo_jax.data.video_io import write_mask_video, write_video
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.evaluation.contact_sheet import contact_sheet
+from worldstereo_jax.geometry.camera_io import write_cameras_json
+from worldstereo_jax.memory.folder import save_memory
+from worldstereo_jax.sampling.rollout import Clip
+from worldstereo_jax.sampling.world import WorldMemory
+
+FRAMES_PER_SECOND = 6
+
+
+def require_empty(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that already holds something, unless it is to be overwritten.
+
+    Raises:
+        InputError: naming the folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder} is a file; expected a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise InputError(f"--out {folder} already holds results; add --overwrite to replace them")
+
+
+def write_clip(folder: Path, clip: Clip, title: str) -> None:
+    """video.mp4, render.mp4, render_mask.mp4, contact_sheet.png and cameras.json of one clip."""
+    video, depth = np.asarray(clip.video), np.asarray(clip.depth)
+    render = np.asarray(clip.guidance.render_image)
+    mask = np.asarray(clip.guidance.render_mask)[..., None]
+    write_video(folder / "video.mp4", video, frames_per_second=FRAMES_PER_SECOND)
+    write_video(folder / "render.mp4", render, frames_per_second=FRAMES_PER_SECOND)
+    write_mask_video(folder / "render_mask.mp4", mask, frames_per_second=FRAMES_PER_SECOND)
+    sheet = contact_sheet(video[0], render, mask, video, depth, title=title)
+    write_uint8_image(folder / "contact_sheet.png", sheet)
+    write_cameras_json(
+        folder / "cameras.json",
+        np.asarray(clip.cameras.w2c),
+        np.asarray(clip.cameras.intrinsics),
+        (video.shape[1], video.shape[2]),
+    )
+
+
+def write_memory(folder: Path, memory: WorldMemory, model: str) -> None:
+    """memory/ (loadable with --memory) and points.ply, the coloured cloud of the global memory."""
+    save_memory(folder / "memory", memory.points, memory.stereo, model=model)
+    points = jax.tree.map(np.asarray, memory.points)
+    write_point_cloud(folder / "points.ply", points.positions, points.colors, points.valid)
+
+
+def params_hash(params) -> str:
+    """SHA-256 over all parameters in the order of their paths: names the model in run.json."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def write_run(folder: Path, details: Mapping[str, object]) -> None:
+    """run.json: what was asked, with which versions, and how long it took."""
+    record = {
+        **details,
+        "versions": {
+            "worldstereo_jax": worldstereo_jax.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
+        },
+        "devices": [str(device) for device in jax.devices()],
+        "command": sys.argv,
+    }
+    (folder / "run.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,106 @@
+"""What a memory gains: the same clip with both memories, with one, and with none.
+
+The variants share all parameters; both memories are dropped at random in training, so each is a
+model that was trained for what it is given.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from worldstereo_jax.array_types import Array, Float
+from worldstereo_jax.evaluation.image_metrics import gmsd, masked_psnr, ms_ssim, psnr, ssim
+from worldstereo_jax.evaluation.revisit import revisited_pixels
+from worldstereo_jax.sampling.conditions import gather_conditions
+from worldstereo_jax.sampling.rollout import Clip, complete_depth, generate_clip, write_back
+from worldstereo_jax.sampling.world import Cameras, World, WorldMemory, WorldParams
+
+BOTH = "both memories"
+# variant -> whether the global-geometric and the spatial-stereo memory are given to the model.
+VARIANTS: Mapping[str, tuple[bool, bool]] = {
+    BOTH: (True, True),
+    "global memory only": (True, False),
+    "no memory": (False, False),
+}
+METRICS = {"PSNR dB": psnr, "SSIM": ssim, "MS-SSIM": ms_ssim, "GMSD": gmsd}
+LOWER_IS_BETTER = frozenset({"GMSD"})
+
+
+@functools.partial(jax.jit, static_argnames="world")
+def _clip_with(
+    world: World,
+    params: WorldParams,
+    memory: WorldMemory,
+    cameras: Cameras,
+    key: Array,
+    enabled: tuple[Array, Array],
+) -> tuple[Clip, WorldMemory]:
+    conditions, guidance = gather_conditions(world, params.vae, memory, cameras)
+    conditions = conditions.replace(global_enabled=enabled[0], stereo_enabled=enabled[1])
+    video = generate_clip(world, params, conditions, key)
+    depth = complete_depth(world, params, video, guidance.depth)
+    clip = Clip(video=video, depth=depth, cameras=cameras, guidance=guidance)
+    return clip, write_back(world, memory, clip, source=memory.stereo.count)
+
+
+def clip_with(
+    variant: str,
+    world: World,
+    params: WorldParams,
+    memory: WorldMemory,
+    cameras: Cameras,
+    key: Array,
+) -> tuple[Clip, WorldMemory]:
+    """One clip of a variant and the memory after it; one compiled program serves all variants."""
+    enabled = tuple(jnp.asarray(flag) for flag in VARIANTS[variant])
+    return _clip_with(world, params, memory, cameras, key, enabled)
+
+
+def frame_metrics(
+    video: Float[Array, "f h w 3"], truth: Float[Array, "f h w 3"]
+) -> dict[str, float]:
+    """Every measure over whole frames, mean over the frames after the first, which is given."""
+    return {name: float(jnp.mean(metric(video[1:], truth[1:]))) for name, metric in METRICS.items()}
+
+
+def revisit_metrics(
+    scene: Mapping[str, Array],
+    video: Float[Array, "f h w 3"],
+    first_video: Float[Array, "f h w 3"],
+) -> dict[str, float]:
+    """PSNR of a revisiting clip over revisited pixels (see `revisited_pixels`).
+
+    Args:
+        scene: an item of `SceneClips`: both clips' ground truth.
+        video: the revisiting clip.
+        first_video: what the first clip showed.
+
+    Returns:
+        Against the ground truth, and against what the first clip showed at the same points; over
+        all revisited pixels of the frames after the first.
+    """
+    seen = revisited_pixels(
+        first_video,
+        scene["depth"],
+        scene["w2c"],
+        scene["revisit_depth"],
+        scene["revisit_w2c"],
+        scene["intrinsics"][0],
+    )
+
+    def pooled(reference: Array) -> float:
+        rows = video[1:].shape[0] * video.shape[1]
+        return float(
+            masked_psnr(
+                video[1:].reshape(rows, -1, 3),
+                reference[1:].reshape(rows, -1, 3),
+                seen.mask[1:].reshape(rows, -1),
+            )
+        )
+
+    return {
+        "PSNR dB to truth": pooled(scene["revisit_image"]),
+        "PSNR dB to first clip": pooled(seen.image),
+    }

@@ -1,0 +1,95 @@
+"""The presets whose trained weights ship inside the package."""
+
+import difflib
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from worldstereo_jax.config import PRESETS
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop.weights import SHIPPED_WEIGHTS, load_weights
+from worldstereo_jax.models.depth_tiny import TinyDepth, TinyDepthConfig
+from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig
+from worldstereo_jax.models.worldstereo import WorldStereo
+from worldstereo_jax.sampling.world import RolloutConfig, World, WorldParams
+
+# preset -> network -> file in the package's weights folder.
+SHIPPED: Mapping[str, Mapping[str, str]] = {
+    "tiny": {
+        "denoiser": "tiny_denoiser.safetensors",
+        "vae": "tiny_vae.safetensors",
+        "depth": "tiny_depth.safetensors",
+    }
+}
+
+
+def load_world(
+    preset: str = "tiny", *, rollout: RolloutConfig | None = None, weights: Path = SHIPPED_WEIGHTS
+) -> tuple[World, WorldParams]:
+    """The networks of a preset and their trained parameters.
+
+    Args:
+        preset: name of a preset that ships with the package.
+        rollout: sizes to roll out at; the preset's own by default.
+        weights: folder that holds the preset's files.
+
+    Raises:
+        InputError: for an unknown preset (the nearest name is suggested), or weights that are
+            missing or damaged.
+    """
+    if preset not in SHIPPED:
+        near = difflib.get_close_matches(preset, SHIPPED, n=1, cutoff=0.0)[0]
+        raise InputError(f"preset {preset!r} is unknown; did you mean {near!r}?")
+    files = {network: weights / name for network, name in SHIPPED[preset].items()}
+    vae_params, vae_metadata = load_weights(files["vae"])
+    depth_params, depth_metadata = load_weights(files["depth"])
+    denoiser, _ = load_weights(files["denoiser"])
+    world = World(
+        name=preset,
+        rollout=rollout or RolloutConfig(),
+        denoiser=WorldStereo(PRESETS[preset]),
+        vae=TinyVae(TinyVaeConfig.from_dict(vae_metadata["config"])),
+        depth=TinyDepth(TinyDepthConfig.from_dict(depth_metadata["config"])),
+    )
+    return world, WorldParams(denoiser=denoiser, vae=vae_params, depth=depth_params)
+
+
+def load_untrained(
+    preset: str = "tiny", *, key: jax.Array, vae_weights: Path | None = None
+) -> tuple[World, WorldParams]:
+    """A preset with its trained autoencoder, and everything else freshly initialised.
+
+    Args:
+        preset: name of a preset that ships with the package.
+        key: random key of the initial parameters.
+        vae_weights: file of the autoencoder; the shipped one by default.
+
+    Raises:
+        InputError: when the autoencoder's weights are missing or damaged.
+    """
+    vae_params, metadata = load_weights(vae_weights or SHIPPED_WEIGHTS / SHIPPED[preset]["vae"])
+    world = World(
+        name=preset,
+        rollout=RolloutConfig(),
+        denoiser=WorldStereo(PRESETS[preset]),
+        vae=TinyVae(TinyVaeConfig.from_dict(metadata["config"])),
+        depth=TinyDepth(TinyDepthConfig()),
+    )
+    denoiser_key, depth_key = jax.random.split(key)
+    example = jax.tree.map(
+        lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), example_conditions(world)
+    )
+    inputs = model_inputs(
+        world.denoiser.config,
+        jnp.zeros_like(example.render_latent),
+        jnp.zeros((1,)),
+        example,
+    )
+    image = jnp.zeros((1, world.rollout.height, world.rollout.width, 3))
+    return world, WorldParams(
+        denoiser=world.denoiser.init(denoiser_key, *inputs.args, **inputs.kwargs)["params"],
+        vae=vae_params,
+        depth=world.depth.init(depth_key, image)["params"],
+    )

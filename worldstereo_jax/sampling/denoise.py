@@ -1,0 +1,104 @@
+"""One evaluation of the video transformer under a clip's conditions."""
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+
+from worldstereo_jax.array_types import Array, Float, PyTree
+from worldstereo_jax.config import ModelConfig
+from worldstereo_jax.geometry.cameras import camera_vector, plucker_rays
+from worldstereo_jax.geometry.normalisation import normalise_unified
+from worldstereo_jax.memory.masks import reference_block_mask
+from worldstereo_jax.models.worldstereo import (
+    ControlInput,
+    References,
+    WarpedMemory,
+    WorldStereo,
+)
+from worldstereo_jax.sampling.conditions import Conditions
+
+
+class Inputs(NamedTuple):
+    """Arguments of a call of `WorldStereo`, positional and by name."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def model_inputs(
+    config: ModelConfig,
+    noisy_latent: Float[Array, "b f lh lw 16"],
+    timestep: Float[Array, "b"],
+    conditions: Conditions,
+) -> Inputs:
+    """Lay a clip's conditions out as the transformer's arguments.
+
+    Args:
+        config: of the transformer.
+        noisy_latent: clips at the noise level that `timestep` stands for.
+        timestep: 0 .. 1000.
+        conditions: with a leading batch axis.
+    """
+    batch, frames, lh, lw, _ = noisy_latent.shape
+    height, width = conditions.render_mask.shape[2:]
+    is_first = (jnp.arange(frames) == 0).astype(noisy_latent.dtype)[None, :, None, None, None]
+    mask = jnp.broadcast_to(is_first, (batch, frames, lh, lw, 4))
+    condition = conditions.first_latent[:, None] * is_first
+    latent = jnp.concatenate([noisy_latent, mask, condition], axis=-1)
+
+    target_w2c, reference_w2c = jax.vmap(normalise_unified)(
+        conditions.w2c, conditions.reference_w2c
+    )
+    plucker = jax.vmap(lambda w2c, k: plucker_rays(w2c, k, height, width))(
+        target_w2c, conditions.intrinsics
+    )
+    control = ControlInput(
+        render_latent=conditions.render_latent,
+        render_mask=conditions.render_mask[..., None],
+        plucker=plucker,
+        enabled=conditions.global_enabled,
+    )
+    reference = conditions.reference_latent
+    references = References(
+        latent=jnp.concatenate([reference, jnp.ones_like(reference[..., :4]), reference], axis=-1),
+        index=conditions.reference_index,
+        camera=jax.vmap(camera_vector)(reference_w2c),
+        valid=conditions.reference_valid & conditions.stereo_enabled[:, None],
+    )
+    warped = WarpedMemory(
+        features=conditions.warped_features,
+        log_weight=jnp.where(
+            conditions.stereo_enabled[:, None, None, None, None],
+            conditions.warped_log_weight,
+            -jnp.inf,
+        ),
+    )
+    text = jnp.zeros((batch, 1, config.text_dim), noisy_latent.dtype)
+    return Inputs(
+        args=(latent, timestep, text, None),
+        kwargs={
+            "control": control,
+            "references": references,
+            "camera": jax.vmap(camera_vector)(target_w2c),
+            "block_mask": reference_block_mask(
+                conditions.reference_geometry, conditions.target_geometry
+            ),
+            "warped": warped,
+        },
+    )
+
+
+def denoise(
+    model: WorldStereo,
+    params: PyTree,
+    noisy_latent: Float[Array, "b f lh lw 16"],
+    timestep: Float[Array, "b"],
+    conditions: Conditions,
+) -> Float[Array, "b f lh lw 16"]:
+    """The transformer's output for a batch of noisy clips; `prediction.py` says what it means.
+
+    Args as in `model_inputs`, and the transformer with its parameters.
+    """
+    args, kwargs = model_inputs(model.config, noisy_latent, timestep, conditions)
+    return cast(jax.Array, model.apply({"params": params}, *args, **kwargs))

@@ -1,0 +1,141 @@
+"""Clip after clip through one memory: where the memories and the model meet.
+
+A clip is made in three stages, each a pure function that can be jitted alone:
+`gather_conditions` (read the memories), `generate_clip` (denoise and decode) and
+`write_back` (estimate depth and update the memories). `make_rollout` joins them into one jitted
+function for notebooks: `clip, memory = rollout(params, memory, cameras, key)`.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from worldstereo_jax.array_types import Array, Float, Key
+from worldstereo_jax.geometry.camera_io import keyframe_indices
+from worldstereo_jax.geometry.depth_alignment import align_depth
+from worldstereo_jax.models.vae_tiny import decode_frames
+from worldstereo_jax.sampling.conditions import Conditions, Guidance, anchor, gather_conditions
+from worldstereo_jax.sampling.denoise import denoise
+from worldstereo_jax.sampling.loop import sample
+from worldstereo_jax.sampling.prediction import anchored_velocity
+from worldstereo_jax.sampling.schedules import flow_schedule
+from worldstereo_jax.sampling.solvers import euler
+from worldstereo_jax.sampling.world import Cameras, World, WorldMemory, WorldParams, remember
+
+
+@struct.dataclass
+class Clip:
+    """A finished clip.
+
+    Attributes:
+        video: frames in [-1, 1], [f, h, w, 3].
+        depth: camera z of every pixel in world units, [f, h, w].
+        cameras: the path it was made along.
+        guidance: what the memories showed of it beforehand.
+    """
+
+    video: jax.Array
+    depth: jax.Array
+    cameras: Cameras
+    guidance: Guidance
+
+
+def generate_clip(
+    world: World,
+    params: WorldParams,
+    conditions: Conditions,
+    key: Key[Array, ""],
+    *,
+    on_step: Callable[[int], None] | None = None,
+) -> Float[Array, "f h w 3"]:
+    """Denoise one clip from noise under its conditions and decode it.
+
+    Args:
+        world: networks and sizes.
+        params: their parameters.
+        conditions: what `gather_conditions` read, without a batch axis.
+        key: random key of the noise; the same key gives the same clip.
+        on_step: called on the host with the index of each finished denoising step.
+
+    Returns:
+        Frames in [-1, 1].
+    """
+    batched = jax.tree.map(lambda a: a[None], conditions)
+    base = anchor(batched)
+
+    def velocity(x: Array, timestep: Array, sigma: Array) -> Array:
+        output = denoise(world.denoiser, params.denoiser, x, timestep[None], batched)
+        return anchored_velocity(output, x, sigma, base)
+
+    schedule = flow_schedule(world.rollout.steps, world.rollout.shift)
+    noise = jax.random.normal(key, base.shape, jnp.float32)
+    latent = sample(velocity, noise, schedule, euler, on_step=on_step)
+    return decode_frames(world.vae, params.vae, latent)[0].clip(-1, 1)
+
+
+def complete_depth(
+    world: World,
+    params: WorldParams,
+    video: Float[Array, "f h w 3"],
+    known: Float[Array, "f h w"],
+) -> Float[Array, "f h w"]:
+    """Depth of generated frames: the memories' where they know it, else estimated.
+
+    The estimate of the depth network is brought to the scale of what is known in each frame by
+    `align_depth`, so that new surfaces join the old ones.
+
+    Args:
+        world: networks and sizes.
+        params: their parameters.
+        video: frames in [-1, 1].
+        known: camera z, 0 where unknown.
+
+    Returns:
+        Camera z of every pixel in world units.
+    """
+    estimate = cast(jax.Array, world.depth.apply({"params": params.depth}, video))
+    aligned = jax.vmap(align_depth)(estimate, known, known > 0)
+    return jnp.where(known > 0, known, aligned)
+
+
+def write_back(
+    world: World,
+    memory: WorldMemory,
+    clip: Clip,
+    source: Array | int,
+) -> WorldMemory:
+    """Let `keyframes` frames of a finished clip into both memories, spread as officially."""
+    chosen = jnp.asarray(keyframe_indices(world.rollout.frames, world.rollout.keyframes))
+    cameras = Cameras(w2c=clip.cameras.w2c[chosen], intrinsics=clip.cameras.intrinsics[chosen])
+    return remember(world.rollout, memory, clip.video[chosen], clip.depth[chosen], cameras, source)
+
+
+def make_rollout(
+    world: World, *, on_step: Callable[[int], None] | None = None
+) -> Callable[[WorldParams, WorldMemory, Cameras, Array], tuple[Clip, WorldMemory]]:
+    """One jitted function that makes a clip and updates the memory with it.
+
+    Args:
+        world: networks and sizes.
+        on_step: called on the host with the index of each finished denoising step.
+
+    Returns:
+        `rollout(params, memory, cameras, key) -> (clip, memory)`; `cameras` must have the
+        `frames` of the rollout's config. A second call with other values compiles nothing.
+    """
+
+    @jax.jit
+    def rollout(
+        params: WorldParams, memory: WorldMemory, cameras: Cameras, key: Array
+    ) -> tuple[Clip, WorldMemory]:
+        conditions, guidance = gather_conditions(world, params.vae, memory, cameras)
+        video = generate_clip(world, params, conditions, key, on_step=on_step)
+        depth = complete_depth(world, params, video, guidance.depth)
+        clip = Clip(video=video, depth=depth, cameras=cameras, guidance=guidance)
+        return clip, write_back(world, memory, clip, memory.stereo.count)
+
+    return rollout
+

@@ -1,0 +1,76 @@
+"""The loss of the small video model: the latent residual on what the memories already show."""
+
+import jax
+import jax.numpy as jnp
+
+from worldstereo_jax.array_types import Array, Float, Key, PyTree
+from worldstereo_jax.models.worldstereo import WorldStereo
+from worldstereo_jax.sampling.conditions import Conditions, anchor
+from worldstereo_jax.sampling.denoise import denoise
+from worldstereo_jax.sampling.prediction import add_noise, anchored_target
+from worldstereo_jax.sampling.schedules import TRAIN_TIMESTEPS, shift_sigmas
+
+# How often a training clip sees only the global memory, and how often no memory at all.
+DROP_STEREO = 0.15
+DROP_BOTH = 0.1
+
+
+def drop_memories(conditions: Conditions, key: Key[Array, ""]) -> Conditions:
+    """Per clip of a batch, remove the stereo memory or both at random.
+
+    So the same parameters are also a model without the one or without either, which makes
+    comparisons between them fair.
+    """
+    u = jax.random.uniform(key, conditions.stereo_enabled.shape)
+    return conditions.replace(
+        stereo_enabled=conditions.stereo_enabled & (u > DROP_STEREO + DROP_BOTH),
+        global_enabled=conditions.global_enabled & (u > DROP_BOTH),
+    )
+
+
+def clip_loss(
+    model: WorldStereo,
+    params: PyTree,
+    conditions: Conditions,
+    target: Float[Array, "b f lh lw 16"],
+    key: Key[Array, ""],
+    *,
+    channel_weights: Float[Array, "16"],
+    shift: float = 3.0,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Weighted squared error of the predicted clean latent at a random noise level.
+
+    Args:
+        model: the transformer.
+        params: its parameters.
+        conditions: of a batch of clips.
+        target: their true latents.
+        key: random key of noise level, noise and dropped memories.
+        channel_weights: weight of each latent channel's error, mean 1. An error in a channel
+            counts in the image by the channel's scale, which normalised latents hide.
+        shift: flow shift of the noise levels drawn.
+
+    Returns:
+        The loss and figures to log: the error of the anchor alone beside the model's, with the
+        stereo memory and without it.
+    """
+    drop_key, sigma_key, noise_key = jax.random.split(key, 3)
+    conditions = drop_memories(conditions, drop_key)
+    batch = target.shape[0]
+    # One noise level per stratum of the batch: less variance from step to step.
+    u = (jnp.arange(batch) + jax.random.uniform(sigma_key, (batch,))) / batch
+    sigma = shift_sigmas(u, shift)
+    noise = jax.random.normal(noise_key, target.shape)
+    x = add_noise(target, noise, sigma)
+    output = denoise(model, params, x, sigma * TRAIN_TIMESTEPS, conditions)
+    truth = anchored_target(target, anchor(conditions))
+    weights = channel_weights[None, None, None, None, :]
+    error = (weights * (output - truth) ** 2).mean((1, 2, 3, 4))
+    still = (weights * truth**2).mean((1, 2, 3, 4))
+    stereo = conditions.stereo_enabled
+    count = jnp.maximum(stereo.sum(), 1)
+    return error.mean(), {
+        "anchor_error": still.mean(),
+        "stereo_error": jnp.where(stereo, error, 0).sum() / count,
+        "stereo_anchor_error": jnp.where(stereo, still, 0).sum() / count,
+    }
