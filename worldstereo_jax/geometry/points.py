@@ -4,8 +4,6 @@ All arrays keep the image's shape; what is dropped is marked in a validity mask,
 runs inside jit. ``compact`` leaves jit for export.
 """
 
-from typing import Literal, get_args
-
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +21,7 @@ _DISPARITY_EPS = 1e-7
 # A surface is continuous through a pixel when its disparity bends by less than this share.
 _NORMAL_BEND = 0.02
 
-InvalidDepth = Literal["zero", "excluded", "as_given"]
+INVALID_DEPTH = ("zero", "excluded", "as_given")
 
 
 @flax.struct.dataclass
@@ -148,7 +146,7 @@ def unproject_image(
     intrinsics: Float[Array | ndarray, "3 3"],
     *,
     valid: Bool[Array | ndarray, "h w"] | None = None,
-    invalid_depth: InvalidDepth = "zero",
+    invalid_depth: str = "zero",
     medians: float = CONTRACTION_MEDIANS,
     edge_threshold: float = EDGE_THRESHOLD,
 ) -> PointCloud:
@@ -176,8 +174,8 @@ def unproject_image(
     Raises:
         InputError: when invalid_depth is none of the three names.
     """
-    if invalid_depth not in get_args(InvalidDepth):
-        names = ", ".join(get_args(InvalidDepth))
+    if invalid_depth not in INVALID_DEPTH:
+        names = ", ".join(INVALID_DEPTH)
         raise InputError(f"invalid_depth must be one of {names}, got {invalid_depth!r}")
     depth = jnp.asarray(depth, jnp.float32)
     known = valid_depth(depth)

@@ -146,7 +146,9 @@ def render_points(
     order = jnp.argsort(jnp.where(visible, z, jnp.inf))
     order = jnp.pad(order, (0, chunks * chunk - count))
     shown = jnp.sum(visible)
-    table = jnp.concatenate([uv, z[:, None], colors], axis=1)
+    # Behind the pixel stand the canvas's channels: colour, 1 (to add up alpha), 1 (to count), z.
+    ones = jnp.ones((count, 2), jnp.float32)
+    table = jnp.concatenate([uv, colors, ones, z[:, None]], axis=1)
 
     def draw_chunk(index: Array, canvas: Array) -> Array:
         start = index * chunk
@@ -180,20 +182,13 @@ def render_points(
         alpha = jnp.maximum(1.0 - (dx * dx + dy * dy) / (radius * radius), 0.0)
         alpha = jnp.where(pixel < pixels, alpha, 0.0)
         through, place = _segment_prefix(pixel, 1.0 - alpha, points_per_pixel)
-        # Canvas channels: colour, alpha so far, points so far, nearest depth.
         drawn = canvas.at[pixel, channels : channels + 2].get(mode="fill", fill_value=0.0)
         place = place + drawn[:, 1].astype(jnp.int32)
         weight = alpha * through * (1.0 - drawn[:, 0])
-        weight = jnp.where(place < points_per_pixel, weight, 0.0)
-        update = jnp.concatenate(
-            [
-                weight[:, None] * row[:, 3:],
-                weight[:, None],
-                (place < points_per_pixel).astype(jnp.float32)[:, None],
-                jnp.where(place == 0, row[:, 2], 0.0)[:, None],
-            ],
-            axis=1,
-        )
+        taken = place < points_per_pixel
+        update = jnp.where(taken, weight, 0.0)[:, None] * row[:, 2:]
+        update = update.at[:, channels + 1].set(taken.astype(jnp.float32))
+        update = update.at[:, channels + 2].set(jnp.where(place == 0, row[:, channels + 4], 0.0))
         return canvas.at[pixel].add(update, mode="drop", indices_are_sorted=True)
 
     canvas = jnp.zeros((pixels, channels + 3), jnp.float32)

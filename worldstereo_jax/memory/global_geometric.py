@@ -12,13 +12,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from worldstereo_jax.array_types import Array, Bool, Float
+from worldstereo_jax.array_types import Array, Bool, Float, ndarray
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.cameras import camera_centers, project
 from worldstereo_jax.geometry.points import (
     CONTRACTION_MEDIANS,
-    EDGE_THRESHOLD,
-    InvalidDepth,
     PointCloud,
+    depth_to_points,
+    normals_from_depth,
     unproject_image,
 )
 from worldstereo_jax.geometry.splat import (
@@ -28,6 +29,11 @@ from worldstereo_jax.geometry.splat import (
     render_path,
     render_points,
 )
+from worldstereo_jax.memory.surface import between_surfaces, inverse_depth
+
+EDGES = ("surface", "official")
+# Surfaces seen at more than 85 degrees are smears of a depth edge more often than surfaces.
+_GRAZING_COSINE = 0.0872
 
 
 @flax.struct.dataclass
@@ -99,28 +105,58 @@ def insert_points(
     )
 
 
+def _surface_pixels(depth: Array, w2c: Array, intrinsics: Array) -> Array:
+    """Pixels that lie on a surface, not between two, and are not seen edge-on."""
+    points = depth_to_points(depth, w2c, intrinsics)
+    normals = normals_from_depth(depth, w2c, intrinsics)
+    to_camera = camera_centers(w2c)[None, None, :] - points
+    distance = jnp.linalg.norm(to_camera, axis=-1)
+    frontal = jnp.sum(normals * to_camera, axis=-1) > _GRAZING_COSINE * distance
+    return frontal & ~between_surfaces(inverse_depth(depth))
+
+
+def _frame_points(
+    image: Array, depth: Array, w2c: Array, intrinsics: Array, edges: str, medians: float
+) -> PointCloud:
+    if edges not in EDGES:
+        raise InputError(f"edges must be one of {', '.join(EDGES)}, got {edges!r}")
+    if edges == "official":
+        return unproject_image(image, depth, w2c, intrinsics, medians=medians)
+    return unproject_image(
+        image,
+        depth,
+        w2c,
+        intrinsics,
+        valid=_surface_pixels(depth, w2c, intrinsics),
+        invalid_depth="excluded",
+        medians=medians,
+        edge_threshold=0.0,
+    )
+
+
 @functools.partial(
-    jax.jit,
-    static_argnames=("radius_ndc", "invalid_depth", "medians", "edge_threshold"),
+    jax.jit, static_argnames=("radius_ndc", "edges", "medians", "min_cover", "depth_tolerance")
 )
 def update_global_memory(
     memory: GlobalGeometricMemory,
-    image: Float[Array, "h w 3"],
-    depth: Float[Array, "h w"],
-    w2c: Float[Array, "4 4"],
-    intrinsics: Float[Array, "3 3"],
+    image: Float[Array | ndarray, "h w 3"],
+    depth: Float[Array | ndarray, "h w"],
+    w2c: Float[Array | ndarray, "4 4"],
+    intrinsics: Float[Array | ndarray, "3 3"],
     *,
-    valid: Bool[Array, "h w"] | None = None,
     radius_ndc: float = OFFICIAL_RADIUS_NDC,
-    invalid_depth: InvalidDepth = "excluded",
+    edges: str = "surface",
     medians: float = CONTRACTION_MEDIANS,
-    edge_threshold: float = EDGE_THRESHOLD,
+    min_cover: float = 0.8,
+    depth_tolerance: float = 0.05,
 ) -> GlobalGeometricMemory:
     """Add what a frame shows and the bank does not.
 
-    The frame is unprojected, its depth edges and invalid pixels dropped; of the rest, the pixels
-    that are holes in the bank's own render of this view are stored. An empty bank renders
-    nothing but holes and so takes them all. Runs inside jit and lax.scan; no host round trip.
+    The frame is unprojected, its depth edges and invalid pixels dropped. Of the rest a pixel is
+    stored where the bank's own render of this view has a hole, covers it thinly, or shows only
+    what lies behind it (a wall, say, through the side of a box that was never seen). An empty
+    bank renders nothing but holes and so takes them all; the same frame again adds nothing,
+    because every stored pixel covers itself. Runs inside jit and lax.scan; no host round trip.
 
     Args:
         memory: the bank; may be donated by the caller's jit.
@@ -128,38 +164,42 @@ def update_global_memory(
         depth: camera z in world units, 0 = invalid.
         w2c: world-to-camera, OpenCV axes.
         intrinsics: in pixels of this frame.
-        valid: further pixels to leave out where False.
-        radius_ndc: disc radius of the bank's render, static. Below half a pixel's diagonal a
-            pixel's own point may miss its neighbours, and seams of a moved view count as new:
-            give ``splat.pixel_radius(height, width, 1.0)`` or more for small images.
-        invalid_depth: see ``points.unproject_image``, static.
-        medians: see ``points.contract_depth``, static.
-        edge_threshold: see ``points.depth_edges``, static.
+        radius_ndc: disc radius of the bank's render, static. Discs under a pixel leave seams in a
+            moved view, which count as new: give ``splat.pixel_radius(height, width, 1.2)`` or so
+            for small images.
+        edges: which pixels are dropped as depth edges, static. "surface" (default): those that
+            hang between two surfaces or are seen at more than 85 degrees. "official": the
+            gradient rule of ``points.unproject_image`` with its quirk, made for images of 480
+            rows or more; on small ones it drops whole floors.
+        medians: depth beyond this many medians is contracted, static; see
+            ``points.contract_depth``.
+        min_cover: bank alpha below which a pixel counts as thinly covered, in [0, 1], static; 0
+            stores at holes only.
+        depth_tolerance: the bank shows what lies behind when its depth exceeds the frame's by
+            more than this share, static; ``math.inf`` turns this off.
+
+    Raises:
+        InputError: when edges is none of the two names.
     """
+    image, depth = jnp.asarray(image, jnp.float32), jnp.asarray(depth, jnp.float32)
+    w2c, intrinsics = jnp.asarray(w2c, jnp.float32), jnp.asarray(intrinsics, jnp.float32)
     height, width = depth.shape
-    cloud = unproject_image(
-        image,
-        depth,
-        w2c,
-        intrinsics,
-        valid=valid,
-        invalid_depth=invalid_depth,
-        medians=medians,
-        edge_threshold=edge_threshold,
-    )
+    cloud = _frame_points(image, depth, w2c, intrinsics, edges, medians)
+    # Colour 1 everywhere composites to the alpha itself.
     seen = render_points(
         memory.positions,
-        memory.colors,
+        jnp.ones((memory.capacity, 1), jnp.float32),
         memory.valid,
         w2c,
         intrinsics,
         height=height,
         width=width,
         radius_ndc=radius_ndc,
-        points_per_pixel=1,
     )
-    new = cloud.valid & (seen.mask.ravel() > 0.5)
-    return insert_points(memory, cloud.points, cloud.colors, new)
+    _, own_depth = project(cloud.points, w2c, intrinsics)
+    behind = seen.depth.ravel() > own_depth * (1.0 + depth_tolerance)
+    uncovered = (seen.mask.ravel() > 0.5) | (seen.image.ravel() < min_cover)
+    return insert_points(memory, cloud.points, cloud.colors, cloud.valid & (uncovered | behind))
 
 
 def render_global_memory(
