@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,7 +14,8 @@ def _one_of_each():
     def only(values, like):
         return jnp.zeros_like(like).at[0].set(jnp.asarray(values, jnp.float32))
 
-    return scene.replace(
+    return dataclasses.replace(
+        scene,
         room_half=jnp.full(3, 5.0),
         room_from_world=jnp.eye(4),
         box_center=only([2.0, -1.0, 0.0], scene.box_center),
@@ -48,5 +51,5 @@ def test_points_are_taken_in_the_world_frame():
     scene = _one_of_each()
     shift = np.eye(4, dtype=np.float32)
     shift[:3, 3] = [-2.0, -2.0, 0.0]
-    moved = scene.replace(room_from_world=jnp.asarray(shift))
+    moved = dataclasses.replace(scene, room_from_world=jnp.asarray(shift))
     np.testing.assert_allclose(signed_distance(moved, np.zeros((1, 3))), [0.5], atol=1e-6)

@@ -1,5 +1,7 @@
 """The renderer against a plain numpy ray caster, and its ground truth against itself."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -90,7 +92,9 @@ def test_depth_normals_and_lighting_match_a_brute_force_caster(seed):
     height, width = 12, 20
     scene = make_scene(seed, "train")
     grey = pack_texture(np.full((256, 256, 3), 150, np.uint8))
-    scene = scene.replace(textures=jnp.broadcast_to(jnp.asarray(grey)[None], scene.textures.shape))
+    scene = dataclasses.replace(
+        scene, textures=jnp.broadcast_to(jnp.asarray(grey)[None], scene.textures.shape)
+    )
     w2c, k = sample_trajectory(seed, scene, 3, height=height, width=width)
     frames = render_scene(scene, w2c[2:], k[2:], height=height, width=width, supersample=1)
 
