@@ -1,0 +1,67 @@
+"""Block-sparse attention in JAX whose mask is data, built from 3D correspondence.
+
+mask = from_geometry(target, references)
+out = block_sparse_attention(q, k, v, mask)
+"""
+
+from pallas_kernels.api import (
+    available_implementations,
+    block_sparse_attention,
+    explain_choice,
+    merge_attention,
+)
+from pallas_kernels.block_mask import BlockMask
+from pallas_kernels.correspondence_mask import (
+    concatenate_geometry,
+    from_geometry,
+    joint_correspondence,
+)
+from pallas_kernels.geometry import (
+    CorrespondenceRule,
+    TokenGeometry,
+    ellipse_metric,
+    make_token_geometry,
+    sphere_metric,
+)
+from pallas_kernels.patterns import (
+    dense_pattern,
+    frame_pair,
+    frame_pattern,
+    from_dense,
+    from_tile_lists,
+    sliding_window,
+)
+from pallas_kernels.token_order import (
+    TokenOrder,
+    bounding_box,
+    join_orders,
+    order_geometry,
+    order_tokens,
+)
+
+__all__ = [
+    "BlockMask",
+    "CorrespondenceRule",
+    "TokenGeometry",
+    "TokenOrder",
+    "available_implementations",
+    "block_sparse_attention",
+    "bounding_box",
+    "concatenate_geometry",
+    "dense_pattern",
+    "ellipse_metric",
+    "explain_choice",
+    "frame_pair",
+    "frame_pattern",
+    "from_dense",
+    "from_geometry",
+    "from_tile_lists",
+    "join_orders",
+    "joint_correspondence",
+    "make_token_geometry",
+    "merge_attention",
+    "order_geometry",
+    "order_tokens",
+    "sliding_window",
+    "sphere_metric",
+]

@@ -1,0 +1,258 @@
+"""What fills the partial tiles of a block mask.
+
+A fill answers for lists of tile pairs at once, where the tiles are: given batch and mask-head
+indices [w] and tile indices [w, n], it returns `Pairs` of shape [w, n, tile_q, tile_k]. Batch and
+head axes of size 1 are shared by all.
+"""
+
+import typing
+
+import flax.struct
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Int, UInt32
+
+from pallas_kernels.geometry import CorrespondenceRule, Pairs, TokenGeometry, correspondence
+
+__all__ = [
+    "EMPTY",
+    "FULL",
+    "PARTIAL",
+    "BandFill",
+    "BitFill",
+    "CombinedFill",
+    "FrameFill",
+    "GeometryFill",
+    "TileIndex",
+    "pack_bits",
+    "unpack_bits",
+]
+
+EMPTY, PARTIAL, FULL = 0, 1, 2
+
+
+@flax.struct.dataclass
+@typing.no_type_check
+class TileIndex:
+    """A list of tile pairs: batch [w], head [w] (of the mask), q [w, n], k [w, n], all int32."""
+
+    batch: Int[Array, "w"]
+    head: Int[Array, "w"]
+    q: Int[Array, "w n"]
+    k: Int[Array, "w n"]
+
+    def take(self, table: Array) -> Array:
+        """Entries [w, n, ...] of a table [b, heads, nq, nk, ...]."""
+        batch, head = shared_axis(self.batch, table, 0), shared_axis(self.head, table, 1)
+        return table[batch[:, None], head[:, None], self.q, self.k]
+
+
+def shared_axis(index: Int[Array, "w"], array: Array, axis: int) -> Int[Array, "w"]:
+    """The index, or 0 where the array's axis has size 1 and is shared by all."""
+    return jnp.zeros_like(index) if array.shape[axis] == 1 else index
+
+
+def take_tokens(x: Array, batch: Int[Array, "w"], tiles: Int[Array, "w n"], tile: int) -> Array:
+    """Tiles of a per-token array [b, n_tiles * tile, ...] -> [w, n, tile, ...]."""
+    split = x.reshape(x.shape[0], -1, tile, *x.shape[2:])
+    return split[shared_axis(batch, x, 0)[:, None], tiles]
+
+
+def pack_bits(mask: Bool[Array, "... k"]) -> UInt32[Array, "... words"]:
+    """Pack the last axis (a multiple of 32) into 32-bit words, lowest bit first."""
+    groups = mask.reshape(*mask.shape[:-1], -1, 32).astype(jnp.uint32)
+    weights = jnp.uint32(1) << jnp.arange(32, dtype=jnp.uint32)
+    return jnp.sum(groups * weights.reshape((1,) * (groups.ndim - 1) + (32,)), -1, jnp.uint32)
+
+
+def unpack_bits(words: UInt32[Array, "... words"]) -> Bool[Array, "... k"]:
+    """The inverse of `pack_bits`."""
+    shifts = jnp.arange(32, dtype=jnp.uint32).reshape((1,) * words.ndim + (32,))
+    bits = (words[..., None] >> shifts) & jnp.uint32(1)
+    return (bits == 1).reshape(*words.shape[:-1], -1)
+
+
+@flax.struct.dataclass
+@typing.no_type_check
+class BitFill:
+    """Bit-packed token masks of the partial tiles only.
+
+    words     uint32 [b, heads, slots, tile_q, tile_k / 32]
+    slot      int32 [b, heads, nq, nk]: where a tile pair's words are; -1: none, nothing is allowed.
+    overflow  int32 [b, heads]: partial tiles that found no slot, and so lost their pairs.
+    """
+
+    words: UInt32[Array, "b heads slots tq words"]
+    slot: Int[Array, "b heads nq nk"]
+    overflow: Int[Array, "b heads"]
+
+    soft: typing.ClassVar[bool] = False
+
+    def evaluate(self, index: TileIndex, tile_q: int, tile_k: int) -> Pairs:
+        """Pairs of the listed tiles."""
+        slot = index.take(self.slot)
+        batch = shared_axis(index.batch, self.words, 0)[:, None]
+        head = shared_axis(index.head, self.words, 1)[:, None]
+        words = self.words[batch, head, jnp.maximum(slot, 0)]
+        return Pairs(unpack_bits(words) & (slot >= 0)[..., None, None])
+
+
+@flax.struct.dataclass
+@typing.no_type_check
+class FrameFill:
+    """A permission table between frames: query frame i may see key frame j.
+
+    query_frame int32 [b, tq], key_frame int32 [b, tk]: padded to whole tiles; negative = no token.
+    table       bool [b, fq, fk].
+    """
+
+    query_frame: Int[Array, "b tq"]
+    key_frame: Int[Array, "b tk"]
+    table: Bool[Array, "b fq fk"]
+
+    soft: typing.ClassVar[bool] = False
+
+    def evaluate(self, index: TileIndex, tile_q: int, tile_k: int) -> Pairs:
+        """Pairs of the listed tiles."""
+        query = take_tokens(self.query_frame, index.batch, index.q, tile_q)[..., :, None]
+        key = take_tokens(self.key_frame, index.batch, index.k, tile_k)[..., None, :]
+        batch = shared_axis(index.batch, self.table, 0)[:, None, None, None]
+        allowed = self.table[batch, jnp.maximum(query, 0), jnp.maximum(key, 0)]
+        return Pairs(allowed & (query >= 0) & (key >= 0))
+
+
+@flax.struct.dataclass
+@typing.no_type_check
+class BandFill:
+    """A band: key j is allowed for query i when -before <= j - i - offset <= after."""
+
+    before: int = flax.struct.field(pytree_node=False)
+    after: int = flax.struct.field(pytree_node=False)
+    offset: int = flax.struct.field(pytree_node=False, default=0)
+
+    soft: typing.ClassVar[bool] = False
+
+    def evaluate(self, index: TileIndex, tile_q: int, tile_k: int) -> Pairs:
+        """Pairs of the listed tiles."""
+        rows = jnp.arange(tile_q, dtype=jnp.int32)[None, None, :, None]
+        columns = jnp.arange(tile_k, dtype=jnp.int32)[None, None, None, :]
+        rows = index.q[..., None, None] * tile_q + rows
+        step = index.k[..., None, None] * tile_k + columns - rows - self.offset
+        return Pairs((step >= -self.before) & (step <= self.after))
+
+
+@flax.struct.dataclass
+@typing.no_type_check
+class GeometryFill:
+    """The correspondence predicate, evaluated where the tiles are (rows S14, S15).
+
+    query, key    TokenGeometry padded to whole tiles.
+    query_group, key_group int32 [b, tq], [b, tk]: 0 = target, j + 1 = reference view j, negative =
+                  no token. Tokens of one group see each other densely, two reference views never,
+                  target and reference where they correspond; the target's field decides.
+    rule          static CorrespondenceRule.
+    soft          static: pairs carry a soft constraint.
+    token_level   static: False drops the predicate, so that an active tile is wholly visible.
+    two_way       static: some queries are references.
+    """
+
+    query: TokenGeometry
+    key: TokenGeometry
+    query_group: Int[Array, "b tq"]
+    key_group: Int[Array, "b tk"]
+    rule: CorrespondenceRule = flax.struct.field(pytree_node=False)
+    soft: bool = flax.struct.field(pytree_node=False, default=False)
+    token_level: bool = flax.struct.field(pytree_node=False, default=True)
+    two_way: bool = flax.struct.field(pytree_node=False, default=False)
+
+    def evaluate(self, index: TileIndex, tile_q: int, tile_k: int) -> Pairs:
+        """Pairs of the listed tiles."""
+
+        def queries(x):
+            return take_tokens(x, index.batch, index.q, tile_q)
+
+        def keys(x):
+            return take_tokens(x, index.batch, index.k, tile_k)
+
+        query_group, key_group = queries(self.query_group), keys(self.key_group)
+        rows, columns = query_group[..., :, None], key_group[..., None, :]
+        exists = (rows >= 0) & (columns >= 0)
+        exists &= queries(self.query.segment)[..., :, None] == keys(self.key.segment)[..., None, :]
+        dense = exists & (rows == columns)
+        cross = exists & ((rows == 0) != (columns == 0))
+        if not self.token_level:
+            return Pairs(dense | cross)
+        query, key = (
+            TokenGeometry(**{name: take(getattr(side, name)) for name in _FIELDS})
+            for side, take in ((self.query, queries), (self.key, keys))
+        )
+        pairs = correspondence(
+            query,
+            key,
+            self.rule,
+            soft=self.soft,
+            query_is_target=query_group == 0 if self.two_way else None,
+        )
+        allowed = dense | (cross & pairs.allowed)
+        if not self.soft:
+            return Pairs(allowed)
+        return Pairs(
+            allowed,
+            jnp.where(dense, 0.0, pairs.attraction),
+            jnp.where(dense, 0.0, pairs.penalty),
+        )
+
+
+_FIELDS = tuple(TokenGeometry.__dataclass_fields__)
+
+
+@flax.struct.dataclass
+@typing.no_type_check
+class CombinedFill:
+    """Both, or either, of two masks over the same tiles.
+
+    left, right             the masks' fills, or None.
+    left_state, right_state int8 [b, heads, nq, nk]: EMPTY, PARTIAL or FULL in each.
+    both                    static: True for `and`, False for `or`.
+    """
+
+    left: typing.Any
+    right: typing.Any
+    left_state: Int[Array, "b heads nq nk"]
+    right_state: Int[Array, "b heads nq nk"]
+    both: bool = flax.struct.field(pytree_node=False)
+
+    @property
+    def soft(self) -> bool:
+        """Whether one of the two carries a soft constraint."""
+        return is_soft(self.left) or is_soft(self.right)
+
+    def evaluate(self, index: TileIndex, tile_q: int, tile_k: int) -> Pairs:
+        """Pairs of the listed tiles."""
+        left = _with_state(self.left, self.left_state, index, tile_q, tile_k)
+        right = _with_state(self.right, self.right_state, index, tile_q, tile_k)
+        if not self.both:
+            return Pairs(left.allowed | right.allowed)
+        one = left if left.penalty is not None else right
+        return Pairs(left.allowed & right.allowed, one.attraction, one.penalty)
+
+
+def is_soft(fill) -> bool:
+    """Whether the fill's pairs carry a soft constraint."""
+    return fill is not None and fill.soft
+
+
+def _with_state(fill, state: Array, index: TileIndex, tile_q: int, tile_k: int) -> Pairs:
+    kind = index.take(state)[..., None, None]
+    if fill is None:
+        allowed = jnp.broadcast_to(kind == FULL, (*index.q.shape, tile_q, tile_k))
+        return Pairs(allowed)
+    pairs = fill.evaluate(index, tile_q, tile_k)
+    partial = kind == PARTIAL
+    if pairs.penalty is None:
+        return Pairs((kind == FULL) | (partial & pairs.allowed))
+    return Pairs(
+        (kind == FULL) | (partial & pairs.allowed),
+        jnp.where(partial, pairs.attraction, 0.0),
+        jnp.where(partial, pairs.penalty, 0.0),
+    )

@@ -1,0 +1,299 @@
+"""Block-sparse attention in plain XLA, for any device: loops over listed tiles only.
+
+Rows of tiles are taken a few at a time, longest first, and each group loops to its longest list;
+memory is bounded by the step, work is proportional to the active tiles. The backward pass walks
+the key lists once for dq and the inverse lists once for dk and dv, so that every sum has one fixed
+order (deterministic).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from pallas_kernels.block_mask import BlockMask
+from pallas_kernels.chunk_schedule import (
+    Rows,
+    Schedule,
+    listed_tiles,
+    make_schedule,
+    restore_rows,
+    run_schedule,
+)
+from pallas_kernels.compat import vary_like
+from pallas_kernels.fills import TileIndex
+from pallas_kernels.folding import fold_vmap
+from pallas_kernels.geometry import Pairs
+from pallas_kernels.reference import soft_bias
+from pallas_kernels.tiling import ChunkConfig, choose_chunks
+
+__all__ = ["chunked_attention"]
+
+
+def chunked_attention(
+    q: Float[Array, "b tq heads d"],
+    k: Float[Array, "b tk heads d"],
+    v: Float[Array, "b tk heads dv"],
+    mask: BlockMask,
+    scale: float,
+    config: ChunkConfig | None = None,
+) -> tuple[Float[Array, "b tq heads dv"], Float[Array, "b tq heads"]]:
+    """Attention and LSE as `reference_attention` defines them, without a [tq, tk] array.
+
+    `config` sets the chunk sizes; by default `tiling.choose_chunks` does.
+    """
+    return _attention(float(scale), config, q, k, v, mask.strength, mask.replace(strength=None))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(scale, config, q, k, v, strength, mask):
+    return _attention_forward(scale, config, q, k, v, strength, mask)[0]
+
+
+def _attention_forward(scale, config, q, k, v, strength, mask):
+    run = fold_vmap(functools.partial(_forward, scale, config))
+    out, lse = run(q, k, v, strength, mask)
+    return (out, lse), (q, k, v, strength, mask, out, lse)
+
+
+def _attention_backward(scale, config, saved, cotangents):
+    q, k, v, strength, mask, out, lse = saved
+    d_out, d_lse = cotangents
+    some = lse > -jnp.inf
+    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    delta = jnp.where(some, delta - d_lse, 0.0)
+    # exp(logit - inf) = 0: rows that see nothing get nothing.
+    lse = jnp.where(some, lse, jnp.inf)
+    rows = (q, k, v, d_out, lse, delta)
+    walk = functools.partial(_backward_q, scale, config)
+    dq, d_strength = fold_vmap(walk)(*rows, strength, mask)
+    walk = functools.partial(_backward_kv, scale, config)
+    dk, dv = fold_vmap(walk)(*rows, strength, mask)
+    if strength is not None:
+        for axis in (0, 1):
+            if strength.shape[axis] == 1:
+                d_strength = jnp.sum(d_strength, axis=axis, keepdims=True)
+    return dq, dk, dv, d_strength if strength is not None else None, None
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+class _Problem:
+    """Shapes of one walk: the mask's heads are `groups`, each for `shared` attention heads."""
+
+    def __init__(self, operands: tuple, mask: BlockMask, config: ChunkConfig | None, inverse: bool):
+        self.batch, _, heads, _ = operands[0].shape
+        self.groups = mask.heads
+        self.shared = heads // self.groups
+        self.mask = mask
+        self.operands = (operands, mask)
+        lists = mask.queries if inverse else mask.keys
+        config = config or choose_chunks(
+            items=self.batch * self.groups * lists.count.shape[2],
+            capacity=lists.index.shape[3],
+            heads=self.shared,
+            tile_q=mask.tile_q,
+            tile_k=mask.tile_k,
+        )
+        self.schedule: Schedule = make_schedule(lists, self.batch, config)
+        self.inverse = inverse
+
+    def tiles(self, x: Array, tile: int, padding: float = 0.0) -> Array:
+        """[b, t, heads, ...] -> [b, groups, n, shared, tile, ...]."""
+        extra = -x.shape[1] % tile
+        margins = [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, margins, constant_values=padding)
+        x = x.reshape(self.batch, -1, tile, self.groups, self.shared, *x.shape[3:])
+        return jnp.moveaxis(x, (3, 1, 4, 2), (1, 2, 3, 4))
+
+    def tokens(self, x: Array, length: int) -> Array:
+        """[groups, w, shared, tile, ...] of the schedule -> [b, t, heads, ...]."""
+        x = jnp.moveaxis(restore_rows(x, self.schedule), (1, 2, 3, 4), (3, 1, 4, 2))
+        x = x.reshape(self.batch, -1, self.groups * self.shared, *x.shape[5:])
+        return x[:, :length]
+
+    def strengths(self, strength: Array | None, rows: Rows) -> Array | None:
+        """[b or 1, heads or 1] -> [w, shared, 1, 1] of the rows' samples and heads."""
+        if strength is None:
+            return None
+        table = jnp.broadcast_to(strength, (self.batch, self.groups * self.shared))
+        table = table.reshape(self.batch, self.groups, self.shared)
+        return table[rows.batch, rows.head][..., None, None]
+
+    def zeros(self, *shape: int, value: float = 0.0) -> Array:
+        """Start of a loop's carry, float32."""
+        return vary_like(jnp.full(shape, value, jnp.float32), self.operands)
+
+    def step(self, rows: Rows, at: Array) -> tuple[Array, Pairs]:
+        """Listed tiles [w, n] of a step, and their pairs: rows side by side, [w, 1, tq, n * tk].
+
+        Of the inverse lists: [w, 1, n * tq, tk]. The predicate is skipped where no tile is partial.
+        """
+        mask = self.mask
+        tiles, partial, listed = listed_tiles(rows, at, self.schedule.tiles)
+        own = jnp.broadcast_to(rows.tile[:, None], tiles.shape)
+        q, k = (tiles, own) if self.inverse else (own, tiles)
+        index = TileIndex(rows.batch, rows.head, q, k)
+
+        def flat(x):
+            w, n = tiles.shape
+            if self.inverse:
+                return x.reshape(w, 1, n * mask.tile_q, mask.tile_k)
+            return jnp.swapaxes(x, 1, 2).reshape(w, 1, mask.tile_q, n * mask.tile_k)
+
+        whole = listed[..., None, None]
+        if mask.k_len % mask.tile_k:
+            column = jnp.arange(mask.tile_k, dtype=jnp.int32)[None, None, None, :]
+            whole = whole & (k[..., None, None] * mask.tile_k + column < mask.k_len)
+        whole = jnp.broadcast_to(whole, (*tiles.shape, mask.tile_q, mask.tile_k))
+        if mask.fill is None:
+            return tiles, Pairs(flat(whole))
+
+        def evaluate():
+            pairs = mask.fill.evaluate(index, mask.tile_q, mask.tile_k)
+            keep = partial[..., None, None]
+            allowed = whole & (pairs.allowed | ~keep)
+            if not mask.soft:
+                return (allowed,)
+            return (
+                allowed,
+                jnp.where(keep, pairs.attraction, 0.0),
+                jnp.where(keep, pairs.penalty, 0.0),
+            )
+
+        def skip():
+            zero = jnp.zeros(whole.shape, jnp.float32)
+            return (whole, zero, zero) if mask.soft else (whole,)
+
+        def varying(function):
+            return lambda: tuple(vary_like(x, self.operands) for x in function())
+
+        pairs = lax.cond(jnp.any(partial), varying(evaluate), varying(skip))
+        return tiles, Pairs(*(flat(x) for x in pairs))
+
+
+_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _gather(x: Array, rows: Rows, tiles: Array) -> Array:
+    """Tiles of x [b, groups, n, shared, tile, ...] -> [w, shared, listed * tile, ...]."""
+    x = jnp.moveaxis(x[rows.batch[:, None], rows.head[:, None], tiles], 1, 2)
+    return x.reshape(*x.shape[:2], -1, *x.shape[4:])
+
+
+def _masked(logits: Array, pairs: Pairs, strength: Array | None) -> Array:
+    """Logits [w, shared, rows, columns] with the soft constraint, -inf where not allowed."""
+    if strength is not None:
+        logits = logits + soft_bias(strength, pairs.attraction, pairs.penalty)
+    return jnp.where(pairs.allowed, logits, -jnp.inf)
+
+
+def _forward(scale, config, q, k, v, strength, mask):
+    problem = _Problem((q, k, v, strength), mask, config, inverse=False)
+    q_tiles = problem.tiles(q, mask.tile_q)
+    k_tiles, v_tiles = (problem.tiles(x, mask.tile_k) for x in (k, v))
+
+    def group(rows: Rows, trips: Array):
+        query = q_tiles[rows.batch, rows.head, rows.tile]
+        strengths = problem.strengths(strength, rows)
+
+        def step(at, carry):
+            top, total, out = carry
+            tiles, pairs = problem.step(rows, at)
+            key, value = (_gather(x, rows, tiles) for x in (k_tiles, v_tiles))
+            logits = _dot("whqd,whkd->whqk", query, key) * scale
+            logits = _masked(logits, pairs, strengths)
+            new_top = jnp.maximum(top, jnp.max(logits, axis=-1))
+            # A row that has seen nothing keeps -inf, which must not meet itself in a difference.
+            base = jnp.where(new_top > -jnp.inf, new_top, 0.0)
+            weights = jnp.exp(logits - base[..., None])
+            decay = jnp.exp(top - base)
+            total = total * decay + jnp.sum(weights, axis=-1)
+            added = _dot("whqk,whkd->whqd", weights.astype(v.dtype), value)
+            return new_top, total, out * decay[..., None] + added
+
+        shape = query.shape[:3]
+        start = (
+            problem.zeros(*shape, value=-jnp.inf),
+            problem.zeros(*shape),
+            problem.zeros(*shape, v.shape[-1]),
+        )
+        top, total, out = lax.fori_loop(0, trips, step, start)
+        some = total > 0
+        total = jnp.where(some, total, 1.0)
+        lse = jnp.where(some, jnp.where(some, top, 0.0) + jnp.log(total), -jnp.inf)
+        return (out / total[..., None]).astype(q.dtype), lse
+
+    out, lse = run_schedule(problem.schedule, group)
+    return problem.tokens(out, mask.q_len), problem.tokens(lse, mask.q_len)
+
+
+def _backward_q(scale, config, q, k, v, d_out, lse, delta, strength, mask):
+    """dq, and the strength's gradient [b, heads]."""
+    problem = _Problem((q, k, v, d_out, lse, delta, strength), mask, config, inverse=False)
+    q_tiles, d_tiles = (problem.tiles(x, mask.tile_q) for x in (q, d_out))
+    lse_tiles = problem.tiles(lse, mask.tile_q, jnp.inf)
+    delta_tiles = problem.tiles(delta, mask.tile_q)
+    k_tiles, v_tiles = (problem.tiles(x, mask.tile_k) for x in (k, v))
+
+    def group(rows: Rows, trips: Array):
+        query, d_row, lse_row, delta_row = (
+            x[rows.batch, rows.head, rows.tile] for x in (q_tiles, d_tiles, lse_tiles, delta_tiles)
+        )
+        strengths = problem.strengths(strength, rows)
+
+        def step(at, carry):
+            dq, slope = carry
+            tiles, pairs = problem.step(rows, at)
+            key, value = (_gather(x, rows, tiles) for x in (k_tiles, v_tiles))
+            logits = _dot("whqd,whkd->whqk", query, key) * scale
+            weights = jnp.exp(_masked(logits, pairs, strengths) - lse_row[..., None])
+            d_weights = _dot("whqd,whkd->whqk", d_row, value)
+            d_logits = weights * (d_weights - delta_row[..., None])
+            if strengths is not None:
+                by_strength = pairs.attraction / jnp.square(1.0 + strengths) - pairs.penalty
+                slope = slope + jnp.sum(d_logits * by_strength, axis=(2, 3))
+            return dq + _dot("whqk,whkd->whqd", d_logits.astype(k.dtype), key), slope
+
+        start = (problem.zeros(*query.shape), problem.zeros(*query.shape[:2]))
+        dq, slope = lax.fori_loop(0, trips, step, start)
+        return (dq * scale).astype(q.dtype), slope
+
+    dq, slope = run_schedule(problem.schedule, group)
+    slope = jnp.sum(restore_rows(slope, problem.schedule), axis=2)
+    return problem.tokens(dq, mask.q_len), slope.reshape(problem.batch, -1)
+
+
+def _backward_kv(scale, config, q, k, v, d_out, lse, delta, strength, mask):
+    problem = _Problem((q, k, v, d_out, lse, delta, strength), mask, config, inverse=True)
+    q_tiles, d_tiles = (problem.tiles(x, mask.tile_q) for x in (q, d_out))
+    lse_tiles = problem.tiles(lse, mask.tile_q, jnp.inf)
+    delta_tiles = problem.tiles(delta, mask.tile_q)
+    k_tiles, v_tiles = (problem.tiles(x, mask.tile_k) for x in (k, v))
+
+    def group(rows: Rows, trips: Array):
+        key, value = (x[rows.batch, rows.head, rows.tile] for x in (k_tiles, v_tiles))
+        strengths = problem.strengths(strength, rows)
+
+        def step(at, carry):
+            dk, dv = carry
+            tiles, pairs = problem.step(rows, at)
+            query, d_row, lse_row, delta_row = (
+                _gather(x, rows, tiles) for x in (q_tiles, d_tiles, lse_tiles, delta_tiles)
+            )
+            logits = _dot("whqd,whkd->whqk", query, key) * scale
+            weights = jnp.exp(_masked(logits, pairs, strengths) - lse_row[..., None])
+            dv = dv + _dot("whqk,whqd->whkd", weights.astype(d_out.dtype), d_row)
+            d_weights = _dot("whqd,whkd->whqk", d_row, value)
+            d_logits = weights * (d_weights - delta_row[..., None])
+            return dk + _dot("whqk,whqd->whkd", d_logits.astype(q.dtype), query), dv
+
+        start = (problem.zeros(*key.shape), problem.zeros(*value.shape))
+        dk, dv = lax.fori_loop(0, trips, step, start)
+        return (dk * scale).astype(k.dtype), dv.astype(v.dtype)
+
+    dk, dv = run_schedule(problem.schedule, group)
+    return problem.tokens(dk, mask.k_len), problem.tokens(dv, mask.k_len)
