@@ -22,7 +22,7 @@ from pallas_kernels.chunk_schedule import (
     restore_rows,
     run_schedule,
 )
-from pallas_kernels.compat import vary_like
+from pallas_kernels.compat import reduce_like, vary_like
 from pallas_kernels.fills import TileIndex
 from pallas_kernels.folding import fold_vmap
 from pallas_kernels.geometry import Pairs
@@ -71,11 +71,13 @@ def _attention_backward(scale, config, saved, cotangents):
     dq, d_strength = fold_vmap(walk)(*rows, strength, mask)
     walk = functools.partial(_backward_kv, scale, config)
     dk, dv = fold_vmap(walk)(*rows, strength, mask)
-    if strength is not None:
-        for axis in (0, 1):
-            if strength.shape[axis] == 1:
-                d_strength = jnp.sum(d_strength, axis=axis, keepdims=True)
-    return dq, dk, dv, d_strength if strength is not None else None, None
+    dq, dk, dv = (reduce_like(*pair) for pair in ((dq, q), (dk, k), (dv, v)))
+    if strength is None:
+        return dq, dk, dv, None, None
+    for axis in (0, 1):
+        if strength.shape[axis] == 1:
+            d_strength = jnp.sum(d_strength, axis=axis, keepdims=True)
+    return dq, dk, dv, reduce_like(d_strength, strength), None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
