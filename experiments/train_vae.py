@@ -18,7 +18,7 @@ from worldstereo_jax.data.textures import (
     TRAIN_PHOTOGRAPHS,
     load_photograph,
 )
-from worldstereo_jax.interop.weights import count_parameters, save_weights
+from worldstereo_jax.interop.weights import count_parameters, load_weights, save_weights
 from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig
 from worldstereo_jax.training.batches import SeededBatches
 from worldstereo_jax.training.curves import draw_curves
@@ -106,7 +106,7 @@ def make_loss(
         strength = jax.random.uniform(strength_key, (code.shape[0], 1, 1, 1))
         noise = jax.random.normal(noise_key, code.shape) * noise_std[None, None, None, :]
         output = vae.apply({"params": params}, code + strength * noise, method=TinyVae.decode_raw)
-        loss = charbonnier(output, batch) + 0.5 * gradient_loss(output, batch)
+        loss = charbonnier(output, batch, 0.1) + 0.5 * gradient_loss(output, batch, 0.1)
         return loss, {"psnr": psnr(output, batch).mean()}
 
     return loss_fn
@@ -127,17 +127,15 @@ def main() -> None:
 
     train_frames, held_out_frames = load_frames(args.frames)
     crops = Crops(train_frames)
-    sample = np.concatenate([crops(np.random.default_rng((7, i))) for i in range(60)])
+    sample = np.concatenate([crops(np.random.default_rng((7, i))) for i in range(100)])
     pca = fit_patch_pca(sample)
     config = TinyVaeConfig()
     vae = TinyVae(config)
     key = jax.random.key(args.seed)
     params = vae.init(key, jnp.zeros((1, CROP, CROP, 3)))["params"]
     if args.init is None:
-        params = start_from_pca(params, pca)
+        params = start_from_pca(params, pca, sample)
     else:
-        from worldstereo_jax.interop.weights import load_weights
-
         params, _ = load_weights(args.init)
     print(f"{count_parameters(params):,} parameters", flush=True)
 
@@ -162,11 +160,12 @@ def main() -> None:
         print(f"\nstep {int(state.step)}", _row(figures), flush=True)
         return figures
 
-    schedule = optax.warmup_cosine_decay_schedule(0.0, args.learning_rate, 100, args.steps, 1e-5)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, args.learning_rate, min(100, args.steps // 4), args.steps, 1e-5)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
     noise_std = np.minimum(NOISE / pca.std, 0.3)
     step = make_train_step(make_loss(vae, noise_std), optimizer, ema_decay=0.998)
     state = init_train_state(params, optimizer, key)
+    evaluate(state)
     start = time.perf_counter()
     state = train(
         state,

@@ -1,9 +1,10 @@
 """A small image autoencoder: every frame alone, 8x8 pixels to one latent of 16 channels.
 
 It stands in for the Wan VAE in the shipped preset and keeps its shapes ("keyframe mode": no
-temporal compression). Encoder and decoder are each a linear map of 8x8 patches plus a
-convolutional residual network whose last layer starts at zero, so that training starts from the
-linear principal components and can only improve on them.
+temporal compression). Encoder and decoder are each a linear map between 8x8 patches and codes,
+which sees the eight neighbours too (a lapped transform), plus a convolutional residual network
+whose last layer starts at zero: training starts from the best linear maps that are known in
+closed form (`worldstereo_jax.training.patch_pca`).
 """
 
 import dataclasses
@@ -153,8 +154,8 @@ class TinyVae(nn.Module):
     def setup(self) -> None:
         """Build the four parts."""
         config = self.config
-        self.linear_encoder = nn.Dense(config.latent_channels, dtype=self.dtype)
-        self.linear_decoder = nn.Dense(PATCH * PATCH * 3, dtype=self.dtype)
+        self.linear_encoder = nn.Conv(config.latent_channels, (3, 3), dtype=self.dtype)
+        self.linear_decoder = nn.Conv(PATCH * PATCH * 3, (3, 3), dtype=self.dtype)
         self.residual_encoder = ResidualEncoder(
             config.encoder_widths, config.encoder_blocks, config.latent_channels, self.dtype
         )

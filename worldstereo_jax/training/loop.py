@@ -70,10 +70,11 @@ def train(
                 pending.append(metrics)
                 bar.update()
                 last = done == steps or stop.is_set()
-                if done % log_every == 0 or last:
+                judged = evaluate is not None and (done % evaluate_every == 0 or done == steps)
+                if done % log_every == 0 or judged or last:
                     record = _means(pending)
                     record["seconds_per_step"] = (time.perf_counter() - since) / len(pending)
-                    if evaluate is not None and (done % evaluate_every == 0 or done == steps):
+                    if evaluate is not None and judged:
                         record |= evaluate(state)
                     _append(log, {"step": done} | record)
                     bar.set_postfix_str(f"loss {record['loss']:.4g}")

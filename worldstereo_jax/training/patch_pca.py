@@ -51,17 +51,44 @@ def reconstruct_pca(pca: PatchPca, images: Float[ndarray, "b h w 3"]) -> Float[n
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(images.shape).astype(np.float32)
 
 
-def start_from_pca(params: dict[str, typing.Any], pca: PatchPca) -> dict[str, typing.Any]:
-    """Put the components into a TinyVae's linear parts, whitened: codes have unit variance."""
-    encoder = pca.basis / pca.std[None, :]
+def encode_pca(pca: PatchPca, images: Float[ndarray, "b h w 3"]) -> Float[ndarray, "b lh lw c"]:
+    """Whitened coefficients of every 8x8 patch: each channel has about unit variance."""
+    b, h, w, _ = images.shape
+    coefficients = ((image_patches(images) - pca.mean) @ pca.basis) / pca.std
+    return coefficients.reshape(b, h // PATCH, w // PATCH, -1)
+
+
+def fit_lapped_decoder(
+    codes: Float[ndarray, "b lh lw c"], images: Float[ndarray, "b h w 3"]
+) -> tuple[Float[ndarray, "3 3 c p"], Float[ndarray, " p"]]:
+    """Ridge regression of each patch on the codes of itself and its eight neighbours.
+
+    Returns kernel and bias of a 3x3 convolution from codes (zero outside the image) to flattened
+    patches. Against the components alone this removes much of the blockiness.
+    """
+    b, lh, lw, c = codes.shape
+    padded = np.pad(codes, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    rows = [padded[:, y : y + lh, x : x + lw].reshape(-1, c) for y in range(3) for x in range(3)]
+    rows.append(np.ones((b * lh * lw, 1), codes.dtype))
+    design = np.concatenate(rows, axis=1).astype(np.float64)
+    normal = design.T @ design + 1e-5 * len(design) * np.eye(design.shape[1])
+    solution = np.linalg.solve(normal, design.T @ image_patches(images)).astype(np.float32)
+    return solution[:-1].reshape(3, 3, c, -1), solution[-1]
+
+
+def start_from_pca(
+    params: dict[str, typing.Any], pca: PatchPca, images: Float[ndarray, "b h w 3"]
+) -> dict[str, typing.Any]:
+    """Set a TinyVae's linear parts: encode by whitened components, decode by regression on `images`."""
+    kernel, bias = fit_lapped_decoder(encode_pca(pca, images), images)
+    components = pca.basis / pca.std[None, :]
+    encoder = np.zeros((3, 3, *components.shape), np.float32)
+    encoder[1, 1] = components
     return dict(
         params,
         linear_encoder={
             "kernel": jnp.asarray(encoder),
-            "bias": jnp.asarray(-(pca.mean @ encoder)),
+            "bias": jnp.asarray(-(pca.mean @ components)),
         },
-        linear_decoder={
-            "kernel": jnp.asarray((pca.basis * pca.std[None, :]).T),
-            "bias": jnp.asarray(pca.mean),
-        },
+        linear_decoder={"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)},
     )
