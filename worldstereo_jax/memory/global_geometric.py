@@ -204,8 +204,8 @@ def update_global_memory(
 
 def render_global_memory(
     memory: GlobalGeometricMemory,
-    w2c: Float[Array, "f 4 4"],
-    intrinsics: Float[Array, "f 3 3"],
+    w2c: Float[Array | ndarray, "f 4 4"],
+    intrinsics: Float[Array | ndarray, "f 3 3"],
     *,
     height: int,
     width: int,
@@ -221,8 +221,8 @@ def render_global_memory(
         memory.positions,
         memory.colors,
         memory.valid,
-        w2c,
-        intrinsics,
+        jnp.asarray(w2c, jnp.float32),
+        jnp.asarray(intrinsics, jnp.float32),
         height=height,
         width=width,
         radius_ndc=radius_ndc,
