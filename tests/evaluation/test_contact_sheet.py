@@ -23,13 +23,6 @@ def _count(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
     return int(np.all(picture == np.array(colour, np.uint8), axis=-1).sum())
 
 
-def test_evenly_chosen_frames_hold_both_ends():
-    assert sheet.evenly_chosen(21, 5) == [0, 5, 10, 15, 20]
-    assert sheet.evenly_chosen(9, 5) == [0, 2, 4, 6, 8]
-    assert sheet.evenly_chosen(3, 5) == [0, 1, 2]
-    assert sheet.evenly_chosen(1, 5) == [0]
-
-
 def test_every_picture_of_every_row_is_on_the_sheet():
     picture = sheet.contact_sheet(**_inputs(value=-1.0))
     cell = 224 * round(224 * _HEIGHT / _WIDTH)
@@ -38,7 +31,7 @@ def test_every_picture_of_every_row_is_on_the_sheet():
     assert _count(picture, (0, 0, 0)) == 5 * cell
     assert _count(picture, (64, 64, 64)) == panel
     assert _count(picture, (191, 191, 191)) == 5 * cell + panel
-    assert _count(picture, sheet._COVERED) == 5 * cell
+    assert _count(picture, sheet.COVERED) == 5 * cell
 
 
 def test_holes_are_coloured_where_they_are():
@@ -60,12 +53,12 @@ def test_unknown_depth_is_paper_and_near_and_far_differ():
     depth[0, 0, 0] = 0
     depth[1, 0, 0] = np.nan
     colours = sheet.colour_depth(depth)
-    np.testing.assert_array_equal(colours[:, 0, 0], [sheet._PAPER] * 2)
+    np.testing.assert_array_equal(colours[:, 0, 0], [sheet.PAPER] * 2)
     near, far = colours[0, 2, 1].astype(int), colours[0, 2, 4].astype(int)
     assert near[0] > near[2]  # warm
     assert far[2] > far[0]  # cold
     empty = sheet.colour_depth(np.zeros((1, 2, 3), np.float32))
-    np.testing.assert_array_equal(empty, np.broadcast_to(sheet._PAPER, (1, 2, 3, 3)))
+    np.testing.assert_array_equal(empty, np.broadcast_to(sheet.PAPER, (1, 2, 3, 3)))
 
 
 def test_captions_never_touch_a_picture():
@@ -73,19 +66,10 @@ def test_captions_never_touch_a_picture():
     # picture, or a picture over text, the counts of the bare sheet would change.
     bare = sheet.contact_sheet(**_inputs())
     titled = sheet.contact_sheet(**_inputs(), title="A long title about a corridor " * 40)
-    for colour in ((64, 64, 64), (191, 191, 191), sheet._COVERED):
+    for colour in ((64, 64, 64), (191, 191, 191), sheet.COVERED):
         assert _count(bare, colour) == _count(titled, colour)
     assert titled.shape[0] > bare.shape[0]
     assert titled.shape[1] == bare.shape[1]
-
-
-@pytest.mark.parametrize("title", ["", "short", "word " * 200, "x" * 3000])
-def test_titles_fit_the_sheet(title):
-    font = sheet._font(17)
-    lines = sheet._wrap(title, font, 600)
-    assert len(lines) <= 3
-    assert all(font.getlength(line) <= 600 for line in lines)
-    assert bool(lines) == bool(title)
 
 
 def test_depth_may_be_left_out_and_the_function_is_pure():
