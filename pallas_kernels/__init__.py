@@ -31,6 +31,7 @@ from pallas_kernels.patterns import (
     from_tile_lists,
     sliding_window,
 )
+from pallas_kernels.refinement import coarsen, pack, refine, tile_density
 from pallas_kernels.token_order import (
     TokenOrder,
     bounding_box,
@@ -47,6 +48,7 @@ __all__ = [
     "available_implementations",
     "block_sparse_attention",
     "bounding_box",
+    "coarsen",
     "concatenate_geometry",
     "dense_pattern",
     "ellipse_metric",
@@ -62,6 +64,9 @@ __all__ = [
     "merge_attention",
     "order_geometry",
     "order_tokens",
+    "pack",
+    "refine",
     "sliding_window",
     "sphere_metric",
+    "tile_density",
 ]

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from pallas_kernels.fills import EMPTY, FULL, PARTIAL, CombinedFill, Pairs, TileIndex, is_soft
+from pallas_kernels.composite_fills import CombinedFill, is_soft
+from pallas_kernels.fills import EMPTY, FULL, PARTIAL, TileIndex
+from pallas_kernels.geometry import Pairs
 
 __all__ = ["BlockMask", "TileLists", "build_mask", "tile_count", "tile_lists"]
 

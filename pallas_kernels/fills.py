@@ -20,7 +20,6 @@ __all__ = [
     "PARTIAL",
     "BandFill",
     "BitFill",
-    "CombinedFill",
     "FrameFill",
     "GeometryFill",
     "TileIndex",
@@ -204,55 +203,3 @@ class GeometryFill:
 
 
 _FIELDS = tuple(TokenGeometry.__dataclass_fields__)
-
-
-@flax.struct.dataclass
-@typing.no_type_check
-class CombinedFill:
-    """Both, or either, of two masks over the same tiles.
-
-    left, right             the masks' fills, or None.
-    left_state, right_state int8 [b, heads, nq, nk]: EMPTY, PARTIAL or FULL in each.
-    both                    static: True for `and`, False for `or`.
-    """
-
-    left: typing.Any
-    right: typing.Any
-    left_state: Int[Array, "b heads nq nk"]
-    right_state: Int[Array, "b heads nq nk"]
-    both: bool = flax.struct.field(pytree_node=False)
-
-    @property
-    def soft(self) -> bool:
-        """Whether one of the two carries a soft constraint."""
-        return is_soft(self.left) or is_soft(self.right)
-
-    def evaluate(self, index: TileIndex, tile_q: int, tile_k: int) -> Pairs:
-        """Pairs of the listed tiles."""
-        left = _with_state(self.left, self.left_state, index, tile_q, tile_k)
-        right = _with_state(self.right, self.right_state, index, tile_q, tile_k)
-        if not self.both:
-            return Pairs(left.allowed | right.allowed)
-        one = left if left.penalty is not None else right
-        return Pairs(left.allowed & right.allowed, one.attraction, one.penalty)
-
-
-def is_soft(fill) -> bool:
-    """Whether the fill's pairs carry a soft constraint."""
-    return fill is not None and fill.soft
-
-
-def _with_state(fill, state: Array, index: TileIndex, tile_q: int, tile_k: int) -> Pairs:
-    kind = index.take(state)[..., None, None]
-    if fill is None:
-        allowed = jnp.broadcast_to(kind == FULL, (*index.q.shape, tile_q, tile_k))
-        return Pairs(allowed)
-    pairs = fill.evaluate(index, tile_q, tile_k)
-    partial = kind == PARTIAL
-    if pairs.penalty is None:
-        return Pairs((kind == FULL) | (partial & pairs.allowed))
-    return Pairs(
-        (kind == FULL) | (partial & pairs.allowed),
-        jnp.where(partial, pairs.attraction, 0.0),
-        jnp.where(partial, pairs.penalty, 0.0),
-    )
