@@ -7,7 +7,6 @@ from worldstereo_jax.evaluation.comparison_sheet import (
     comparison_sheet,
     error_colours,
 )
-from worldstereo_jax.evaluation.sheet_layout import PAPER
 
 _SHAPE = (9, 24, 40, 3)
 _CELL = 224 * round(224 * 24 / 40)
@@ -54,7 +53,7 @@ def test_error_colours_grow_darker_with_the_error():
     video = np.zeros((1, 1, 6, 3), np.float32) + errors[:, None]
     colours = error_colours(video, np.zeros_like(video))[0, 0].astype(int).sum(-1)
     assert np.all(np.diff(colours) < 0)
-    np.testing.assert_array_equal(error_colours(_clip(0.3), _clip(0.3))[0, 0, 0], PAPER)
+    assert colours[0] > 600  # pale
 
 
 def test_refuses_clips_that_cannot_be_compared():

@@ -6,23 +6,25 @@ three times by the same parameters: with both memories, with the global one alon
 """
 
 import argparse
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from worldstereo_jax.cli.arguments import ArgumentParser, seed
 from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.outputs import (
+    check_output_folder,
     params_hash,
-    require_empty,
     write_clip,
     write_memory,
     write_run,
 )
 from worldstereo_jax.data.images import write_uint8_image
 from worldstereo_jax.data.scene_source import SceneClips
-from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.comparison_sheet import comparison_sheet
 from worldstereo_jax.evaluation.memory_gain import (
     BOTH,
@@ -33,89 +35,121 @@ from worldstereo_jax.evaluation.memory_gain import (
 )
 from worldstereo_jax.files import atomic_folder
 from worldstereo_jax.interop.shipped import load_world
-from worldstereo_jax.sampling.world import Cameras, init_memory
+from worldstereo_jax.sampling.rollout import Clip
+from worldstereo_jax.sampling.world import Cameras, RolloutConfig, init_memory
+
+TRUTH = "ground truth"
+TO_FIRST, TO_TRUTH = "PSNR dB to first clip", "PSNR dB to truth"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(prog="worldstereo demo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("out/demo"), metavar="DIR")
-    parser.add_argument("--scene", type=int, default=1, help="number of the held-out room")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
-    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+    parser = ArgumentParser(
+        prog="worldstereo demo", description=(__doc__ or "").split(": ", 1)[1], allow_abbrev=False
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/demo"),
+        metavar="DIR",
+        help="results go here (default out/demo)",
+    )
+    parser.add_argument("--scene", type=seed, default=1, help="number of the room (default 1)")
+    parser.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="of the noise (default 0)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
     """Make the room and the clips, write everything, print the gain."""
-    require_empty(options.out, options.overwrite)
-    if options.scene < 0:
-        raise InputError(f"--scene must be 0 or more, not {options.scene}")
-    stages = Stages(4 + len(VARIANTS))
-    with stages.stage("loading the model"):
-        world, params = load_world("tiny")
-    rollout = world.rollout
-    with stages.stage("making a room"):
-        source = SceneClips(
-            range(options.scene, options.scene + 1),
-            split="held_out",
-            frames=rollout.frames,
-            height=rollout.height,
-            width=rollout.width,
-        )
-        scene = {k: jnp.asarray(v) for k, v in source[0].items()}
-    first = Cameras(w2c=scene["w2c"], intrinsics=scene["intrinsics"])
-    second = Cameras(w2c=scene["revisit_w2c"], intrinsics=scene["revisit_intrinsics"])
-    memory = init_memory(
-        rollout, scene["image"][0], scene["depth"][0], scene["w2c"][0], scene["intrinsics"][0]
-    )
-    first_key, second_key = jax.random.split(jax.random.key(options.seed))
-    with stages.stage("first clip (compiling)"):
-        first_clip, memory = clip_with(BOTH, world, params, memory, first, first_key)
-        jax.block_until_ready(first_clip)
-    clips, after, rows = {}, {}, []
-    for variant in VARIANTS:
-        with stages.stage(f"second clip, {variant}"):
-            clips[variant], after[variant] = clip_with(
-                variant, world, params, memory, second, second_key
+    started = time.perf_counter()
+    check_output_folder(options.out, overwrite=options.overwrite)
+    world, params = load_world("tiny")
+    loading = round(time.perf_counter() - started, 3)
+
+    with Stages(3 + len(VARIANTS)) as stages:
+        stages.seconds["loading the model"] = loading
+        with stages.stage("making a room"):
+            scene = make_room(options.scene, world.rollout)
+        first_key, second_key = jax.random.split(jax.random.key(options.seed))
+        with stages.stage("first clip, and compiling"):
+            memory = init_memory(
+                world.rollout,
+                scene["image"][0],
+                scene["depth"][0],
+                scene["w2c"][0],
+                scene["intrinsics"][0],
             )
-            video = clips[variant].video
-            gain = revisit_metrics(scene, video, first_clip.video)
-            rows.append((variant, gain, frame_metrics(video, scene["revisit_image"])))
-    with stages.stage("writing"), atomic_folder(options.out) as folder:
-        for name, clip in (("first", first_clip), ("revisit", clips[BOTH])):
-            (folder / name).mkdir()
-            write_clip(folder / name, clip, f"{name} clip")
-        write_memory(folder, after[BOTH], world.name)
-        videos = {"ground truth": scene["revisit_image"]}
-        videos |= {variant: clip.video for variant, clip in clips.items()}
-        sheet = comparison_sheet({k: np.asarray(v) for k, v in videos.items()})
-        write_uint8_image(folder / "comparison.png", sheet)
-        write_run(
-            folder,
-            {
-                "scene": options.scene,
-                "seed": options.seed,
-                "model": {"preset": world.name, "sha256": params_hash(params)},
-                "seconds": stages.seconds,
-                "gain": {name: {**gain, **frame} for name, gain, frame in rows},
-            },
-        )
-    stages.close()
-    print_gain(rows)
-    print(f"\n{options.out}/comparison.png shows it; clips, memory/ and points.ply lie beside.")
+            path = Cameras(w2c=scene["w2c"], intrinsics=scene["intrinsics"])
+            first, memory = jax.block_until_ready(
+                clip_with(BOTH, world, params, memory, path, first_key)
+            )
+        path = Cameras(w2c=scene["revisit_w2c"], intrinsics=scene["revisit_intrinsics"])
+        clips, gain, final = {}, {}, memory
+        for variant in VARIANTS:
+            with stages.stage(f"second clip, {variant}"):
+                clip, after = clip_with(variant, world, params, memory, path, second_key)
+                clips[variant] = clip
+                gain[variant] = {
+                    **revisit_metrics(scene, clip.video, first.video),
+                    **frame_metrics(clip.video, scene["revisit_image"]),
+                }
+                final = after if variant == BOTH else final
+        with stages.stage("writing"), atomic_folder(options.out) as folder:
+            write_clip(folder / "first", first, "The first clip, from one image and its depth")
+            write_clip(folder / "revisit", clips[BOTH], "The second clip, with both memories")
+            write_memory(folder, final, world.name)
+            write_uint8_image(folder / "comparison.png", compare(scene, clips))
+            write_run(
+                folder,
+                "demo",
+                {
+                    "arguments": vars(options),
+                    "seed": options.seed,
+                    "model": {"preset": world.name, "sha256": params_hash(params)},
+                    "seconds": stages.seconds,
+                    "gain": gain,
+                },
+            )
+    print(gain_table(gain))
+    print(f"\n{options.out / 'comparison.png'} shows it.")
 
 
-def print_gain(rows: list[tuple[str, dict[str, float], dict[str, float]]]) -> None:
-    """A table of the second clip's figures per variant."""
-    print("\nThe second clip passes again over what the first one showed. PSNR in dB,")
-    print("over revisited pixels to the first clip and to the truth, and over whole frames:\n")
-    print(f"{'':<20}{'to first clip':>15}{'to truth':>12}{'whole frame':>14}{'SSIM':>9}")
-    for variant, gain, frame in rows:
-        print(
-            f"{variant:<20}{gain['PSNR dB to first clip']:>15.2f}{gain['PSNR dB to truth']:>12.2f}"
-            f"{frame['PSNR dB']:>14.2f}{frame['SSIM']:>9.3f}"
-        )
-    (_, full, _), (_, none, _) = rows[0], rows[-1]
-    gained = full["PSNR dB to first clip"] - none["PSNR dB to first clip"]
-    print(f"\nThe memories gained {gained:.1f} dB of consistency with the first clip.")
+def make_room(number: int, config: RolloutConfig) -> dict[str, jax.Array]:
+    """Two clips of a room from photographs that training never saw, as `SceneClips` gives them."""
+    rooms = SceneClips(
+        range(number, number + 1),
+        split="held_out",
+        frames=config.frames,
+        height=config.height,
+        width=config.width,
+    )
+    return {name: jnp.asarray(value) for name, value in rooms[0].items() if name != "seed"}
+
+
+def compare(scene: Mapping[str, jax.Array], clips: Mapping[str, Clip]) -> np.ndarray:
+    """The second clip of every variant below the truth, and the errors."""
+    videos = {TRUTH: scene["revisit_image"]}
+    videos |= {variant: clip.video for variant, clip in clips.items()}
+    title = "The second clip passes again over what the first one showed"
+    return comparison_sheet(videos, reference=TRUTH, title=title)
+
+
+def gain_table(gain: Mapping[str, Mapping[str, float]]) -> str:
+    """The second clip's figures for each variant, as text."""
+    lines = [
+        "The second clip passes again over what the first one showed. PSNR in dB: over revisited",
+        "pixels to the first clip and to the truth, and over whole frames to the truth; SSIM.",
+        "",
+        f"{'':<20}{'to first clip':>15}{'to truth':>12}{'whole frame':>14}{'SSIM':>9}",
+    ]
+    lines += [
+        f"{variant:<20}{row[TO_FIRST]:>15.2f}{row[TO_TRUTH]:>12.2f}"
+        f"{row['PSNR dB']:>14.2f}{row['SSIM']:>9.3f}"
+        for variant, row in gain.items()
+    ]
+    full, *_, none = (row[TO_FIRST] for row in gain.values())
+    lines += ["", f"The memories gained {full - none:.1f} dB of consistency with the first clip."]
+    return "\n".join(lines)

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
+import os
 import platform
-import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -23,22 +23,44 @@ from worldstereo_jax.sampling.rollout import Clip
 from worldstereo_jax.sampling.world import WorldMemory
 
 FRAMES_PER_SECOND = 6
+RUN_FILE = "run.json"
 
 
-def require_empty(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that already holds something, unless it is to be overwritten.
+def check_output_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds something, or in which nothing can be written.
+
+    With `overwrite` a folder is accepted that holds an earlier run's results (a run.json); never
+    another one, since all it holds would be lost.
 
     Raises:
         InputError: naming the folder.
     """
+    whole = folder.resolve()
+    if whole == Path.cwd() or whole in Path.cwd().parents:
+        raise InputError(f"--out {folder} holds the current folder; name a new one")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder} is a file; expected a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise InputError(f"--out {folder} already holds results; add --overwrite to replace them")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise InputError(
+                f"--out {folder} already holds files; choose another, or add --overwrite to "
+                "replace an earlier run's"
+            )
+        if not (folder / RUN_FILE).is_file():
+            raise InputError(
+                f"--out {folder} holds files of something else than an earlier run (there is no "
+                f"{RUN_FILE}); choose another folder"
+            )
+    nearest = next(path for path in whole.parents if path.exists())
+    if not nearest.is_dir():
+        raise InputError(f"--out {folder} cannot be made: {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"--out {folder} cannot be made: {nearest} is not writable")
 
 
 def write_clip(folder: Path, clip: Clip, title: str) -> None:
     """video.mp4, render.mp4, render_mask.mp4, contact_sheet.png and cameras.json of one clip."""
+    folder.mkdir(parents=True, exist_ok=True)
     video, depth = np.asarray(clip.video), np.asarray(clip.depth)
     render = np.asarray(clip.guidance.render_image)
     mask = np.asarray(clip.guidance.render_mask)[..., None]
@@ -71,9 +93,10 @@ def params_hash(params) -> str:
     return digest.hexdigest()
 
 
-def write_run(folder: Path, details: Mapping[str, object]) -> None:
+def write_run(folder: Path, command: str, details: Mapping[str, object]) -> None:
     """run.json: what was asked, with which versions, and how long it took."""
     record = {
+        "command": f"worldstereo {command}",
         **details,
         "versions": {
             "worldstereo_jax": worldstereo_jax.__version__,
@@ -81,6 +104,5 @@ def write_run(folder: Path, details: Mapping[str, object]) -> None:
             **{name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
         },
         "devices": [str(device) for device in jax.devices()],
-        "command": sys.argv,
     }
-    (folder / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / RUN_FILE).write_text(json.dumps(record, indent=1, default=str) + "\n")

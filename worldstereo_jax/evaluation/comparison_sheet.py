@@ -8,7 +8,7 @@ import numpy as np
 from worldstereo_jax.array_types import Array, Float, UInt8, ndarray
 from worldstereo_jax.data.images import to_uint8
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.evaluation.sheet_layout import PAPER, Row, Section, evenly_chosen, lay_out
+from worldstereo_jax.evaluation.sheet_layout import Row, Section, evenly_chosen, lay_out
 
 LARGEST_ERROR = 0.25
 """Mean difference over the channels, as a share of the range of colours, that is drawn darkest."""
@@ -56,13 +56,10 @@ def comparison_sheet(
 def error_colours(
     video: Float[Array | ndarray, "f h w 3"], truth: Float[Array | ndarray, "f h w 3"]
 ) -> UInt8[ndarray, "f h w 3"]:
-    """The difference of two clips as colours: paper where equal, yellow to dark red where not.
+    """The difference of two clips as colours: pale where equal, dark red where far.
 
     Mean absolute difference over the channels; `LARGEST_ERROR` and more is darkest.
     """
     difference = np.abs(np.asarray(video, np.float32) - np.asarray(truth, np.float32))
     level = np.clip(difference.mean(-1) / (2 * LARGEST_ERROR), 0, 1)
-    colours = matplotlib.colormaps[_COLOUR_MAP](level, bytes=True)[..., :3]
-    # The colour map begins at a yellow; fade it in, so that no error looks like no picture.
-    share = np.clip(level * 10, 0, 1)[..., None]
-    return np.round(share * colours + (1 - share) * np.array(PAPER)).astype(np.uint8)
+    return matplotlib.colormaps[_COLOUR_MAP](level, bytes=True)[..., :3]

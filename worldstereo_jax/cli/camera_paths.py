@@ -1,0 +1,181 @@
+"""The clips that a command line asks for, each with its camera path."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from worldstereo_jax.array_types import Array, Float, ndarray
+from worldstereo_jax.cli.scene_input import AnyScene, image_size
+from worldstereo_jax.data.scene_folders import PanoramaScene, SingleViewScene, Trajectory
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.camera_io import read_camera_json, select_cameras
+from worldstereo_jax.geometry.cameras import resize_intrinsics
+from worldstereo_jax.geometry.trajectories import (
+    ease,
+    make_path,
+    path_names,
+    spline_path,
+    unknown_name,
+)
+from worldstereo_jax.sampling.world import Cameras, WorldMemory
+
+
+@dataclasses.dataclass(frozen=True)
+class PresetPath:
+    """A named path; it starts at the memory's first view and turns about what that view sees."""
+
+    name: str
+    amplitude: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One clip to make.
+
+    Attributes:
+        name: its folder below --out, "" for --out itself.
+        prompt: the caption, "" where the scene has none.
+        path: its cameras, or the preset they follow from once the memory is there.
+    """
+
+    name: str
+    prompt: str
+    path: Cameras | PresetPath
+
+
+def plan_jobs(
+    scene: AnyScene,
+    own_size: tuple[int, int],
+    frames: int,
+    *,
+    camera: str | None,
+    amplitude: float | None,
+    trajectories: Sequence[str],
+) -> list[Job]:
+    """Which clips to make: one along `camera`, or the scene's own paths in the official order.
+
+    Args:
+        scene: at its working size.
+        own_size: (height, width) of the scene's image in its file.
+        frames: cameras of a clip.
+        camera: file or preset, None for the scene's own paths.
+        amplitude: how far a preset goes, None for 1.
+        trajectories: "<view>/<trajectory>" of a panorama to make, all when empty.
+
+    Raises:
+        InputError: naming the argument or file at fault.
+    """
+    if trajectories and (camera is not None or isinstance(scene, SingleViewScene)):
+        raise InputError("--trajectory chooses among a panorama's own paths, without --camera")
+    if camera is not None:
+        path = _read_path(scene, own_size, frames, camera, amplitude)
+        return [Job("", getattr(scene, "prompt", ""), path)]
+    if amplitude is not None:
+        raise InputError("--amplitude is for the PRESET paths of --camera")
+    if isinstance(scene, PanoramaScene):
+        return [
+            Job(_label(t), t.prompt, spread(t.w2c, t.intrinsics, frames))
+            for t in _choose(scene, trajectories)
+        ]
+    if scene.w2c is None or scene.intrinsics is None:
+        raise InputError(
+            f"{scene.name} is a bare image: --camera FILE or one of {', '.join(path_names())} "
+            "is needed"
+        )
+    return [Job("", scene.prompt, spread(scene.w2c, scene.intrinsics, frames))]
+
+
+def cameras_of(job: Job, memory: WorldMemory, frames: int) -> Cameras:
+    """The cameras of a job in the world of the memory.
+
+    A preset starts at the memory's first view, with its intrinsics; its pivot is the median depth
+    of that view's middle.
+    """
+    if isinstance(job.path, Cameras):
+        return job.path
+    stereo = memory.stereo
+    path = make_path(
+        job.path.name,
+        frames,
+        amplitude=job.path.amplitude,
+        pivot_depth=middle_depth(np.asarray(stereo.depth[0])),
+    )
+    w2c = np.asarray(path) @ np.asarray(stereo.w2c[0])
+    return _cameras(w2c, np.broadcast_to(stereo.intrinsics[0], (frames, 3, 3)))
+
+
+def spread(
+    w2c: Float[ndarray, "k 4 4"], intrinsics: Float[ndarray, "k 3 3"], frames: int
+) -> Cameras:
+    """`frames` cameras along a path of any length: evenly chosen ones where it has as many.
+
+    A shorter path is interpolated: a spline through its cameras that starts and stops gently, and
+    intrinsics in proportion.
+    """
+    if len(w2c) >= frames:
+        return _cameras(*select_cameras(w2c, intrinsics, frames))
+    # The spline is seen from its first camera; put it back where that camera stands.
+    path = np.asarray(spline_path(w2c, frames)) @ w2c[0]
+    at = ease(np.linspace(0.0, 1.0, frames)) * (len(w2c) - 1)
+    before = np.clip(np.floor(at).astype(int), 0, len(w2c) - 2)
+    share = (at - before)[:, None, None]
+    between = (1 - share) * intrinsics[before] + share * intrinsics[before + 1]
+    return _cameras(path, between)
+
+
+def middle_depth(depth: Float[ndarray, "h w"]) -> float:
+    """Median of the known depth in the middle of an image, or of all of it."""
+    height, width = depth.shape
+    middle = depth[height // 4 : -(height // 4), width // 4 : -(width // 4)]
+    return float(np.median(middle[middle > 0] if np.any(middle > 0) else depth[depth > 0]))
+
+
+def _cameras(
+    w2c: Float[Array | ndarray, "f 4 4"], intrinsics: Float[Array | ndarray, "f 3 3"]
+) -> Cameras:
+    return Cameras(
+        w2c=jnp.asarray(w2c, jnp.float32), intrinsics=jnp.asarray(intrinsics, jnp.float32)
+    )
+
+
+def _read_path(
+    scene: AnyScene,
+    own_size: tuple[int, int],
+    frames: int,
+    camera: str,
+    amplitude: float | None,
+) -> Cameras | PresetPath:
+    """The path that --camera asks for.
+
+    The cameras of a file stand in the scene's world; their intrinsics belong to images of the size
+    that the file names, or else of the scene's own size.
+    """
+    if camera in path_names():
+        path = PresetPath(camera, 1.0 if amplitude is None else amplitude)
+        # Made once for its checks, before anything expensive.
+        make_path(path.name, frames, amplitude=path.amplitude)
+        return path
+    file = Path(camera)
+    if not (file.suffix or file.exists() or len(file.parts) > 1):
+        raise InputError(unknown_name("camera path", camera, path_names()))
+    if amplitude is not None:
+        raise InputError("--amplitude is for the PRESET paths of --camera, not for a file")
+    w2c, intrinsics, file_size = read_camera_json(file)
+    scaled = resize_intrinsics(intrinsics, file_size or own_size, image_size(scene))
+    return spread(w2c, np.asarray(scaled), frames)
+
+
+def _label(trajectory: Trajectory) -> str:
+    return f"{trajectory.view}/{trajectory.name}"
+
+
+def _choose(scene: PanoramaScene, wanted: Sequence[str]) -> list[Trajectory]:
+    """The wanted trajectories in the official order, all when none is named."""
+    known = {_label(trajectory): trajectory for trajectory in scene.trajectories}
+    for name in wanted:
+        if name not in known:
+            raise InputError(unknown_name("trajectory", name, known))
+    return [trajectory for label, trajectory in known.items() if not wanted or label in wanted]

@@ -1,0 +1,123 @@
+"""The memory a run starts with: begun from a scene, or read from an earlier run."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from worldstereo_jax.array_types import Array, Float, ndarray
+from worldstereo_jax.cli.scene_input import AnyScene, image_size
+from worldstereo_jax.data.scene_folders import SingleViewScene, default_intrinsics
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.memory.folder import load_memory
+from worldstereo_jax.memory.global_geometric import init_global_memory
+from worldstereo_jax.memory.spatial_stereo import init_spatial_memory
+from worldstereo_jax.sampling.world import (
+    Cameras,
+    RolloutConfig,
+    World,
+    WorldMemory,
+    WorldParams,
+    empty_memory,
+    remember,
+)
+
+# Mean difference, of colours in [-1, 1], up to which a stored view counts as the scene's image.
+_SAME_IMAGE = 0.02
+
+
+def read_memory(folder: Path, model: str, scene: AnyScene) -> WorldMemory:
+    """A saved memory of this model that was begun from this scene.
+
+    Raises:
+        InputError: naming what does not fit, and as `load_memory` does.
+    """
+    points, stereo = load_memory(folder, model=model)
+    size = image_size(scene)
+    found = tuple(stereo.images.shape[1:3])
+    if found != size:
+        raise InputError(
+            f"--memory {folder} holds views of {found[0]}x{found[1]} pixels (height x width), "
+            f"but this scene's are {size[0]}x{size[1]}"
+        )
+    image = scene.image if isinstance(scene, SingleViewScene) else scene.bank.images[0]
+    difference = np.abs(np.asarray(stereo.images) - image[None]).mean((1, 2, 3))
+    if not np.any(np.asarray(stereo.valid) & (difference < _SAME_IMAGE)):
+        raise InputError(f"--memory {folder} was begun from another image than {scene.name}'s")
+    return WorldMemory(points=points, stereo=stereo)
+
+
+def begin_memory(
+    world: World,
+    params: WorldParams,
+    scene: AnyScene,
+    known_depth: Float[ndarray, "h w"] | None,
+) -> WorldMemory:
+    """The memory that a scene starts with: its image, or the panorama's views.
+
+    The image of a single view stands at the first camera of its path, or, without a path, at the
+    world's origin with `default_intrinsics`. Depth that is not given is estimated.
+    """
+    if isinstance(scene, SingleViewScene):
+        images = scene.image[None]
+        w2c = np.eye(4, dtype=np.float32)[None] if scene.w2c is None else scene.w2c[:1]
+        intrinsics = scene.intrinsics
+        if intrinsics is None:
+            intrinsics = default_intrinsics(*image_size(scene))[None]
+    else:
+        images, w2c, intrinsics = scene.bank.images, scene.bank.w2c, scene.bank.intrinsics
+    if known_depth is None:
+        depth = estimate_depth(world, params, images)
+    else:
+        depth = jnp.asarray(known_depth)[None]
+    cameras = Cameras(w2c=jnp.asarray(w2c), intrinsics=jnp.asarray(intrinsics[: len(images)]))
+    begin = jax.jit(
+        lambda images, depth, cameras: remember(
+            world.rollout, empty_memory(world.rollout), images, depth, cameras, source=0
+        )
+    )
+    return begin(jnp.asarray(images), depth, cameras)
+
+
+def estimate_depth(
+    world: World, params: WorldParams, images: Float[ndarray, "v h w 3"]
+) -> Float[Array, "v h w"]:
+    """Depth of images by the world's depth network, in metres."""
+    estimate = jax.jit(lambda params, image: world.depth.apply({"params": params}, image))
+    # One by one: a panorama's views at once would take much memory.
+    return jnp.concatenate([estimate(params.depth, image[None]) for image in jnp.asarray(images)])
+
+
+def with_capacity(config: RolloutConfig, views: int, points: int, clips: int) -> RolloutConfig:
+    """The config with memories so large that nothing `clips` clips add can be lost.
+
+    Args:
+        config: its capacities are kept where they suffice.
+        views: views that are, or will be, stored before the first clip.
+        points: points that are, or may be, stored before the first clip.
+        clips: clips to be made.
+    """
+    views += clips * config.keyframes
+    points += clips * config.keyframes * config.height * config.width
+    return dataclasses.replace(
+        config,
+        bank_capacity=max(config.bank_capacity, views),
+        point_capacity=max(config.point_capacity, points),
+    )
+
+
+def with_room(memory: WorldMemory, config: RolloutConfig) -> WorldMemory:
+    """The same memory with at least the capacities of `config`."""
+    height, width = memory.stereo.images.shape[1:3]
+    points = init_global_memory(max(config.point_capacity, memory.points.positions.shape[0]))
+    stereo = init_spatial_memory(max(config.bank_capacity, memory.stereo.capacity), height, width)
+
+    def extend(old: Array, empty: Array) -> Array:
+        return old if old.ndim == 0 else jnp.concatenate([old, empty[len(old) :]])
+
+    return WorldMemory(
+        points=jax.tree.map(extend, memory.points, points),
+        stereo=jax.tree.map(extend, memory.stereo, stereo),
+    )
