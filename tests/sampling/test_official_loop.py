@@ -1,5 +1,6 @@
 """Whole denoising loops of the official memory model at toy size, end to end."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def memory_model(goldens_dir):
         control_num_heads=int(io["control_num_heads"]),
         update_ref=bool(io["update_ref"]),
     )
-    params = params_from_official(weights, config)
+    params = jax.tree.map(jnp.asarray, params_from_official(weights, config))
     reference = channels_last(io["reference_latent"])
     inputs = {
         "text": jnp.asarray(io["encoder_hidden_states"]),
