@@ -25,9 +25,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         # mkstemp makes private files; give the result the permissions any new file would have.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -37,22 +35,38 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; swap it in for `path` when the block succeeds.
 
-    A folder already at `path` is replaced only after everything was written.
+    A folder already at `path` is replaced only after everything was written. When the block
+    raises, the temporary folder is removed, and parents that were made for it, too.
     """
-    path = Path(path)
+    path = Path(path).resolve()
+    made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    # Holds the new folder and, for a moment, the old one; removed whatever happens.
+    workshop = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = workshop / "new"
+    temporary.mkdir()
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
+        temporary.chmod(0o777 & ~_umask())
+        retired = workshop / "old"
         if path.exists():
-            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-            path.replace(retired / path.name)
+            path.replace(retired)
+        try:
             temporary.replace(path)
-            shutil.rmtree(retired)
-        else:
-            temporary.replace(path)
+        except BaseException:
+            if retired.exists():
+                retired.replace(path)
+            raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(workshop, ignore_errors=True)
+        for parent in made:
+            # Fails where something was written, which is then to stay.
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+def _umask() -> int:
+    """The process's mask of permissions, which can only be read by setting it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

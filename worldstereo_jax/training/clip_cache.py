@@ -2,12 +2,14 @@
 
 Rendering a scene, warping its bank and encoding some fifty images costs far more than one training
 step on them, and none of it depends on the weights that are trained; so it is done once. A cache is
-`cache.json` (version, number of clips, shape and type of every field) and `<field>.npy` files.
+`cache.json` (version, number of clips, capacity, recipe, shape and type of every field) and
+`<field>.npy` files.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, SupportsIndex
 
 import grain
 import numpy as np
@@ -16,16 +18,23 @@ from worldstereo_jax.errors import InputError
 from worldstereo_jax.files import atomic_write
 
 VERSION = 1
+_INDEX = "cache.json"
 
 
 class ClipCacheWriter:
     """Fill a cache clip by clip; a clip counts as written once `cache.json` says so.
 
     Args:
-        folder: where the cache stands; created when missing.
+        folder: where the cache stands; created when missing, continued when it holds one.
         capacity: clips the arrays are allocated for.
         example: one clip, a flat mapping field name -> array, which fixes shapes and types.
-        recipe: what the clips were made from; a cache is only continued by the same recipe.
+        recipe: what the clips were made from, as JSON values; a cache is only continued by the
+            same recipe.
+
+    Attributes:
+        written: clips in the cache; may be lowered, and later clips are then written again.
+
+    Raises InputError when the folder holds a cache of another recipe, capacity or example.
     """
 
     def __init__(
@@ -36,78 +45,136 @@ class ClipCacheWriter:
         recipe: Mapping[str, object],
     ):
         self.folder = Path(folder)
-        self.recipe = dict(recipe)
         self.capacity = capacity
-        self.folder.mkdir(parents=True, exist_ok=True)
+        # As JSON will give it back: tuples become lists.
+        self.recipe = json.loads(json.dumps(dict(recipe)))
         self.written = 0
-        index = self.folder / "cache.json"
-        if index.exists():
-            found = read_index(self.folder)
-            if found["recipe"] != self.recipe or found["capacity"] != capacity:
-                raise InputError(
-                    f"{index} was made by another recipe ({found['recipe']}); "
-                    f"expected {self.recipe}: choose another folder"
-                )
-            self.written = found["clips"]
-        mode = "r+" if index.exists() else "w+"
+        self._described = {
+            name: [list(array.shape), str(array.dtype)] for name, array in example.items()
+        }
+        if (self.folder / _INDEX).exists():
+            self.written = self._continued()
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.fields = {
-            name: np.lib.format.open_memmap(
-                self.folder / f"{name}.npy", mode=mode, dtype=a.dtype, shape=(capacity, *a.shape)
-            )
-            for name, a in example.items()
+            name: self._open(name, array, new=self.written == 0) for name, array in example.items()
         }
 
     def append(self, clip: Mapping[str, np.ndarray]) -> None:
-        """Write one clip and record it in the index."""
+        """Write one clip and record it in the index.
+
+        Raises InputError when the cache is full or the clip differs in form from the example.
+        """
         if self.written >= self.capacity:
             raise InputError(f"{self.folder} is full: it was allocated for {self.capacity} clips")
+        described = {name: [list(a.shape), str(a.dtype)] for name, a in clip.items()}
+        for name in sorted(described.keys() | self._described.keys()):
+            if described.get(name) != self._described.get(name):
+                raise InputError(
+                    f"{self.folder}: field {name!r} of a clip is {described.get(name)}, expected "
+                    f"{self._described.get(name)}"
+                )
         for name, array in self.fields.items():
             array[self.written] = clip[name]
+            array.flush()
         self.written += 1
         index = {
             "version": VERSION,
             "clips": self.written,
             "capacity": self.capacity,
             "recipe": self.recipe,
-            "fields": {n: [list(a.shape[1:]), str(a.dtype)] for n, a in self.fields.items()},
+            "fields": self._described,
         }
-        with atomic_write(self.folder / "cache.json") as temporary:
+        with atomic_write(self.folder / _INDEX) as temporary:
             temporary.write_text(json.dumps(index, indent=1))
 
+    def _continued(self) -> int:
+        """Clips in the cache that is there already."""
+        path, found = self.folder / _INDEX, read_index(self.folder)
+        expected = {
+            "recipe": self.recipe,
+            "capacity": self.capacity,
+            "fields": self._described,
+        }
+        for name, value in expected.items():
+            if found[name] != value:
+                raise InputError(
+                    f"{path} was made with another {name} ({found[name]}), expected {value}: "
+                    "choose another folder"
+                )
+        return found["clips"]
 
-def read_index(folder: Path) -> dict:
-    """The index of a cache; `InputError` when the folder holds none or another version's."""
-    path = Path(folder) / "cache.json"
+    def _open(self, name: str, example: np.ndarray, *, new: bool) -> np.memmap:
+        shape = (self.capacity, *example.shape)
+        path = self.folder / f"{name}.npy"
+        if new:
+            return np.lib.format.open_memmap(path, mode="w+", dtype=example.dtype, shape=shape)
+        return _existing(path, shape, "r+")
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The index of a cache.
+
+    Raises InputError when the folder holds none, a damaged one, or another version's.
+    """
+    path = Path(folder) / _INDEX
     if not path.is_file():
         raise InputError(f"{path} is missing: build the cache first")
-    index = json.loads(path.read_text())
-    if index.get("version") != VERSION:
-        raise InputError(f"{path} has version {index.get('version')}, expected {VERSION}")
+    try:
+        index = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON") from error
+    if not isinstance(index, dict) or index.get("version") != VERSION:
+        version = index.get("version") if isinstance(index, dict) else None
+        raise InputError(f"{path} has version {version}, expected {VERSION}")
+    missing = {"clips", "capacity", "recipe", "fields"} - index.keys()
+    if missing:
+        raise InputError(f"{path} has no field {sorted(missing)[0]!r}")
     return index
 
 
 class ClipCache(grain.sources.RandomAccessDataSource):
-    """Random access to the clips of a cache; item i is a mapping field name -> array."""
+    """Random access to the clips of a cache; item i is a mapping field name -> array.
+
+    Raises InputError for a folder that holds no complete cache.
+    """
 
     def __init__(self, folder: Path):
         index = read_index(folder)
-        self.clips = index["clips"]
+        self.clips: int = index["clips"]
         self.folder = str(folder)
         self.fields = {
-            name: np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in index["fields"]
+            name: _existing(Path(folder) / f"{name}.npy", (index["capacity"], *shape), "r")
+            for name, (shape, _) in index["fields"].items()
         }
 
     def __len__(self) -> int:
         return self.clips
 
-    def __getitem__(self, item):
-        return {name: np.asarray(array[int(item)]) for name, array in self.fields.items()}
+    def __getitem__(self, record_key: SupportsIndex) -> dict[str, np.ndarray]:
+        """One clip; raises IndexError beyond the clips that were written."""
+        item = range(self.clips)[record_key]
+        return {name: np.asarray(array[item]) for name, array in self.fields.items()}
 
     def __repr__(self) -> str:
         return f"ClipCache({self.folder!r}, clips={self.clips})"
+
+    def __reduce__(self) -> tuple[type["ClipCache"], tuple[Path]]:
+        """Workers open the files again instead of receiving what they hold."""
+        return ClipCache, (Path(self.folder),)
 
 
 def cached_batches(source: ClipCache, batch_size: int, seed: int) -> grain.DatasetIterator:
     """Endless shuffled batches whose position can be saved; a pure function of `seed`."""
     data = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
     return iter(data.to_iter_dataset())
+
+
+def _existing(path: Path, shape: tuple[int, ...], mode: Any) -> np.memmap:
+    """The array of a field; InputError when its file is missing, cut short or of another shape."""
+    try:
+        array = np.lib.format.open_memmap(path, mode=mode)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is missing or damaged; build the cache again") from error
+    if array.shape != shape:
+        raise InputError(f"{path} has shape {array.shape}, expected {shape}")
+    return array
