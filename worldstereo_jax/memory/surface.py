@@ -60,6 +60,22 @@ def between_surfaces(
     return hanging & (inverse > 0)
 
 
+def one_surface(
+    inverse: Float[Array, "h w"], planes: Float[Array, "h w 3"], *, tolerance: float
+) -> Bool[Array, "h w"]:
+    """Pixels whose 5x5 neighbourhood lies on their tangent plane, within `tolerance` of depth."""
+    h, w = inverse.shape
+    same = inverse > 0
+    for dy in range(-2, 3):
+        for dx in range(-2, 3):
+            around = _shift(_shift(inverse, dy, 0), dx, 1)
+            meant = inverse + dx * planes[..., 0] + dy * planes[..., 1]
+            near = jnp.abs(around - meant) <= tolerance * inverse
+            inside = _inside(h, dy)[:, None] & _inside(w, dx)[None, :]
+            same &= near | ~inside
+    return same
+
+
 def nearest_around(inverse: Float[Array, "h w"]) -> Float[Array, "h w"]:
     """Largest inverse depth (nearest surface) in the 3x3 neighbourhood."""
     for axis in (0, 1):
@@ -132,3 +148,8 @@ def _slope(inverse: Float[Array, "h w"], axis: int) -> Float[Array, "h w"]:
     # A lone neighbour across a jump says nothing about the slope.
     one = jnp.where(jnp.abs(one) > 0.1 * inverse, 0.0, one)
     return jnp.where(has_before & has_after, both, one)
+
+
+def _inside(size: int, step: int) -> Bool[Array, "n"]:
+    index = jnp.arange(size) + step
+    return (index >= 0) & (index < size)

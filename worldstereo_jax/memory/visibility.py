@@ -9,7 +9,9 @@ against it: views that look through the point at something behind it (row S34).
 Every test is relative to depth, so nothing depends on the unit of length (row S38).
 """
 
+import functools
 import typing
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -24,6 +26,7 @@ from worldstereo_jax.memory.surface import (
     inverse_depth,
     inverse_intrinsics,
     nearest_around,
+    one_surface,
     pixel_transfer,
     tangent_planes,
 )
@@ -40,13 +43,15 @@ class SurfaceViews:
 
     inverse [v, h, w]: inverse depth, 0 where not used. planes [v, h, w, 3]: tangent planes, see
     `surface`. confidence [v, h, w]: 0 where not used. nearest [v, h, w]: largest inverse depth of
-    the 3x3 neighbourhood. w2c [v, 4, 4], intrinsics [v, 3, 3].
+    the 3x3 neighbourhood. smooth [v, h, w]: the 5x5 neighbourhood lies on one surface.
+    w2c [v, 4, 4], intrinsics [v, 3, 3].
     """
 
     inverse: Float[Array, "v h w"]
     planes: Float[Array, "v h w 3"]
     confidence: Float[Array, "v h w"]
     nearest: Float[Array, "v h w"]
+    smooth: Bool[Array, "v h w"]
     w2c: Float[Array, "v 4 4"]
     intrinsics: Float[Array, "v 3 3"]
 
@@ -79,17 +84,26 @@ def prepare_views(
     w2c: Float[Array, "v 4 4"],
     intrinsics: Float[Array, "v 3 3"],
     valid: Bool[Array, "v"],
+    *,
+    tolerance: float,
 ) -> SurfaceViews:
-    """Surfaces of the views: pixels between two surfaces and invalid views are left out."""
+    """Surfaces of the views: pixels between two surfaces and invalid views are left out.
+
+    Arguments as in `warping.warp_views`; `tolerance` is the share of depth within which two
+    neighbouring pixels continue one surface.
+    """
     inverse = jnp.where(valid[:, None, None], inverse_depth(depth), 0.0)
     keep = ~jax.vmap(between_surfaces)(inverse) & (inverse > 0) & (confidence > 0)
     planes = jax.vmap(tangent_planes)(inverse)
     inverse = jnp.where(keep, inverse, 0.0)
+    planes = jnp.where(keep[..., None], planes, 0.0)
+    smooth = jax.vmap(functools.partial(one_surface, tolerance=2.0 * tolerance))(inverse, planes)
     return SurfaceViews(
         inverse=inverse,
-        planes=jnp.where(keep[..., None], planes, 0.0),
+        planes=planes,
         confidence=jnp.where(keep, confidence, 0.0),
         nearest=jax.vmap(nearest_around)(inverse),
+        smooth=smooth,
         w2c=jnp.asarray(w2c, jnp.float32),
         intrinsics=jnp.asarray(intrinsics, jnp.float32),
     )
@@ -138,21 +152,22 @@ def splat_proposals(
     matrix, vector = jax.vmap(pixel_transfer, in_axes=(0, 0, None, None))(
         views.w2c, views.intrinsics, target_w2c, target_intrinsics
     )
-    q = _carry(matrix, vector, _homogeneous(h, w), views.inverse)
-    front = (views.inverse > 0) & (q[..., 2] > _NEAR)
-    qz = jnp.where(front, q[..., 2], 1.0)
-    pixel = q[..., :2] / qz[..., None]
-    rows_x, rows_y = _jacobian(matrix, vector, views.planes, pixel, qz)
-    front &= _determinant(rows_x, rows_y) > 0
-    extent = jnp.maximum(jnp.abs(rows_x).sum(-1), jnp.abs(rows_y).sum(-1))
+    q = _carry(matrix, vector, _grid(h, w), views.inverse)
+    front = (views.inverse > 0) & (q[2] > _NEAR)
+    qz = jnp.where(front, q[2], 1.0)
+    x, y = q[0] / qz, q[1] / qz
+    slope = (views.planes[..., 0], views.planes[..., 1])
+    jacobian = _jacobian(matrix, vector, slope, (x, y), qz)
+    front &= _determinant(jacobian) > 0
+    extent = jnp.maximum(*[jnp.abs(row[0]) + jnp.abs(row[1]) for row in jacobian])
     level = jnp.ceil(jnp.log2(jnp.maximum(extent, 1.0)) - 0.5)
     level = jnp.clip(level, 0, _LEVELS - 1).astype(jnp.int32)
-    inside = front & (pixel >= 0).all(-1) & (pixel[..., 0] < width) & (pixel[..., 1] < height)
-    cell = jnp.where(inside[..., None], pixel, 0.0).astype(jnp.int32) >> level[..., None]
+    inside = front & (x >= 0) & (y >= 0) & (x < width) & (y < height)
+    column, row = (jnp.where(inside, a, 0.0).astype(jnp.int32) >> level for a in (x, y))
     shapes = [(-(-height // 2**i), -(-width // 2**i)) for i in range(_LEVELS)]
     starts = [sum(r * c for r, c in shapes[:i]) for i in range(_LEVELS + 1)]
     columns = jnp.asarray([c for _, c in shapes], jnp.int32)[level]
-    index = jnp.asarray(starts[:-1], jnp.int32)[level] + cell[..., 1] * columns + cell[..., 0]
+    index = jnp.asarray(starts[:-1], jnp.int32)[level] + row * columns + column
     value = jnp.where(inside, views.inverse / qz, 0.0)
     buffer = jnp.zeros((starts[-1],), jnp.float32)
     buffer = buffer.at[index.reshape(-1)].max(value.reshape(-1), mode="promise_in_bounds")
@@ -187,20 +202,17 @@ def _intersect(
     Of the views' answers the front-most and those that agree with it are averaged.
     """
     matrix, vector = transfer
-    grid = _homogeneous(*proposal.shape)
-    start = _carry(matrix, vector, grid, jnp.zeros_like(proposal))  # the ray's vanishing point
+    grid = _grid(*proposal.shape)
+    start = _carry(matrix, vector, grid, jnp.zeros_like(proposal)[None])  # vanishing points
 
-    def cut(
-        guess: Float[Array, "v h w"],
-    ) -> tuple[Float[Array, "v h w"], Float[Array, "v h w"]]:
-        q = start + guess[..., None] * vector[:, None, None, :]
-        _, planes, confidence, _ = _read(views, q, guess > 0)
-        below = 1.0 - jnp.einsum("vhwi,vi->vhw", planes, vector, precision=_HIGHEST)
-        above = (planes * start).sum(-1)
-        met = (confidence > 0) & (below > _NEAR) & (above > 0)
-        return jnp.where(met, above / jnp.where(met, below, 1.0), 0.0), confidence
+    def cut(guess: Float[Array, "#v h w"]) -> tuple[Float[Array, "v h w"], Float[Array, "v h w"]]:
+        found = _read(views, _carry(matrix, vector, grid, guess), guess > 0)
+        below = 1.0 - _dot(found.plane, _parts(vector))
+        above = _dot(found.plane, start)
+        met = (found.confidence > 0) & (below > _NEAR) & (above > 0)
+        return jnp.where(met, above / jnp.where(met, below, 1.0), 0.0), found.confidence
 
-    first, _ = cut(jnp.broadcast_to(proposal, start.shape[:-1]))
+    first, _ = cut(proposal[None])
     second, confidence = cut(first)
     agrees = (second > 0) & (jnp.abs(second - first) <= tolerance * second)
     second = jnp.where(agrees, second, 0.0)
@@ -218,12 +230,11 @@ def _votes(
     tolerance: float,
 ) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
     """Confidence of the views that show the surface, and of those that see through it."""
-    matrix, vector = transfer
-    q = _carry(matrix, vector, _homogeneous(*inverse.shape), inverse)
-    pixel, planes, confidence, nearest = _read(views, q, (inverse > 0)[None])
-    agrees, violates, _ = _compare(q, pixel, planes, confidence, nearest, inverse, tolerance)
-    support = jnp.where(agrees, confidence, 0.0).sum(0)
-    return support, jnp.where(violates, confidence, 0.0).sum(0)
+    q = _carry(*transfer, _grid(*inverse.shape), inverse[None])
+    found = _read(views, q, (inverse > 0)[None])
+    agrees, violates, _ = _compare(q, found, inverse, tolerance)
+    support = jnp.where(agrees, found.confidence, 0.0).sum(0)
+    return support, jnp.where(violates, found.confidence, 0.0).sum(0)
 
 
 def _look(
@@ -233,129 +244,149 @@ def _look(
     tolerance: float,
 ) -> Lookup:
     matrix, vector = transfer
-    grid = _homogeneous(*inverse.shape)
-    q = _carry(matrix, vector, grid, inverse)
-    pixel, planes, confidence, nearest = _read(views, q, (inverse > 0)[None])
-    agrees, violates, residual = _compare(q, pixel, planes, confidence, nearest, inverse, tolerance)
+    grid = _grid(*inverse.shape)
+    q = _carry(matrix, vector, grid, inverse[None])
+    found = _read(views, q, (inverse > 0)[None])
+    agrees, violates, residual = _compare(q, found, inverse, tolerance)
     # The view's plane as the target sees it gives how both pixel grids lie on the surface.
-    below = 1.0 - jnp.einsum("vhwi,vi->vhw", planes, vector, precision=_HIGHEST)
+    below = 1.0 - _dot(found.plane, _parts(vector))
     agrees &= below > _NEAR
-    seen = jnp.einsum("vij,vhwi->vhwj", matrix, planes, precision=_HIGHEST)
-    seen = seen / jnp.where(agrees, below, 1.0)[..., None]
-    qz = jnp.where(agrees, q[..., 2], 1.0)
-    rows_x, rows_y = _jacobian(matrix, vector, seen, pixel, qz)
-    agrees &= _determinant(rows_x, rows_y) > 0
+    scale = 1.0 / jnp.where(agrees, below, 1.0)
+    slope = [
+        scale * _dot(found.plane, [matrix[:, i, j, None, None] for i in range(3)]) for j in (0, 1)
+    ]
+    qz = jnp.where(agrees, q[2], 1.0)
+    jacobian = _jacobian(matrix, vector, slope, found.pixel, qz)
+    agrees &= _determinant(jacobian) > 0
     return Lookup(
-        pixel=pixel,
-        planes=planes,
-        confidence=confidence,
+        pixel=jnp.stack(found.pixel, -1),
+        planes=jnp.stack(found.plane, -1),
+        confidence=found.confidence,
         agrees=agrees,
         violates=violates,
         residual=residual,
-        density=_stretches(rows_x, rows_y),
+        density=jnp.stack(_stretches(jacobian), -1),
         cosine=_cosine(matrix, views.intrinsics, grid, q),
     )
 
 
+# Below, vectors are sequences of component arrays: these loops are compiled for speed, and a
+# trailing axis of three would keep them from being vectorised.
+_Parts = Sequence[Float[Array, "..."]]
+
+
+class _Found(typing.NamedTuple):
+    """What the views hold at the pixels asked for; every array [v, h, w], confidence 0 outside."""
+
+    pixel: _Parts
+    plane: _Parts
+    confidence: Float[Array, "v h w"]
+    nearest: Float[Array, "v h w"]
+
+
+def _read(views: SurfaceViews, q: _Parts, wanted: Bool[Array, "#v h w"]) -> _Found:
+    v, h, w = views.inverse.shape
+    front = q[2] > _NEAR
+    scale = 1.0 / jnp.where(front, q[2], 1.0)
+    x, y = q[0] * scale, q[1] * scale
+    inside = front & wanted & (x >= 0) & (y >= 0) & (x < w) & (y < h)
+    column = jnp.where(inside, x, 0.0).astype(jnp.int32)
+    row = jnp.where(inside, y, 0.0).astype(jnp.int32)
+    index = (jnp.arange(v, dtype=jnp.int32)[:, None, None] * h + row) * w + column
+    held = [views.planes[..., i] for i in range(3)] + [views.confidence, views.nearest]
+    table = jnp.stack(held, -1).reshape(v * h * w, 5)
+    # Barriers keep the gather from being fused into, and repeated by, each of its readers.
+    index, table = lax.optimization_barrier((index, table))
+    entry = lax.optimization_barrier(table.at[index].get(mode="promise_in_bounds"))
+    plane = [entry[..., i] for i in range(3)]
+    return _Found((x, y), plane, jnp.where(inside, entry[..., 3], 0.0), entry[..., 4])
+
+
 def _compare(
-    q: Float[Array, "v h w 3"],
-    pixel: Float[Array, "v h w 2"],
-    planes: Float[Array, "v h w 3"],
-    confidence: Float[Array, "v h w"],
-    nearest: Float[Array, "v h w"],
-    inverse: Float[Array, "h w"],
-    tolerance: float,
+    q: _Parts, found: _Found, inverse: Float[Array, "h w"], tolerance: float
 ) -> tuple[Bool[Array, "v h w"], Bool[Array, "v h w"], Float[Array, "v h w"]]:
     """Whether each view agrees with the surface or looks through it; relative residual."""
-    known = confidence > 0
-    shown = planes[..., 0] * pixel[..., 0] + planes[..., 1] * pixel[..., 1] + planes[..., 2]
-    expected = inverse[None] / jnp.where(q[..., 2] > _NEAR, q[..., 2], 1.0)
+    known = found.confidence > 0
+    shown = _dot(found.plane, (*found.pixel, 1.0))
+    expected = inverse[None] / jnp.where(q[2] > _NEAR, q[2], 1.0)
     residual = jnp.abs(shown - expected) / jnp.where(known, jnp.maximum(shown, 1e-12), 1.0)
     # Looked through: everything around the pixel, not only its own surface, lies farther.
-    violates = known & (expected > (1.0 + 3.0 * tolerance) * nearest)
+    violates = known & (expected > (1.0 + 3.0 * tolerance) * found.nearest)
     return known & (residual <= tolerance), violates, residual
 
 
-def _read(
-    views: SurfaceViews, q: Float[Array, "v h w 3"], wanted: Bool[Array, "#v h w"]
-) -> tuple[
-    Float[Array, "v h w 2"], Float[Array, "v h w 3"], Float[Array, "v h w"], Float[Array, "v h w"]
-]:
-    """Pixel, and the views' planes, confidence and nearest surface there (0 outside)."""
-    v, h, w = views.inverse.shape
-    front = q[..., 2] > _NEAR
-    pixel = q[..., :2] / jnp.where(front, q[..., 2], 1.0)[..., None]
-    inside = front & wanted & (pixel >= 0).all(-1) & (pixel[..., 0] < w) & (pixel[..., 1] < h)
-    cell = jnp.where(inside[..., None], pixel, 0.0).astype(jnp.int32)
-    index = (jnp.arange(v, dtype=jnp.int32)[:, None, None] * h + cell[..., 1]) * w + cell[..., 0]
-    table = jnp.concatenate(
-        [views.planes, views.confidence[..., None], views.nearest[..., None]], -1
-    ).reshape(v * h * w, 5)
-    row = table.at[index].get(mode="promise_in_bounds")
-    confidence = jnp.where(inside, row[..., 3], 0.0)
-    return pixel, row[..., :3], confidence, row[..., 4]
+def _grid(height: int, width: int) -> _Parts:
+    pixels = pixel_grid(height, width)[None]
+    return pixels[..., 0], pixels[..., 1]
 
 
-def _homogeneous(height: int, width: int) -> Float[Array, "h w 3"]:
-    return jnp.concatenate([pixel_grid(height, width), jnp.ones((height, width, 1))], -1)
+def _parts(vector: Float[Array, "v 3"]) -> _Parts:
+    return [vector[:, i, None, None] for i in range(3)]
+
+
+def _dot(left: Sequence, right: Sequence) -> Float[Array, "v h w"]:
+    return left[0] * right[0] + left[1] * right[1] + left[2] * right[2]
 
 
 def _carry(
     matrix: Float[Array, "v 3 3"],
     vector: Float[Array, "v 3"],
-    grid: Float[Array, "h w 3"],
-    inverse: Float[Array, "*v h w"],
-) -> Float[Array, "v h w 3"]:
+    grid: _Parts,
+    inverse: Float[Array, "#v h w"],
+) -> _Parts:
     """Pixels with inverse depth to homogeneous pixels of the other camera, see `surface`."""
-    q = jnp.einsum("vij,hwj->vhwi", matrix, grid, precision=_HIGHEST)
-    inverse = jnp.broadcast_to(inverse, q.shape[:-1])
-    return q + inverse[..., None] * vector[:, None, None, :]
+    return [
+        _dot((*grid, 1.0), [matrix[:, i, j, None, None] for j in range(3)])
+        + inverse * vector[:, i, None, None]
+        for i in range(3)
+    ]
 
 
 def _jacobian(
     matrix: Float[Array, "v 3 3"],
     vector: Float[Array, "v 3"],
-    planes: Float[Array, "v h w 3"],
-    pixel: Float[Array, "v h w 2"],
+    slope: _Parts,
+    pixel: _Parts,
     qz: Float[Array, "v h w"],
-) -> tuple[Float[Array, "v h w 2"], Float[Array, "v h w 2"]]:
-    """Derivatives of x and of y of the pixel carried over, along the plane, by (x, y) here."""
-    column = jnp.swapaxes(matrix[:, :, :2], 1, 2)[:, None, None]  # [v, 1, 1, (x, y), 3]
-    moved = column + planes[..., :2, None] * vector[:, None, None, None, :]
-    rows = (moved[..., :2] - moved[..., 2:] * pixel[..., None, :]) / qz[..., None, None]
-    return rows[..., 0], rows[..., 1]
+) -> tuple[_Parts, _Parts]:
+    """Derivatives (by x, by y) of the x and of the y of the pixel carried over, on the surface.
+
+    `slope` holds the derivatives of the inverse depth by x and y.
+    """
+    by = [
+        [matrix[:, i, j, None, None] + slope[j] * vector[:, i, None, None] for i in range(3)]
+        for j in (0, 1)
+    ]
+    rows = [[(by[j][i] - by[j][2] * pixel[i]) / qz for j in (0, 1)] for i in (0, 1)]
+    return rows[0], rows[1]
 
 
-def _determinant(
-    rows_x: Float[Array, "v h w 2"], rows_y: Float[Array, "v h w 2"]
-) -> Float[Array, "v h w"]:
-    return rows_x[..., 0] * rows_y[..., 1] - rows_x[..., 1] * rows_y[..., 0]
+def _determinant(jacobian: tuple[_Parts, _Parts]) -> Float[Array, "v h w"]:
+    (a, b), (c, d) = jacobian
+    return a * d - b * c
 
 
 def _stretches(
-    rows_x: Float[Array, "v h w 2"], rows_y: Float[Array, "v h w 2"]
-) -> Float[Array, "v h w 2"]:
-    """Singular values, smallest first, of the 2x2 matrices with these rows."""
-    square = (rows_x**2).sum(-1) + (rows_y**2).sum(-1)
-    area = jnp.abs(_determinant(rows_x, rows_y))
+    jacobian: tuple[_Parts, _Parts],
+) -> tuple[Float[Array, "v h w"], Float[Array, "v h w"]]:
+    """Singular values of the 2x2 matrices, smallest first."""
+    (a, b), (c, d) = jacobian
+    square = a * a + b * b + c * c + d * d
+    area = jnp.abs(_determinant(jacobian))
     largest = jnp.sqrt(0.5 * (square + jnp.sqrt(jnp.maximum(square**2 - 4.0 * area**2, 0.0))))
-    return jnp.stack([area / jnp.maximum(largest, 1e-12), largest], -1)
+    return area / jnp.maximum(largest, 1e-12), largest
 
 
 def _cosine(
-    matrix: Float[Array, "v 3 3"],
-    intrinsics: Float[Array, "v 3 3"],
-    grid: Float[Array, "h w 3"],
-    q: Float[Array, "v h w 3"],
+    matrix: Float[Array, "v 3 3"], intrinsics: Float[Array, "v 3 3"], grid: _Parts, q: _Parts
 ) -> Float[Array, "v h w"]:
     """Cosine of the angle between the target's and the view's line of sight to the surface."""
     inverse = inverse_intrinsics(intrinsics)
     turn = jnp.matmul(inverse, matrix, precision=_HIGHEST)
-    from_target = jnp.einsum("vij,hwj->vhwi", turn, grid, precision=_HIGHEST)
-    from_view = jnp.einsum("vij,vhwj->vhwi", inverse, q, precision=_HIGHEST)
-    dot = (from_target * from_view).sum(-1)
-    length = (from_target**2).sum(-1) * (from_view**2).sum(-1)
-    return dot * lax.rsqrt(jnp.maximum(length, 1e-20))
+    target = [_dot((*grid, 1.0), [turn[:, i, j, None, None] for j in range(3)]) for i in range(3)]
+    view = [_dot(q, [inverse[:, i, j, None, None] for j in range(3)]) for i in range(3)]
+    length = _dot(target, target) * _dot(view, view)
+    return _dot(target, view) * lax.rsqrt(jnp.maximum(length, 1e-20))
 
 
 def _enlarge(

@@ -18,7 +18,7 @@ from worldstereo_jax.memory.surface import inverse_depth
 from worldstereo_jax.memory.visibility import Lookup, SurfaceViews, prepare_views, visible_surface
 
 _BLUR = 4.0  # power of the penalty for views with fewer pixels than the target on the surface
-_ALIAS = 1.0  # and for views with more, whose detail would alias
+_ALIAS = 0.5  # and for views with more, whose detail would alias
 _TURN = 8.0  # penalty per (1 - cos) of the angle between the lines of sight: 30 degrees cost 1.07
 
 
@@ -68,7 +68,7 @@ def splat_depth(
     tolerance: float = 0.02,
 ) -> Float[Array, "h w"]:
     """Depth map of the bank's visible surface in the target camera, 0 = hole (row S18)."""
-    views = prepare_views(depth, confidence, w2c, intrinsics, valid)
+    views = prepare_views(depth, confidence, w2c, intrinsics, valid, tolerance=tolerance)
     height, width = height or depth.shape[1], width or depth.shape[2]
     inverse, _ = visible_surface(
         views,
@@ -102,7 +102,7 @@ def warp_candidates(
     resolution; the target's is (height, width), by default the same. `tolerance` is the share of
     depth by which a view may differ from the surface and still be held to see it.
     """
-    views = prepare_views(depth, confidence, w2c, intrinsics, valid)
+    views = prepare_views(depth, confidence, w2c, intrinsics, valid, tolerance=tolerance)
     return _candidates(
         views,
         features,
@@ -168,7 +168,7 @@ def warp_path(
     tolerance: float = 0.02,
 ) -> Warped:
     """`warp_views` for every camera of a path; fields of the result have a leading axis f."""
-    views = prepare_views(depth, confidence, w2c, intrinsics, valid)
+    views = prepare_views(depth, confidence, w2c, intrinsics, valid, tolerance=tolerance)
     one = functools.partial(
         _candidates,
         views,
@@ -236,6 +236,7 @@ def _candidates(
     found = sample_surface(
         features,
         views.inverse,
+        views.smooth,
         view,
         jnp.take_along_axis(jnp.moveaxis(look.pixel, 0, 2), view[..., None], axis=2),
         jnp.take_along_axis(jnp.moveaxis(look.planes, 0, 2), view[..., None], axis=2),
