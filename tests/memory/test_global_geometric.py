@@ -1,5 +1,6 @@
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -248,6 +249,7 @@ def test_a_bank_without_room_is_refused():
 
 def test_a_second_update_compiles_nothing():
     memory = remember(full_bank(), PATH[1])
-    compiled = bank.update_global_memory._cache_size()
+    update: Any = bank.update_global_memory
+    compiled = update._cache_size()
     remember(memory, PATH[3])
-    assert bank.update_global_memory._cache_size() == compiled
+    assert update._cache_size() == compiled

@@ -4,6 +4,8 @@ All arrays keep the image's shape; what is dropped is marked in a validity mask,
 runs inside jit. ``compact`` leaves jit for export.
 """
 
+import typing
+
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,7 @@ _NORMAL_BEND = 0.02
 INVALID_DEPTH = ("zero", "excluded", "as_given")
 
 
+@typing.no_type_check
 @flax.struct.dataclass
 class PointCloud:
     """The points of one image, one per pixel in row-major order.

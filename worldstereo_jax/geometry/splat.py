@@ -17,6 +17,7 @@ the cloud, and only chunks that hold visible points are run.
 
 import functools
 import math
+import typing
 
 import flax.struct
 import jax
@@ -35,6 +36,7 @@ _PAIR_BUDGET = 1 << 17
 _KEY_BITS = 32
 
 
+@typing.no_type_check
 @flax.struct.dataclass
 class Render:
     """A rendered view, or several along a leading frame axis.

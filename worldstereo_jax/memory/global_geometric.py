@@ -5,6 +5,7 @@ branch's input (row S26). A frame adds only what the bank does not show yet from
 camera, so overlapping frames do not pile up, and the same frame twice adds nothing.
 """
 
+import dataclasses
 import functools
 import typing
 
@@ -36,8 +37,8 @@ EDGES = ("surface", "official")
 _GRAZING_COSINE = 0.0872
 
 
-@flax.struct.dataclass
 @typing.no_type_check
+@flax.struct.dataclass
 class GlobalGeometricMemory:
     """A bank of at most n points; entries below ``count`` are held, in order of arrival.
 
@@ -96,7 +97,8 @@ def insert_points(
     # Out of range on purpose: the scatter drops those.
     place = jnp.where(fits, place, memory.capacity)
     stored = jnp.sum(fits, dtype=jnp.int32)
-    return memory.replace(
+    return dataclasses.replace(
+        memory,
         positions=memory.positions.at[place].set(points, mode="drop"),
         colors=memory.colors.at[place].set(colors, mode="drop"),
         valid=memory.valid.at[place].set(True, mode="drop"),
