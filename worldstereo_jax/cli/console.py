@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
 
 from tqdm import tqdm
 
@@ -28,7 +27,7 @@ class Stages:
             bar_format="{desc:<36}|{bar:24}| {n_fmt}/{total_fmt} {elapsed}{postfix}",
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Stages":
         return self
 
     def __exit__(

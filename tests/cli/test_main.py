@@ -1,0 +1,113 @@
+import os
+import signal
+import subprocess
+import sys
+import types
+
+import pytest
+
+import worldstereo_jax
+from worldstereo_jax.cli import main as command_line
+from worldstereo_jax.cli.main import main
+from worldstereo_jax.errors import InputError
+
+
+def _install(monkeypatch, run) -> None:
+    module = types.ModuleType("fake_command")
+    module.__dict__.update(parser=lambda: _Parser(), run=run)
+    monkeypatch.setitem(sys.modules, "fake_command", module)
+    monkeypatch.setitem(command_line.COMMANDS, "fake", ("fake_command", "a command for tests"))
+
+
+class _Parser:
+    def parse_args(self, arguments: list[str]) -> list[str]:
+        return arguments
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("generat", "did you mean 'generate'?"),
+        ("dmeo", "did you mean 'demo'?"),
+        ("xyz", "known are demo, generate"),
+    ],
+)
+def test_an_unknown_command_is_answered_with_the_nearest(capsys, wrong, said):
+    assert main([wrong, "--out", "x"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"worldstereo: there is no command '{wrong}'")
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_no_command_is_one_sentence(capsys):
+    assert main([]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "worldstereo: the following arguments are required: COMMAND (see worldstereo --help)"
+    ]
+    assert main(["--bogus"]) == 2
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version_do_not_load_jax(flag):
+    code = (
+        "import sys\nfrom worldstereo_jax.cli.main import main\n"
+        f"try:\n    main([{flag!r}])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=os.getcwd()
+    )
+    expected = worldstereo_jax.__version__ if flag == "--version" else "generate"
+    assert expected in done.stdout
+
+
+@pytest.mark.parametrize("command", command_line.COMMANDS)
+def test_every_command_has_help(capsys, command):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: worldstereo {command}" in capsys.readouterr().out
+
+
+def test_an_input_error_of_several_lines_becomes_one(capsys, monkeypatch):
+    def run(options):
+        raise InputError("a file\n  is wrong")
+
+    _install(monkeypatch, run)
+    assert main(["fake"]) == 2
+    assert capsys.readouterr().err == "worldstereo fake: a file is wrong\n"
+
+
+def test_an_interruption_says_so_and_a_bug_is_not_hidden(capsys, monkeypatch):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    _install(monkeypatch, interrupted)
+    assert main(["fake"]) == 130
+    assert "interrupted; nothing was written" in capsys.readouterr().err
+
+    def broken(options):
+        raise ValueError("a bug")
+
+    _install(monkeypatch, broken)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["fake"])
+
+
+def test_sigterm_passes_through_cleanup_and_the_handler_is_put_back(monkeypatch):
+    cleaned = []
+
+    def run(options):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    _install(monkeypatch, run)
+    with pytest.raises(SystemExit) as end:
+        main(["fake"])
+    assert end.value.code == 143
+    assert cleaned == [True]
+    assert signal.getsignal(signal.SIGTERM) is before

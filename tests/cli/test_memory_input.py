@@ -1,0 +1,112 @@
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from worldstereo_jax.cli.memory_input import (
+    begin_memory,
+    estimate_depth,
+    read_memory,
+    with_capacity,
+    with_room,
+)
+from worldstereo_jax.cli.scene_input import AnyScene, read_working_scene
+from worldstereo_jax.config import PRESETS
+from worldstereo_jax.data import images
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.memory.folder import save_memory
+from worldstereo_jax.models.depth_tiny import TinyDepth
+from worldstereo_jax.models.vae_tiny import TinyVae
+from worldstereo_jax.models.worldstereo import WorldStereo
+from worldstereo_jax.sampling.world import RolloutConfig, World, WorldMemory, WorldParams
+
+_CONFIG = RolloutConfig(bank_capacity=4, point_capacity=20_000)
+
+
+class _FlatDepth(TinyDepth):
+    """A depth network that finds 2 m everywhere, plus the image's mean."""
+
+    def __call__(self, image):
+        return 2.0 + jnp.broadcast_to(image.mean((1, 2, 3), keepdims=True)[..., 0], image.shape[:3])
+
+
+_WORLD = World("tiny", _CONFIG, WorldStereo(PRESETS["tiny"]), TinyVae(), _FlatDepth())
+_PARAMS = WorldParams(denoiser={}, vae={}, depth={})
+
+
+def _begin(path, depth=None) -> tuple[AnyScene, WorldMemory]:
+    found, _ = read_working_scene(path)
+    return found, begin_memory(_WORLD, _PARAMS, found, depth)
+
+
+def test_a_picture_stands_at_the_origin_with_assumed_intrinsics(picture):
+    found, memory = _begin(picture, np.full((96, 160), 3.0, np.float32))
+    stereo = memory.stereo
+    assert int(stereo.count) == 1
+    np.testing.assert_array_equal(stereo.w2c[0], np.eye(4))
+    np.testing.assert_allclose(stereo.intrinsics[0, :2, 2], [80, 48])
+    np.testing.assert_array_equal(stereo.depth[0], np.full((96, 160), 3.0))
+    np.testing.assert_array_equal(stereo.images[0], found.image)
+    points = np.asarray(memory.points.positions)[np.asarray(memory.points.valid)]
+    assert len(points) > 14_000
+    np.testing.assert_allclose(points[:, 2], 3.0, atol=1e-5)
+
+
+def test_a_scene_stands_at_the_first_camera_of_its_path(scene):
+    found, memory = _begin(scene)
+    np.testing.assert_allclose(memory.stereo.intrinsics[0], found.intrinsics[0])
+    np.testing.assert_array_equal(memory.stereo.w2c[0], found.w2c[0])
+    # Depth that is not given is estimated.
+    np.testing.assert_allclose(memory.stereo.depth[0], 2.0 + found.image.mean(), atol=1e-4)
+
+
+def test_a_panorama_begins_with_every_view_of_its_bank(panorama):
+    found, memory = _begin(panorama)
+    assert int(memory.stereo.count) == 3
+    np.testing.assert_allclose(memory.stereo.w2c[:3], found.bank.w2c, atol=1e-6)
+    np.testing.assert_array_equal(memory.stereo.images[:3], found.bank.images)
+
+
+def test_views_are_estimated_one_by_one(panorama):
+    found, _ = read_working_scene(panorama)
+    depth = estimate_depth(_WORLD, _PARAMS, found.bank.images)
+    assert depth.shape == (3, 96, 160)
+    np.testing.assert_allclose(depth[:, 0, 0], 2 + found.bank.images.mean((1, 2, 3)), atol=1e-4)
+
+
+def test_a_saved_memory_is_read_back_for_its_scene_only(tmp_path, picture):
+    found, memory = _begin(picture)
+    save_memory(tmp_path / "memory", memory.points, memory.stereo, model="tiny")
+    again = read_memory(tmp_path / "memory", "tiny", found)
+    np.testing.assert_array_equal(again.stereo.images, memory.stereo.images)
+    np.testing.assert_array_equal(again.points.positions, memory.points.positions)
+
+    images.write_image(tmp_path / "other.png", np.zeros((72, 120, 3), np.float32))
+    with pytest.raises(InputError, match="begun from another image than other's"):
+        read_memory(tmp_path / "memory", "tiny", read_working_scene(tmp_path / "other.png")[0])
+    images.write_image(tmp_path / "square.png", np.zeros((72, 72, 3), np.float32))
+    with pytest.raises(InputError, match=r"96x160 pixels .* 128x128"):
+        read_memory(tmp_path / "memory", "tiny", read_working_scene(tmp_path / "square.png")[0])
+    with pytest.raises(InputError, match="model 'tiny'"):
+        read_memory(tmp_path / "memory", "large", found)
+
+
+def test_room_is_made_for_all_that_the_clips_can_add(picture):
+    _, memory = _begin(picture)
+    enough = with_capacity(_CONFIG, 0, 0, 0)
+    assert enough == _CONFIG
+    config = with_capacity(_CONFIG, 1, 15_000, 3)
+    assert config.bank_capacity == 1 + 3 * _CONFIG.keyframes
+    assert config.point_capacity == 15_000 + 3 * _CONFIG.keyframes * 96 * 160
+    assert dataclasses.replace(config, bank_capacity=4, point_capacity=20_000) == _CONFIG
+
+    larger = with_room(memory, config)
+    assert larger.stereo.capacity == config.bank_capacity
+    assert larger.points.positions.shape == (config.point_capacity, 3)
+    assert int(larger.stereo.count) == int(memory.stereo.count)
+    assert not np.any(larger.stereo.valid[1:])
+    assert not np.any(larger.points.valid[20_000:])
+    np.testing.assert_array_equal(larger.points.positions[:20_000], memory.points.positions)
+    # A memory is never made smaller.
+    assert with_room(larger, _CONFIG).stereo.capacity == config.bank_capacity

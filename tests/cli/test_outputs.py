@@ -1,0 +1,61 @@
+import json
+import os
+
+import jax.numpy as jnp
+import pytest
+
+from worldstereo_jax.cli.outputs import RUN_FILE, check_output_folder, params_hash, write_run
+from worldstereo_jax.errors import InputError
+
+
+def test_new_and_empty_folders_are_accepted(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "deep/er", "empty"):
+        check_output_folder(tmp_path / name, overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_results_are_replaced_only_when_asked_and_other_files_never(tmp_path):
+    (tmp_path / "photo.jpg").write_text("mine")
+    with pytest.raises(InputError, match="already holds files"):
+        check_output_folder(tmp_path, overwrite=False)
+    with pytest.raises(InputError, match="something else than an earlier run"):
+        check_output_folder(tmp_path, overwrite=True)
+    (tmp_path / RUN_FILE).write_text("{}")
+    with pytest.raises(InputError, match="already holds files"):
+        check_output_folder(tmp_path, overwrite=False)
+    check_output_folder(tmp_path, overwrite=True)
+
+
+def test_places_where_no_folder_can_be_made_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file; expected a folder"):
+        check_output_folder(tmp_path / "file", overwrite=True)
+    with pytest.raises(InputError, match="file is a file"):
+        check_output_folder(tmp_path / "file/out", overwrite=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(InputError, match="is not writable"):
+        check_output_folder(tmp_path / "deep/out", overwrite=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (tmp_path, tmp_path / "here", tmp_path / "here/../here"):
+        with pytest.raises(InputError, match="holds the current folder"):
+            check_output_folder(folder, overwrite=True)
+
+
+def test_the_hash_tells_models_apart_by_values_names_and_nothing_else():
+    params = {"a": {"kernel": jnp.arange(4.0)}, "b": jnp.ones(2)}
+    assert params_hash(params) == params_hash({"b": jnp.ones(2), "a": dict(params["a"])})
+    assert params_hash(params) != params_hash({**params, "b": jnp.zeros(2)})
+    assert params_hash(params) != params_hash({"a": params["a"], "c": jnp.ones(2)})
+    assert len(params_hash(params)) == 64
+
+
+def test_run_json_tells_arguments_versions_and_devices(tmp_path):
+    write_run(tmp_path, "generate", {"arguments": {"out": tmp_path}, "seed": 3})
+    record = json.loads((tmp_path / RUN_FILE).read_text())
+    assert record["command"] == "worldstereo generate"
+    assert record["arguments"] == {"out": str(tmp_path)}
+    assert record["seed"] == 3
+    assert {"jax", "numpy", "worldstereo_jax", "python"} <= record["versions"].keys()
+    assert record["devices"]
