@@ -5,7 +5,7 @@ every layer has its own set under "layer_<index in the run>". Paths are tuples o
 "/" here.
 """
 
-from collections.abc import Mapping
+import typing
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,29 +33,34 @@ def locate(config: ModelConfig, layer: int) -> tuple[str, int]:
 
 def unstack(params: PyTree, config: ModelConfig) -> PyTree:
     """Parameters of `scan_layers=True` as those of `scan_layers=False`; no copy of the values."""
-    flat: dict[str, np.ndarray] = {}
-    for path, value in flatten_dict(params, sep="/").items():
+    flat = {}
+    for path, value in flat_paths(params).items():
         run, _, rest = path.partition("/layers/")
         if rest and run in runs(config):
             for index in range(len(runs(config)[run])):
                 flat[f"{run}/layer_{index}/{rest}"] = value[index]
         else:
             flat[path] = value
-    return unflatten_dict(flat, sep="/")
+    return from_flat(flat)
 
 
 def stack(params: PyTree, config: ModelConfig) -> PyTree:
     """The inverse of `unstack`."""
-    flat: dict[str, np.ndarray] = flatten_dict(params, sep="/")
+    flat = flat_paths(params)
     for run, layers in runs(config).items():
         first = f"{run}/layer_0/"
         for rest in [path[len(first) :] for path in flat if path.startswith(first)]:
             rows = [flat.pop(f"{run}/layer_{i}/{rest}") for i in range(len(layers))]
             module = np if isinstance(rows[0], np.ndarray) else jnp
             flat[f"{run}/layers/{rest}"] = module.stack(rows)
-    return unflatten_dict(flat, sep="/")
+    return from_flat(flat)
 
 
-def flat_paths(params: Mapping) -> dict[str, np.ndarray]:
+def flat_paths(params: PyTree) -> dict[str, typing.Any]:
     """Arrays by path, names joined by "/"."""
-    return flatten_dict(params, sep="/")
+    return typing.cast(dict[str, typing.Any], flatten_dict(params, sep="/"))
+
+
+def from_flat(flat: dict[str, typing.Any]) -> PyTree:
+    """The inverse of `flat_paths`."""
+    return unflatten_dict(flat, sep="/")

@@ -10,7 +10,7 @@ import numpy as np
 from worldstereo_jax.array_types import PyTree
 from worldstereo_jax.config import ControlConfig, ModelConfig
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.interop.layer_stacks import flat_paths, runs, unflatten_dict
+from worldstereo_jax.interop.layer_stacks import flat_paths, from_flat, runs
 from worldstereo_jax.interop.official_names import MODEL_RULES, Place, Rule, is_ignored, places
 from worldstereo_jax.models.worldstereo import WorldStereo, smallest_inputs
 
@@ -104,7 +104,7 @@ def from_official(
         if place.path not in flat:
             flat[place.path] = np.empty(shapes[place.path], array.dtype)
         flat[place.path][place.index] = array
-    return unflatten_dict(flat, sep="/")
+    return from_flat(flat)
 
 
 def check_names_and_shapes(
@@ -229,7 +229,7 @@ def infer_config(
         text_dim=text_dim,
         in_channels=in_channels,
         out_channels=out_size // int(np.prod(patch)),
-        patch_size=tuple(patch),
+        patch_size=(patch[0], patch[1], patch[2]),
         freq_dim=freq_dim,
         image_width=image_width,
         camera_width=camera_width,

@@ -149,7 +149,7 @@ WARPED_RULES: tuple[Rule, ...] = (
     *_scale(f"{_BLOCK}.warped_attn.norm_q", f"{_OURS}/warped_attention/query_norm"),
     Rule(f"{_BLOCK}.warped_attn.to_out.weight", f"{_OURS}/warped_attention/out/kernel", MATRIX),
 )
-"""This project's slots for warped memory, named in the official style; no official file has them."""
+"""This project's slots for warped memory in the official style; no official file has them."""
 
 MODEL_RULES: tuple[Rule, ...] = (*BACKBONE_RULES, *CONTROL_RULES, *CAMERA_RULES, *WARPED_RULES)
 """Everything in `WorldStereo`."""

@@ -3,6 +3,7 @@
 Layouts: tokens [b, n, c]; queries, keys and values [b, n, heads, d].
 """
 
+import typing
 from collections.abc import Mapping
 
 import jax
@@ -43,9 +44,46 @@ def dense_attention(
     Returns:
         The heads side by side, c = heads * d.
     """
-    mask = None if key_valid is None else key_valid[:, None, None, :]
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask)
+    if key_valid is None:
+        key_valid = jnp.ones(k.shape[:2], bool)
+        fused = _fused_attention
+    else:
+        fused = _fused_masked_attention
+    out = jax.lax.platform_dependent(q, k, v, key_valid, cpu=_attention_by_head, default=fused)
     return out.reshape(*out.shape[:2], -1)
+
+
+def _fused_attention(q: Array, k: Array, v: Array, key_valid: Array) -> Array:
+    return jax.nn.dot_product_attention(q, k, v)
+
+
+def _fused_masked_attention(q: Array, k: Array, v: Array, key_valid: Array) -> Array:
+    return jax.nn.dot_product_attention(q, k, v, mask=key_valid[:, None, None, :])
+
+
+def _attention_by_head(q: Array, k: Array, v: Array, key_valid: Array) -> Array:
+    """One head of one sample at a time, logits computed again on the way back.
+
+    On a CPU the logits of one head stay in the cache: four times faster forward and backward
+    than all heads at once (780 tokens, 6 heads of 32, batch 4).
+    """
+    b, n, heads, d = q.shape
+
+    def by_head(x: Array) -> Array:
+        return x.transpose(0, 2, 1, 3).reshape(b * heads, x.shape[1], d)
+
+    @jax.checkpoint
+    def one_head(operands: tuple[Array, Array, Array, Array]) -> Array:
+        q, k, v, bias = operands
+        logits = jnp.dot(q, k.T, preferred_element_type=jnp.float32) * d**-0.5 + bias[None]
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+        out = jnp.dot(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
+
+    # A large negative number, not -inf: a row without any key must not become NaN.
+    bias = jnp.repeat(jnp.where(key_valid, 0.0, -1e30), heads, axis=0)
+    out = jax.lax.map(one_head, (by_head(q), by_head(k), by_head(v), bias))
+    return out.reshape(b, heads, n, d).transpose(0, 2, 1, 3)
 
 
 def joint_attention(
@@ -69,7 +107,7 @@ def joint_attention(
         patterns: names that `pattern` chooses among; a single one is taken without a switch.
         pattern: index into `patterns`, an array because scanned layers share one trace.
         key_valid: False for the tokens of references that are not there. Only the dense pattern
-            reads it: a block mask is built from the same validity.
+            reads it: `masks` are already restricted to the same tokens.
         implementation: backend of the masked attention, None for the best available.
 
     Raises:
@@ -84,7 +122,7 @@ def joint_attention(
                 f"block_mask has no pattern {name!r}, expected it beside {sorted(masks)}"
             )
         out = block_sparse_attention(q, k, v, masks[name], implementation=implementation)
-        return out.reshape(*out.shape[:2], -1)
+        return typing.cast(Array, out).reshape(*q.shape[:2], -1)
 
     if masks is None or len(patterns) == 1:
         return attend(patterns[0])
@@ -214,12 +252,10 @@ class WarpedAttention(nn.Module):
         query = RMSNorm(name="query_norm")(query).reshape(b, t, heads, cw)
         exists = log_weight > -jnp.inf
         features = jnp.where(exists[..., None], features, 0).astype(jnp.float32)
-        # Products over a handful of channels: cheaper as one fused multiply and sum than as
-        # b * t tiny matrix products.
-        logits = (query[:, :, :, None, :].astype(jnp.float32) * features[:, :, None]).sum(-1)
+        logits = jnp.einsum("bthc,btkc->bthk", query.astype(jnp.float32), features)
         logits = logits / jnp.sqrt(jnp.float32(cw)) + jnp.where(exists, log_weight, 0.0)[:, :, None]
         weights = masked_softmax(logits, exists[:, :, None, :])
-        mean = (weights[..., None] * features[:, :, None]).sum(3)
+        mean = jnp.einsum("bthk,btkc->bthc", weights, features)
         return linear(x.shape[-1], dtype=self.dtype, name="out", use_bias=False, init=ZERO_INIT)(
             mean.reshape(b, t, heads * cw).astype(self.dtype)
         )

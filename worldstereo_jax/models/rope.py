@@ -51,10 +51,8 @@ def rotary_table(positions: Int[Array, "b n 3"], head_size: int) -> Rotary:
 
 def target_positions(frames: int, rows: int, columns: int) -> Int[Array, "1 n 3"]:
     """Positions of a clip's tokens in raster order: the left half of the stitched grid."""
-    grid = np.stack(
-        np.meshgrid(np.arange(frames), np.arange(rows), np.arange(columns), indexing="ij"), -1
-    )
-    return jnp.asarray(grid.reshape(1, -1, 3), jnp.int32)
+    grid = np.indices((frames, rows, columns)).reshape(3, -1).T
+    return jnp.asarray(grid[None], jnp.int32)
 
 
 def reference_positions(index: Int[Array, "b r"], rows: int, columns: int) -> Int[Array, "b s 3"]:

@@ -36,7 +36,8 @@ def unstitch(
     f, h, w = grid
     b, c = pair.shape[0] // f, pair.shape[-1]
     pair = pair.reshape(b, f, h, 2, w, c)
-    return tuple(pair[:, :, :, side].reshape(b, f * h * w, c) for side in (0, 1))
+    target, reference = (pair[:, :, :, side].reshape(b, f * h * w, c) for side in (0, 1))
+    return target, reference
 
 
 def pair_rotary(batch: int, grid: tuple[int, int, int], head_size: int) -> Rotary:

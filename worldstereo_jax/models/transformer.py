@@ -157,15 +157,16 @@ class Layer(nn.Module):
         self, stream: Stream, pattern: Int[Array, ""] | None, inputs: LayerInputs
     ) -> tuple[Stream, None]:
         """Advance both streams by one layer; the second result is what scan asks for."""
-        tokens, control = stream.tokens, stream.control
+        tokens, control, sizes = stream.tokens, stream.control, self.config.control
         count = 0 if inputs.references is None else inputs.references.shape[1]
         if inputs.references is not None and not self.config.update_ref:
             tokens = jnp.concatenate([inputs.references, tokens[:, count:]], axis=1)
         tokens = BackboneBlock(self.config, self.patterns, name="backbone")(tokens, pattern, inputs)
-        if self.controlled and control is not None:
-            sizes, dtype = self.config.control, self.config.compute_dtype
+        rotary = inputs.control_rotary
+        if self.controlled and control is not None and sizes is not None and rotary is not None:
+            dtype = self.config.compute_dtype
             control = ControlBlock(sizes.num_heads, sizes.ffn_width, dtype, name="control")(
-                control, inputs.temb, inputs.control_rotary
+                control, inputs.temb, rotary
             )
             residual = linear(self.config.width, dtype=dtype, name="residual", init=ZERO_INIT)(
                 control
@@ -220,7 +221,7 @@ class LayerStack(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=len(self.layer_patterns),
         )
         stream, _ = scanned(config, self.controlled, patterns, name="layers")(

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from pallas_kernels import BlockMask
-from worldstereo_jax.array_types import Array, Float, Int, Key, PyTree
+from pallas_kernels import BlockMask, TokenOrder, frame_pattern
+from worldstereo_jax.array_types import Array, Bool, Float, Key, PyTree
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.models.attention import DENSE, masked_softmax
@@ -37,7 +37,7 @@ from worldstereo_jax.models.transformer import CONTROLLED, PLAIN, LayerInputs, L
 __all__ = [
     "ControlInput",
     "References",
-    "TokenOrder",
+    "StreamOrder",
     "WarpedMemory",
     "WorldStereo",
     "init_params",
@@ -77,19 +77,19 @@ class WarpedMemory:
 
 
 @struct.dataclass
-class TokenOrder:
-    """The order in which tokens run through the layers; None keeps raster order.
+class StreamOrder:
+    """The orders in which tokens run through the layers; None keeps raster order.
 
     Applied once at the entrance to tokens, rotary positions, control tokens and warped memory,
     and undone at the exit. A block mask is built for the ordered tokens.
 
     Attributes:
-        target: int32 [b, t], raster index of each token of the ordered target.
-        reference: int32 [b, s], the same for all reference tokens, references one after another.
+        target: order of the target's t tokens.
+        references: order of the s tokens of all references, which stand one after another.
     """
 
-    target: jax.Array | None = None
-    reference: jax.Array | None = None
+    target: TokenOrder | None = None
+    references: TokenOrder | None = None
 
 
 class WorldStereo(nn.Module):
@@ -116,7 +116,7 @@ class WorldStereo(nn.Module):
         references: References | None = None,
         camera: Float[Array, "b f 7"] | None = None,
         block_mask: BlockMask | Mapping[str, BlockMask] | None = None,
-        token_order: TokenOrder | None = None,
+        token_order: StreamOrder | None = None,
         warped: WarpedMemory | None = None,
     ) -> Float[Array, "b f lh lw cout"]:
         """Predict the velocity of a clip's latent.
@@ -130,7 +130,8 @@ class WorldStereo(nn.Module):
             control: the global memory's guidance.
             references: views to attend to.
             camera: quaternion wxyz and translation of each target frame's unified-normalised w2c.
-            block_mask: over [references ; target] in their order. None makes every layer dense,
+            block_mask: over [references ; target] in their order, further restricted to the valid
+                references. None makes every layer dense,
                 as in the official model; one mask serves all layers whose pattern is not
                 "dense"; a mapping gives each pattern name its own (row S20).
             token_order: order in which tokens run through the layers.
@@ -148,7 +149,7 @@ class WorldStereo(nn.Module):
         b, frames, lh, lw, _ = latent.shape
         rows, columns = lh // config.patch_size[1], lw // config.patch_size[2]
         grid = (frames // config.patch_size[0], rows, columns)
-        order = token_order if token_order is not None else TokenOrder()
+        order = token_order if token_order is not None else StreamOrder()
 
         patch_embedding = PatchEmbedding(
             config.width, config.patch_size, dtype, name="patch_embedding"
@@ -180,16 +181,16 @@ class WorldStereo(nn.Module):
         tokens, rotary = target, rotary_table(target_at, config.head_size)
         if references is not None:
             reference_tokens = _permute(
-                embed(references.latent, references.camera), order.reference
+                embed(references.latent, references.camera), order.references
             )
             reference_at = reference_positions(references.index, rows, columns)
             rotary = _join_rotary(
-                rotary_table(_permute(reference_at, order.reference), config.head_size), rotary
+                rotary_table(_permute(reference_at, order.references), config.head_size), rotary
             )
             tokens = jnp.concatenate([reference_tokens, target], axis=1)
             if references.valid is not None:
                 valid = jnp.repeat(references.valid, rows * columns, axis=1)
-                valid = _permute(valid, order.reference)
+                valid = _permute(valid, order.references)
                 key_valid = jnp.pad(valid, ((0, 0), (0, target.shape[1])), constant_values=True)
 
         temb, modulation = TimeEmbedding(config.width, config.freq_dim, name="time_embedding")(
@@ -222,7 +223,7 @@ class WorldStereo(nn.Module):
             control_rotary=control_rotary,
             references=reference_tokens,
             key_valid=key_valid,
-            masks=_masks_by_name(block_mask, config.layer_patterns),
+            masks=_masks_by_name(block_mask, config.layer_patterns, key_valid),
             warped_features=None if features is None else _permute(features, order.target),
             warped_log_weight=None if log_weight is None else _permute(log_weight, order.target),
             control_scale=control_scale,
@@ -239,7 +240,7 @@ class WorldStereo(nn.Module):
         target = stream.tokens[:, tokens.shape[1] - target.shape[1] :]
         out = Head(config.out_channels, config.patch_size, dtype, name="head")(target, temb)
         if order.target is not None:
-            out = _permute(out, jnp.argsort(order.target, axis=1))
+            out = order.target.undo(out)
         return unpatchify(out.reshape(b, *grid, -1), config.patch_size).astype(jnp.float32)
 
 
@@ -261,7 +262,7 @@ def init_params(config: ModelConfig, key: Key[Array, ""]) -> PyTree:
 def smallest_inputs(config: ModelConfig) -> dict[str, PyTree]:
     """Zeros of the smallest shapes that reach every parameter of `WorldStereo(config)`."""
     f, lh, lw = config.patch_size
-    inputs = {
+    inputs: dict[str, PyTree] = {
         "latent": jnp.zeros((1, f, lh, lw, config.in_channels)),
         "timestep": jnp.zeros((1,)),
         "text": jnp.zeros((1, 1, config.text_dim)),
@@ -347,11 +348,9 @@ def _candidates_per_token(
     return features.reshape(*shape, width + pixels), log_weight.reshape(shape)
 
 
-def _permute(x: Array, order: Int[Array, "b n"] | None) -> Array:
-    """Gather axis 1 of `x` per sample; None leaves it."""
-    if order is None:
-        return x
-    return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
+def _permute(x: Array, order: TokenOrder | None) -> Array:
+    """Bring tokens, axis 1, into an order; None leaves them."""
+    return x if order is None else order.apply(x)
 
 
 def _join_rotary(first: Rotary, second: Rotary) -> Rotary:
@@ -366,13 +365,28 @@ def _join_rotary(first: Rotary, second: Rotary) -> Rotary:
 
 
 def _masks_by_name(
-    block_mask: BlockMask | Mapping[str, BlockMask] | None, patterns: tuple[str, ...]
+    block_mask: BlockMask | Mapping[str, BlockMask] | None,
+    patterns: tuple[str, ...],
+    key_valid: Bool[Array, "b n"] | None,
 ) -> dict[str, BlockMask] | None:
+    """The mask of each pattern, restricted to the tokens that are there."""
     if block_mask is None:
         return None
     if isinstance(block_mask, Mapping):
-        return dict(block_mask)
-    return {name: block_mask for name in set(patterns) if name != DENSE}
+        masks = dict(block_mask)
+    else:
+        masks = {name: block_mask for name in patterns if name != DENSE}
+    if key_valid is None:
+        return masks
+    frame = jnp.zeros(key_valid.shape, jnp.int32)
+    key_frame = jnp.where(key_valid, 0, -1)
+    everything = jnp.ones((key_valid.shape[0], 1, 1), bool)
+
+    def restrict(mask: BlockMask) -> BlockMask:
+        tiles = {"tile_q": mask.tile_q, "tile_k": mask.tile_k}
+        return mask & frame_pattern(frame, key_frame, everything, **tiles)
+
+    return {name: restrict(mask) for name, mask in masks.items()}
 
 
 def _check_inputs(
