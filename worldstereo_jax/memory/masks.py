@@ -1,0 +1,206 @@
+"""From views with depth to the mask that attention runs under (rows S14, S17, S19, S20).
+
+The memory fills `pallas_kernels.TokenGeometry`, one entry per token of 16x16 pixels, and leaves the
+rest to the kernels: which tiles are active, and the predicate between tokens.
+"""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from pallas_kernels import (
+    BlockMask,
+    CorrespondenceRule,
+    TokenGeometry,
+    ellipse_metric,
+    joint_correspondence,
+)
+from worldstereo_jax.array_types import Array, Bool, Float, UInt32
+from worldstereo_jax.geometry.cameras import camera_centers, pixel_grid, project, unproject
+from worldstereo_jax.geometry.points import normals_from_depth
+
+TOKEN = 16
+"""Side of a token in image pixels."""
+# Field of a token (row S19, first form): this many token footprints across the surface.
+_FOOTPRINTS = 1.5
+# A surface seen at a flatter angle than this is treated as seen at it, or its field has no end.
+_LEAST_COSINE = 0.25
+
+
+class ViewSet(typing.NamedTuple):
+    """Views with depth.
+
+    depth [f, h, w]: camera z, world units, 0 = unknown. w2c [f, 4, 4]. intrinsics [f, 3, 3].
+    valid [f]: bool. confidence [f, h, w]: of the depth, 0 .. 1; None means certain.
+    """
+
+    depth: Float[Array, "f h w"]
+    w2c: Float[Array, "f 4 4"]
+    intrinsics: Float[Array, "f 3 3"]
+    valid: Bool[Array, "f"]
+    confidence: Float[Array, "f h w"] | None = None
+
+
+class TokenSurface(typing.NamedTuple):
+    """The surface behind each of t tokens per view.
+
+    depth [f, t]: world units, 0 = unknown. spread [f, t]: mean deviation from it. normal [f, t, 3]:
+    unit, world frame, 0 = unknown. known [f, t]: share of pixels with depth. confidence [f, t].
+    """
+
+    depth: Float[Array, "f t"]
+    spread: Float[Array, "f t"]
+    normal: Float[Array, "f t 3"]
+    known: Float[Array, "f t"]
+    confidence: Float[Array, "f t"]
+
+
+def token_surface(views: ViewSet) -> TokenSurface:
+    """Median depth, its spread, mean normal and cover of every token.
+
+    The median is a depth that really occurs, so that a token across a depth edge stands on one of
+    its surfaces and not between them.
+    """
+    depth = _by_token(views.depth[..., None])[..., 0]
+    known = depth > 0
+    count = known.sum(-1)
+    ordered = jnp.sort(jnp.where(known, depth, jnp.inf), axis=-1)
+    middle = jnp.maximum(count - 1, 0) // 2
+    median = jnp.take_along_axis(ordered, middle[..., None], axis=-1)[..., 0]
+    median = jnp.where(count > 0, median, 0.0)
+    # Of the pixels on the median's surface; a second surface in the token is not its thickness.
+    near = known & (jnp.abs(depth - median[..., None]) < 0.1 * median[..., None])
+    near_count = jnp.maximum(near.sum(-1), 1)
+    deviation = jnp.where(near, jnp.abs(depth - median[..., None]), 0.0)
+    normal = jax.vmap(normals_from_depth)(views.depth, views.w2c, views.intrinsics)
+    normal = jnp.where(near[..., None], _by_token(normal), 0.0).sum(-2)
+    length = jnp.linalg.norm(normal, axis=-1, keepdims=True)
+    if views.confidence is None:
+        confidence = jnp.ones_like(median)
+    else:
+        held = jnp.where(near, _by_token(views.confidence[..., None])[..., 0], 0.0)
+        confidence = held.sum(-1) / near_count
+    return TokenSurface(
+        depth=median,
+        spread=deviation.sum(-1) / near_count,
+        normal=jnp.where(length > 1e-6, normal / jnp.maximum(length, 1e-6), 0.0),
+        known=count / (TOKEN * TOKEN),
+        confidence=confidence,
+    )
+
+
+def token_geometry(views: ViewSet, others: ViewSet) -> TokenGeometry:
+    """The world geometry of every token of a set of views, with a leading batch axis of 1.
+
+    Position: the token's centre ray at its median depth. Field (row S19, first form): an ellipse
+    on the surface, 1.5 token footprints wide where the depth is certain and up to twice that
+    where it is not, stretched by foreshortening, as thick as half of that and the depth's spread.
+    Weight (row S15): log of the share of known pixels, their confidence and the viewing cosine.
+    Visibility: which of the `others` sees the position unoccluded (row S14).
+
+    Args:
+        views: the views whose tokens are described.
+        others: the views on the other side of the attention.
+    """
+    surface = token_surface(views)
+    frames, height, width = views.depth.shape
+    columns, rows = width // TOKEN, height // TOKEN
+    centres = TOKEN * pixel_grid(rows, columns).reshape(1, -1, 2)
+    centres = jnp.broadcast_to(centres, (frames, rows * columns, 2))
+    position = jax.vmap(unproject)(centres, surface.depth, views.w2c, views.intrinsics)
+
+    ray = position - camera_centers(views.w2c)[:, None]
+    ray = ray / jnp.maximum(jnp.linalg.norm(ray, axis=-1, keepdims=True), 1e-9)
+    has_normal = (surface.normal != 0).any(-1, keepdims=True)
+    normal = jnp.where(has_normal, surface.normal, -ray)
+    cosine = jnp.clip(jnp.abs((normal * ray).sum(-1)), _LEAST_COSINE, 1.0)
+    focal = views.intrinsics[:, 0, 0][:, None]
+    footprint = TOKEN * surface.depth / focal
+    radius = _FOOTPRINTS * footprint * (2.0 - surface.confidence)
+    radii = jnp.stack([radius / cosine, radius, 0.5 * radius + 2.0 * surface.spread], axis=-1)
+    metric = ellipse_metric(
+        _surface_axes(normal, ray), jnp.where((surface.depth > 0)[..., None], radii, 1.0)
+    )
+    # A quarter of a token along the surface, in depth.
+    slack = 0.25 * footprint / cosine + 2.0 * surface.spread
+    valid = (surface.known > 0.25) & views.valid[:, None]
+    frame = jnp.broadcast_to(jnp.arange(frames, dtype=jnp.int32)[:, None], valid.shape)
+
+    def flat(x: Array) -> Array:
+        return x.reshape(1, frames * rows * columns, *x.shape[2:])
+
+    return TokenGeometry(
+        position=flat(jnp.where(valid[..., None], position, 0.0)),
+        metric=flat(metric),
+        normal=flat(surface.normal),
+        log_weight=flat(jnp.log(jnp.clip(surface.known * surface.confidence * cosine, 1e-3, 1.0))),
+        segment=jnp.zeros((1, frames * rows * columns), jnp.int32),
+        frame=flat(frame),
+        visibility=visibility_words(flat(position)[0], others, flat(slack)[0])[None],
+        valid=flat(valid),
+    )
+
+
+def visibility_words(
+    position: Float[Array, "t 3"], others: ViewSet, slack: Float[Array, "t"]
+) -> UInt32[Array, "t words"]:
+    """Bitsets of the views in which points are in the frame and not occluded (rows S14, S34).
+
+    A point is occluded when the view's depth at its pixel is nearer than it by more than its
+    `slack` (world units). A view without depth there hides nothing.
+    """
+    _, height, width = others.depth.shape
+
+    def seen_in(view: tuple[Array, Array, Array, Array]) -> Array:
+        depth, w2c, intrinsics, valid = view
+        pixels, z = project(position, w2c, intrinsics)
+        inside = (z > 0) & (pixels >= 0).all(-1)
+        inside &= (pixels[:, 0] < width) & (pixels[:, 1] < height)
+        column, row = jnp.where(inside[:, None], pixels, 0.0).astype(jnp.int32).T
+        stored = depth[row, column]
+        return inside & valid & ((stored == 0) | (z <= stored + slack))
+
+    seen = jax.lax.map(seen_in, (others.depth, others.w2c, others.intrinsics, others.valid))
+    words = -(-others.depth.shape[0] // 32)
+    seen = jnp.pad(seen, ((0, 32 * words - seen.shape[0]), (0, 0)))
+    bits = (
+        seen.reshape(words, 32, -1).astype(jnp.uint32)
+        << jnp.arange(32, dtype=jnp.uint32)[None, :, None]
+    )
+    return bits.sum(1, dtype=jnp.uint32).T
+
+
+def reference_block_mask(
+    reference: TokenGeometry,
+    target: TokenGeometry,
+    *,
+    rule: CorrespondenceRule | None = None,
+    tile: int = 128,
+) -> BlockMask:
+    """The correspondence pattern over the joint tokens [references ; target] (row S20).
+
+    Target tokens without geometry, or whose surface no reference shows, see the target alone
+    (row S17).
+    """
+    return joint_correspondence(reference, target, rule=rule, tile_q=tile, tile_k=tile)
+
+
+def _by_token(pixels: Float[Array, "f h w c"]) -> Float[Array, "f t p c"]:
+    return rearrange(pixels, "f (th y) (tw x) c -> f (th tw) (y x) c", y=TOKEN, x=TOKEN)
+
+
+def _surface_axes(
+    normal: Float[Array, "f t 3"], ray: Float[Array, "f t 3"]
+) -> Float[Array, "f t 3 3"]:
+    """Orthonormal rows: along the slant, across it, and the normal."""
+    normal = normal / jnp.maximum(jnp.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
+    along = ray - (ray * normal).sum(-1, keepdims=True) * normal
+    # Seen head-on there is no slant: any tangent does.
+    off_axis = jnp.array([0.3, -0.2, 0.1])[None, None]
+    fallback = jnp.cross(normal, jnp.roll(normal, 1, axis=-1) + off_axis)
+    is_head_on = jnp.linalg.norm(along, axis=-1, keepdims=True) < 1e-3
+    along = jnp.where(is_head_on, fallback, along)
+    along = along / jnp.maximum(jnp.linalg.norm(along, axis=-1, keepdims=True), 1e-9)
+    return jnp.stack([along, jnp.cross(normal, along), normal], axis=-2)

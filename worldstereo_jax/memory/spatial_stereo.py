@@ -1,0 +1,202 @@
+"""Spatial-stereo memory: the bank of views that fine detail is copied from (row S7).
+
+First form of the memory: whole keyframes with depth and a confidence per pixel. Correspondences
+are computed from this geometry when asked for (rows S8, S14), never stored. Capacity is fixed and
+there is no ring: what finds no room is counted, and nothing stored is overwritten.
+"""
+
+import typing
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from worldstereo_jax.array_types import Array, Bool, Float, Int
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.cameras import camera_centers
+from worldstereo_jax.geometry.points import PointCloud, depth_to_points, normals_from_depth
+from worldstereo_jax.memory.surface import (
+    between_surfaces,
+    farthest_around,
+    inverse_depth,
+    nearest_around,
+)
+
+# Two cameras are one when rotations, and intrinsics by their size, differ by less than this, and
+# centres by less than this share of the depth in view.
+_SAME_CAMERA = 1e-4
+_EDGE_JUMP = 0.1  # a step of this share of inverse depth between neighbours is a depth edge
+_EDGE_CONFIDENCE = 0.25  # silhouette pixels mix two surfaces' colours
+
+
+@typing.no_type_check
+@flax.struct.dataclass
+class SpatialStereoMemory:
+    """At most v keyframes; slots below `count` were filled in order of arrival.
+
+    images [v, h, w, 3]: in [-1, 1]. depth [v, h, w]: camera z, world units, 0 = unknown.
+    confidence [v, h, w]: 0 .. 1 (row S6). w2c [v, 4, 4]: world to camera. intrinsics [v, 3, 3]:
+    pixels. valid [v]: the slot holds a view. source [v]: int32, number of the clip that the view
+    comes from. count []: int32, slots used. overflow []: int32, keyframes that found no room.
+    """
+
+    images: Float[Array, "v h w 3"]
+    depth: Float[Array, "v h w"]
+    confidence: Float[Array, "v h w"]
+    w2c: Float[Array, "v 4 4"]
+    intrinsics: Float[Array, "v 3 3"]
+    valid: Bool[Array, "v"]
+    source: Int[Array, "v"]
+    count: Int[Array, ""]
+    overflow: Int[Array, ""]
+
+    @property
+    def capacity(self) -> int:
+        """Most keyframes the bank can hold."""
+        return self.images.shape[0]
+
+
+def init_spatial_memory(capacity: int, height: int, width: int) -> SpatialStereoMemory:
+    """Allocate a bank for `capacity` keyframes of height x width pixels, holding nothing.
+
+    Raises:
+        InputError: when a size is not positive.
+    """
+    if min(capacity, height, width) < 1:
+        raise InputError(
+            "capacity, height and width of the spatial-stereo memory must be at least 1, got "
+            f"{capacity}, {height} and {width}"
+        )
+    return SpatialStereoMemory(
+        images=jnp.zeros((capacity, height, width, 3), jnp.float32),
+        depth=jnp.zeros((capacity, height, width), jnp.float32),
+        confidence=jnp.zeros((capacity, height, width), jnp.float32),
+        # Copies: a donated bank must own each of its buffers.
+        w2c=jnp.tile(jnp.eye(4, dtype=jnp.float32)[None], (capacity, 1, 1)),
+        intrinsics=jnp.tile(jnp.eye(3, dtype=jnp.float32)[None], (capacity, 1, 1)),
+        valid=jnp.zeros((capacity,), bool),
+        source=jnp.zeros((capacity,), jnp.int32),
+        count=jnp.zeros((), jnp.int32),
+        overflow=jnp.zeros((), jnp.int32),
+    )
+
+
+def depth_confidence(
+    depth: Float[Array, "h w"], w2c: Float[Array, "4 4"], intrinsics: Float[Array, "3 3"]
+) -> Float[Array, "h w"]:
+    """Confidence of one depth map, 0 .. 1 (row S6, first form).
+
+    The cosine between the surface normal and the viewing ray; a quarter of it next to a depth
+    edge; 0 where depth is unknown or hangs between a near and a far surface.
+
+    Args:
+        depth: camera z, 0 = unknown.
+        w2c: world to camera.
+        intrinsics: pixels.
+    """
+    points = depth_to_points(depth, w2c, intrinsics)
+    normals = normals_from_depth(depth, w2c, intrinsics)
+    ray = points - camera_centers(w2c)[None, None, :]
+    ray = ray / jnp.maximum(jnp.linalg.norm(ray, axis=-1, keepdims=True), 1e-12)
+    cosine = jnp.abs((normals * ray).sum(-1))
+    # Where no normal can be told the surface is taken to be moderately slanted.
+    cosine = jnp.where(jnp.abs(normals).sum(-1) > 0, cosine, 0.5)
+    inverse = inverse_depth(depth)
+    edge = nearest_around(inverse) > (1.0 + _EDGE_JUMP) * farthest_around(inverse)
+    value = jnp.clip(cosine, 0.05, 1.0) * jnp.where(edge, _EDGE_CONFIDENCE, 1.0)
+    return jnp.where((inverse > 0) & ~between_surfaces(inverse), value, 0.0)
+
+
+def insert_keyframes(
+    memory: SpatialStereoMemory,
+    images: Float[Array, "f h w 3"],
+    depth: Float[Array, "f h w"],
+    w2c: Float[Array, "f 4 4"],
+    intrinsics: Float[Array, "f 3 3"],
+    *,
+    confidence: Float[Array, "f h w"] | None = None,
+    source: Int[Array, ""] | int = 0,
+) -> SpatialStereoMemory:
+    """Add frames with their depth and cameras to the bank, in one scatter per field (row S11).
+
+    A frame whose camera a stored view of the same source already has is not added again, so the
+    same insertion twice changes nothing (row S12). Frames beyond the capacity are counted in
+    `overflow`. Scannable, and every buffer can be donated.
+
+    Args:
+        memory: the bank.
+        images: in [-1, 1].
+        depth: camera z in world units, 0 = unknown.
+        w2c: world to camera.
+        intrinsics: pixels.
+        confidence: 0 .. 1 per pixel; from `depth_confidence` when not given.
+        source: number of the clip the frames come from.
+    """
+    if confidence is None:
+        confidence = jax.vmap(depth_confidence)(depth, w2c, intrinsics)
+    source = jnp.asarray(source, jnp.int32)
+    scale = jax.vmap(_scene_scale)(depth)
+    stored = _same_cameras(w2c, intrinsics, memory.w2c, memory.intrinsics, scale)
+    stored = (stored & (memory.valid & (memory.source == source))[None, :]).any(1)
+    earlier = jnp.tril(jnp.ones((w2c.shape[0],) * 2, bool), -1)
+    repeated = (_same_cameras(w2c, intrinsics, w2c, intrinsics, scale) & earlier).any(1)
+    new = ~stored & ~repeated
+    slot = memory.count + jnp.cumsum(new, dtype=jnp.int32) - 1
+    fits = new & (slot < memory.capacity)
+    # Out of range on purpose: the scatter drops those.
+    slot = jnp.where(fits, slot, memory.capacity)
+    added = fits.sum(dtype=jnp.int32)
+
+    def put(field: Array, value: Array) -> Array:
+        return field.at[slot].set(value.astype(field.dtype), mode="drop")
+
+    return SpatialStereoMemory(
+        images=put(memory.images, images),
+        depth=put(memory.depth, depth),
+        confidence=put(memory.confidence, confidence),
+        w2c=put(memory.w2c, w2c),
+        intrinsics=put(memory.intrinsics, intrinsics),
+        valid=put(memory.valid, fits),
+        source=put(memory.source, jnp.broadcast_to(source, fits.shape)),
+        count=memory.count + added,
+        overflow=memory.overflow + new.sum(dtype=jnp.int32) - added,
+    )
+
+
+def bank_points(memory: SpatialStereoMemory, *, least_confidence: float = 0.1) -> PointCloud:
+    """The bank's surface points in the world frame, v h w of them (row S26: entries are points).
+
+    Args:
+        memory: the bank.
+        least_confidence: pixels below it, and those of empty slots, are not valid.
+    """
+    points = jax.vmap(depth_to_points)(memory.depth, memory.w2c, memory.intrinsics)
+    keep = (memory.depth > 0) & (memory.confidence >= least_confidence)
+    keep &= memory.valid[:, None, None]
+    return PointCloud(
+        points=jnp.where(keep[..., None], points, 0.0).reshape(-1, 3),
+        colors=jnp.where(keep[..., None], memory.images, 0.0).reshape(-1, 3),
+        valid=keep.reshape(-1),
+    )
+
+
+def _scene_scale(depth: Float[Array, "h w"]) -> Float[Array, ""]:
+    """Harmonic mean of the known depth: what camera centres are compared with (row S38)."""
+    inverse = inverse_depth(depth)
+    return (inverse > 0).sum() / jnp.maximum(inverse.sum(), 1e-20)
+
+
+def _same_cameras(
+    w2c: Float[Array, "a 4 4"],
+    intrinsics: Float[Array, "a 3 3"],
+    others_w2c: Float[Array, "b 4 4"],
+    others_intrinsics: Float[Array, "b 3 3"],
+    scale: Float[Array, "a"],
+) -> Bool[Array, "a b"]:
+    turn = jnp.abs(w2c[:, None, :3, :3] - others_w2c[None, :, :3, :3]).max((-2, -1))
+    centre, other = camera_centers(w2c), camera_centers(others_w2c)
+    move = jnp.linalg.norm(centre[:, None] - other[None], axis=-1)
+    lens = jnp.abs(intrinsics[:, None] - others_intrinsics[None]).max((-2, -1))
+    lens = lens / intrinsics[:, 0, 0][:, None]
+    same = (turn < _SAME_CAMERA) & (lens < _SAME_CAMERA)
+    return same & (move <= _SAME_CAMERA * scale[:, None])
