@@ -297,7 +297,7 @@ def _cut(memory: Path, name: str) -> None:
             "no spatial_stereo.safetensors",
         ),
         (lambda memory: _cut(memory, "spatial_stereo.safetensors"), "truncated"),
-        (lambda memory: _cut(memory, "global_geometric.safetensors"), "truncated"),
+        (lambda memory: _cut(memory, "global_geometric.safetensors"), "safetensors"),
     ],
 )
 def test_a_memory_that_is_none(refused, picture, memory, out, spoil, said):
