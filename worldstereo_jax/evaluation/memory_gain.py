@@ -39,7 +39,7 @@ def _clip_with(
 ) -> tuple[Clip, WorldMemory]:
     conditions, guidance = gather_conditions(world, params.vae, memory, cameras)
     conditions = conditions.replace(global_enabled=enabled[0], stereo_enabled=enabled[1])
-    video = generate_clip(world, params, conditions, key)
+    video = generate_clip(world, params, conditions, guidance, key)
     depth = complete_depth(world, params, video, guidance.depth)
     clip = Clip(video=video, depth=depth, cameras=cameras, guidance=guidance)
     return clip, write_back(world, memory, clip, source=memory.stereo.count)

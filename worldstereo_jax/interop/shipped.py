@@ -1,11 +1,11 @@
 """The presets whose trained weights ship inside the package."""
 
 import difflib
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from worldstereo_jax.config import PRESETS
 from worldstereo_jax.errors import InputError
@@ -13,6 +13,8 @@ from worldstereo_jax.interop.weights import SHIPPED_WEIGHTS, load_weights
 from worldstereo_jax.models.depth_tiny import TinyDepth, TinyDepthConfig
 from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig
 from worldstereo_jax.models.worldstereo import WorldStereo
+from worldstereo_jax.sampling.conditions import example_conditions
+from worldstereo_jax.sampling.denoise import model_inputs
 from worldstereo_jax.sampling.world import RolloutConfig, World, WorldParams
 
 # preset -> network -> file in the package's weights folder.

@@ -7,20 +7,27 @@ a sampler batches, that training caches, and from which ablations remove one mem
 
 import jax
 import jax.numpy as jnp
+from einops import reduce
 from flax import struct
-from jaxtyping import PyTree
 
 from pallas_kernels import TokenGeometry
-from worldstereo_jax.array_types import Array, Float
-from worldstereo_jax.geometry.cameras import camera_vector, plucker_rays
-from worldstereo_jax.geometry.normalisation import normalise_unified
+from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.memory.coverage import retrieve_by_coverage
 from worldstereo_jax.memory.global_geometric import render_global_memory
 from worldstereo_jax.memory.hole_filling import fill_holes
-from worldstereo_jax.memory.masks import token_geometry
-from worldstereo_jax.memory.warping import warp_candidates, warp_views
-from worldstereo_jax.sampling.world import Cameras, RolloutConfig, World, WorldMemory, same_camera
+from worldstereo_jax.memory.masks import ViewSet, token_geometry
+from worldstereo_jax.memory.warping import Candidates, Warped, fuse_candidates, warp_candidates
+from worldstereo_jax.models.vae_tiny import encode_frames
+from worldstereo_jax.sampling.world import (
+    Cameras,
+    World,
+    WorldMemory,
+    init_memory,
+    same_camera,
+)
 
+# Views averaged into the fused warp of a pixel.
+FUSED_VIEWS = 4
 # Log-weight of a latent pixel on which no stored view falls: the filled-in guess stays readable
 # at the model's entry, while any true observation outweighs it.
 UNSEEN_LOG_WEIGHT = -6.0
@@ -35,8 +42,9 @@ class Conditions:
         intrinsics: target intrinsics [f, 3, 3] in pixels.
         first_latent: latent of the clip's first frame [lh, lw, 16].
         render_mask: holes of the point render [f, h, w] (1 = hole, frame 0 all 0).
-        render_latent: latent of the point render, holes mid-grey [f, lh, lw, 16].
-        render_filled_latent: the same with its holes filled from around them.
+        render_latent: latent of the point render, its holes filled from around them
+            [f, lh, lw, 16]. (The official model leaves them mid-grey; `render_mask` marks them
+            either way, and a filled render is also a usable anchor.)
         reference_latent: views to attend to [r, lh, lw, 16].
         reference_index: int32 [r], target frame that sees most of each view, minus one.
         reference_w2c: cameras of the views [r, 4, 4].
@@ -56,7 +64,6 @@ class Conditions:
     first_latent: jax.Array
     render_mask: jax.Array
     render_latent: jax.Array
-    render_filled_latent: jax.Array
     reference_latent: jax.Array
     reference_index: jax.Array
     reference_w2c: jax.Array
@@ -107,13 +114,9 @@ def anchor(conditions: Conditions) -> Float[Array, "b f lh lw 16"]:
     Args:
         conditions: with a leading batch axis.
     """
-    still = jnp.broadcast_to(
-        conditions.first_latent[:, None], conditions.render_filled_latent.shape
-    )
+    still = jnp.broadcast_to(conditions.first_latent[:, None], conditions.render_latent.shape)
     expand = (slice(None), None, None, None, None)
-    rendered = jnp.where(
-        conditions.global_enabled[expand], conditions.render_filled_latent, still
-    )
+    rendered = jnp.where(conditions.global_enabled[expand], conditions.render_latent, still)
     warped = conditions.warped_features[..., 0, :16]
     return jnp.where(conditions.stereo_enabled[expand], warped, rendered)
 
@@ -136,9 +139,10 @@ def gather_conditions(
         What the model is told, and the pixels behind it.
     """
     config, stereo = world.rollout, memory.stereo
-    chosen, found = retrieve_by_coverage(
+    retrieved = retrieve_by_coverage(
         stereo, cameras.w2c, cameras.intrinsics, count=config.warp_views
     )
+    chosen = retrieved.index
     render = render_global_memory(
         memory.points,
         cameras.w2c,
@@ -147,16 +151,17 @@ def gather_conditions(
         width=config.width,
         radius_ndc=config.point_radius_ndc,
     )
-    seen = warp_candidates_path(
+    bank = (
         stereo.images[chosen],
         stereo.depth[chosen],
         stereo.confidence[chosen],
         stereo.w2c[chosen],
         stereo.intrinsics[chosen],
-        found,
-        cameras.w2c,
-        cameras.intrinsics,
-        k=max(FUSED_VIEWS, config.candidates),
+        retrieved.valid,
+    )
+    seen = jax.lax.map(
+        lambda camera: warp_candidates(*bank, *camera, k=max(FUSED_VIEWS, config.candidates)),
+        (cameras.w2c, cameras.intrinsics),
     )
     warped = fuse_candidates(seen)
 
@@ -175,29 +180,75 @@ def gather_conditions(
     by_points = (warped.mask > 0.5) & (render_mask < 0.5)
     fused = jnp.where(by_points[..., None], render_image, warped.features)
     fused = fill(fused, warped.mask * render_mask, depth)
-    singles = jnp.where(
-        jnp.isfinite(seen.log_weight)[..., None], seen.features, fused[..., None, :]
-    )[..., : config.candidates, :]
+    features, log_weight = _candidate_latents(world, vae_params, fused, warped, seen)
 
     attended = chosen[: config.references]
-    attended_images = stereo.images[attended]
-    encode = partial(encode_images, world.vae, vae_params)
-    features, log_weight = _candidate_latents(
-        encode(jnp.concatenate([fused[..., None, :], singles], axis=-2)),
-        jnp.concatenate([warped.weight[..., None], _finite_exp(seen.log_weight)], axis=-1)[
-            ..., : config.candidates + 1
-        ],
+    attended_valid = retrieved.valid[: config.references]
+    target_views = ViewSet(
+        depth, cameras.w2c, cameras.intrinsics, jnp.ones((config.frames,), bool)
     )
-    target_depth = token_geometry(depth, cameras.w2c, cameras.intrinsics)
+    reference_views = ViewSet(
+        stereo.depth[attended], stereo.w2c[attended], stereo.intrinsics[attended], attended_valid
+    )
+
+    def encode(images: Float[Array, "n h w 3"]) -> Float[Array, "n lh lw 16"]:
+        return encode_frames(world.vae, vae_params, images[None])[0]
+
+    def unbatched(geometry: TokenGeometry) -> TokenGeometry:
+        return jax.tree.map(lambda leaf: leaf[0], geometry)
+
+    on = jnp.ones((), bool)
     conditions = Conditions(
         w2c=cameras.w2c,
         intrinsics=cameras.intrinsics,
-        first_latent=encode(first_image),
+        first_latent=encode(first_image[None])[0],
         render_mask=render_mask,
-        render_latent=encode(render_image),
-        render_filled_latent=encode(render_filled),
-        reference_latent=encode(attended_images),
+        render_latent=encode(render_filled),
+        reference_latent=encode(stereo.images[attended]),
+        reference_index=jnp.maximum(retrieved.frame[: config.references] - 1, 0),
+        reference_w2c=stereo.w2c[attended],
+        reference_valid=attended_valid,
+        warped_features=features,
+        warped_log_weight=log_weight,
+        target_geometry=unbatched(token_geometry(target_views, reference_views)),
+        reference_geometry=unbatched(token_geometry(reference_views, target_views)),
+        global_enabled=on,
+        stereo_enabled=on,
     )
+    guidance = Guidance(
+        render_image=render_image,
+        render_mask=render_mask,
+        warped_image=fused,
+        warped_mask=warped.mask,
+        depth=depth,
+    )
+    return conditions, guidance
+
+
+def _candidate_latents(
+    world: World,
+    vae_params: PyTree,
+    fused: Float[Array, "f h w 3"],
+    warped: Warped,
+    seen: Candidates,
+) -> tuple[Float[Array, "f lh lw k 17"], Float[Array, "f lh lw k"]]:
+    """The fused warp and the best single views as latents, with cover and log-weight."""
+    count = world.rollout.candidates
+    exists = jnp.isfinite(seen.log_weight[..., :count])
+    single = jnp.where(exists[..., None], seen.features[..., :count, :], fused[..., None, :])
+    images = jnp.concatenate([fused[..., None, :], single], axis=-2)
+    latent = encode_frames(world.vae, vae_params, jnp.moveaxis(images, -2, 0))
+    weight = jnp.where(exists, jnp.exp(seen.log_weight[..., :count]), 0.0)
+    weight = jnp.concatenate([warped.weight[..., None], weight], axis=-1)
+    weight = reduce(weight, "f (lh y) (lw x) k -> f lh lw k", "mean", y=8, x=8)
+    cover = jnp.concatenate([1.0 - warped.mask[..., None], exists.astype(jnp.float32)], axis=-1)
+    cover = reduce(cover, "f (lh y) (lw x) k -> f lh lw k", "mean", y=8, x=8)
+    features = jnp.concatenate([jnp.moveaxis(latent, 0, -2), cover[..., None]], axis=-1)
+    log_weight = jnp.log(jnp.maximum(weight, jnp.exp(UNSEEN_LOG_WEIGHT)))
+    # A single view that shows less than half of a latent pixel is no candidate for it.
+    is_fused = jnp.arange(count + 1) == 0
+    present = is_fused[None, None, None, :] | (cover > 0.5)
+    return features, jnp.where(present, log_weight, -jnp.inf)
 
 
 def example_conditions(world: World) -> Conditions:

@@ -19,6 +19,7 @@ from worldstereo_jax.geometry.depth_alignment import align_depth
 from worldstereo_jax.models.vae_tiny import decode_frames
 from worldstereo_jax.sampling.conditions import Conditions, Guidance, anchor, gather_conditions
 from worldstereo_jax.sampling.denoise import denoise
+from worldstereo_jax.sampling.detail import restore_detail
 from worldstereo_jax.sampling.loop import sample
 from worldstereo_jax.sampling.prediction import anchored_velocity
 from worldstereo_jax.sampling.schedules import flow_schedule
@@ -47,16 +48,20 @@ def generate_clip(
     world: World,
     params: WorldParams,
     conditions: Conditions,
+    guidance: Guidance,
     key: Key[Array, ""],
     *,
     on_step: Callable[[int], None] | None = None,
 ) -> Float[Array, "f h w 3"]:
     """Denoise one clip from noise under its conditions and decode it.
 
+    With the stereo memory enabled, texture that the latent cannot hold is taken back from its
+    warp (see `restore_detail`).
+
     Args:
         world: networks and sizes.
         params: their parameters.
-        conditions: what `gather_conditions` read, without a batch axis.
+        conditions, guidance: what `gather_conditions` read, without a batch axis.
         key: random key of the noise; the same key gives the same clip.
         on_step: called on the host with the index of each finished denoising step.
 
@@ -73,7 +78,12 @@ def generate_clip(
     schedule = flow_schedule(world.rollout.steps, world.rollout.shift)
     noise = jax.random.normal(key, base.shape, jnp.float32)
     latent = sample(velocity, noise, schedule, euler, on_step=on_step)
-    return decode_frames(world.vae, params.vae, latent)[0].clip(-1, 1)
+    warped_latent = conditions.warped_features[..., 0, :16]
+    video, coded_warp = decode_frames(
+        world.vae, params.vae, jnp.stack([latent[0], warped_latent])
+    )
+    detailed = restore_detail(video, guidance.warped_image, coded_warp, guidance.warped_mask)
+    return jnp.where(conditions.stereo_enabled, detailed, video).clip(-1, 1)
 
 
 def complete_depth(
@@ -132,7 +142,7 @@ def make_rollout(
         params: WorldParams, memory: WorldMemory, cameras: Cameras, key: Array
     ) -> tuple[Clip, WorldMemory]:
         conditions, guidance = gather_conditions(world, params.vae, memory, cameras)
-        video = generate_clip(world, params, conditions, key, on_step=on_step)
+        video = generate_clip(world, params, conditions, guidance, key, on_step=on_step)
         depth = complete_depth(world, params, video, guidance.depth)
         clip = Clip(video=video, depth=depth, cameras=cameras, guidance=guidance)
         return clip, write_back(world, memory, clip, memory.stereo.count)

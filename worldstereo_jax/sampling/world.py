@@ -46,7 +46,7 @@ class RolloutConfig:
     width: int = 160
     references: int = 4
     warp_views: int = 6
-    candidates: int = 2
+    candidates: int = 1
     keyframes: int = 4
     bank_capacity: int = 24
     point_capacity: int = 131_072

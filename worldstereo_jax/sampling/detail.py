@@ -1,0 +1,48 @@
+"""Fine texture that the latent cannot hold, taken back from the stereo memory (rows S18, S21).
+
+An autoencoder loses the finest texture: r = warp - D(E(warp)) is what it loses of the memory's warp.
+Where the generated frame says the same as the warp, it lost the same, and r is added back. Where
+the model departed from the warp (holes, moved shadows, wrong depth) nothing is added.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+
+from worldstereo_jax.array_types import Array, Float
+
+# Local difference between frame and autoencoded warp, in [-1, 1] image units, at which half of the
+# lost detail is given back.
+HALF_TRUST = 0.1
+
+
+def box_mean(image: Float[Array, "f h w"], radius: int) -> Float[Array, "f h w"]:
+    """Mean over a square of 2 radius + 1 pixels, over the pixels inside the image."""
+    size = 2 * radius + 1
+
+    def total(x: Array) -> Array:
+        return lax.reduce_window(x, 0.0, lax.add, (1, size, size), (1, 1, 1), "SAME")
+
+    return total(image) / total(jnp.ones_like(image[:1]))
+
+
+def restore_detail(
+    video: Float[Array, "f h w 3"],
+    warp: Float[Array, "f h w 3"],
+    coded_warp: Float[Array, "f h w 3"],
+    hole: Float[Array, "f h w"],
+) -> Float[Array, "f h w 3"]:
+    """Give generated frames the texture back that their latents could not hold.
+
+    Args:
+        video: decoded frames in [-1, 1].
+        warp: the stereo memory's warp into the same cameras.
+        coded_warp: the warp after encoding and decoding.
+        hole: 1 where no stored view falls, 0 where one does.
+
+    Returns:
+        Frames in [-1, 1]. With `video` equal to `coded_warp` the covered pixels are `warp`'s.
+    """
+    difference = jnp.square(video - coded_warp).mean(-1)
+    trust = 1.0 / (1.0 + box_mean(difference, 2) / HALF_TRUST**2)
+    weight = trust * (1.0 - hole)
+    return (video + weight[..., None] * (warp - coded_warp)).clip(-1, 1)
