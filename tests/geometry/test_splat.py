@@ -147,6 +147,12 @@ def test_alpha_falls_with_the_square_and_is_not_renormalised():
     assert render.depth[0, 0] == 0
 
 
+def test_the_smallest_cloud_draws_one_pixel():
+    render = draw([one_point(4.5, 3.5)], [[1.0, 0.5, -1.0]], 0.4)
+    np.testing.assert_allclose(render.image[3, 4], [1.0, 0.5, -1.0], atol=1e-5)
+    assert int((render.mask == 0).sum()) == 1
+
+
 def test_equal_depths_composite_in_the_order_given():
     where = one_point(4.5, 3.5)
     render = draw([where, where, where], [[0.2, 0, 0], [0, 1, 0], [0, 0, 1]], 2.0)

@@ -70,7 +70,9 @@ def _chunk_points(height: int, width: int, reach: int, count: int) -> int:
 
 def _shift(values: Array, step: int, fill: float | int) -> Array:
     """Values ``step`` places earlier along axis 0."""
-    return jnp.concatenate([jnp.full((step,), fill, values.dtype), values[:-step]])
+    step = min(step, values.shape[0])
+    head = jnp.full((step,), fill, values.dtype)
+    return jnp.concatenate([head, values[: values.shape[0] - step]])
 
 
 def _segment_prefix(
