@@ -30,7 +30,7 @@ def align_depth(
 ) -> DepthAlignment:
     """Fit scale and shift in inverse depth so that `predicted` agrees with `reference`.
 
-    Iteratively reweighted least squares: Cauchy weights, whose width is the weighted residuals' median, so
+    Iteratively reweighted least squares with Cauchy weights as wide as the residuals' median, so
     that a minority of wrong pixels (edges, moving things) does not move the fit. Inverse depth is
     the quantity in which monocular predictions are right up to an affine map (Ranftl et al. 2020,
     section 5). A fit whose scale is not positive, or of fewer than `min_pixels` pixels, says the
@@ -52,7 +52,7 @@ def align_depth(
     ratio = _masked_median(y, known) / jnp.maximum(_masked_median(x, known), 1e-12)
     ratio = jnp.where(count > 0, ratio, 1.0)
 
-    def refit(_: int, fit: tuple[Array, Array]) -> tuple[Array, Array]:
+    def refit(_: Array | int, fit: tuple[Array, Array]) -> tuple[Array, Array]:
         scale, shift = fit
         residual = jnp.abs(scale * x + shift - y)
         # A floor on the width: a perfect fit must not divide by zero.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Float
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.models.vae_tiny import from_patches, to_patches
+from worldstereo_jax.models.vae_tiny import config_fields, from_patches, to_patches
 
 STRIDE = 16
 """Height and width of the input must be multiples of this."""
@@ -35,20 +35,10 @@ class TinyDepthConfig:
     nearest: float = 0.05
     farthest: float = 200.0
 
-    def __post_init__(self) -> None:
-        """Turn lists, as JSON gives them, into tuples."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
-
     @classmethod
     def from_dict(cls, values: dict[str, typing.Any]) -> "TinyDepthConfig":
         """Build a config from the JSON form of `dataclasses.asdict`; unknown keys are an error."""
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise InputError(f"TinyDepthConfig: unknown field {unknown[0]!r}")
-        return cls(**values)
+        return cls(**config_fields(cls, values))
 
 
 class ConvBlock(nn.Module):
@@ -103,10 +93,16 @@ class TinyDepth(nn.Module):
         config = self.config
         b, height, width = image.shape[:3]
         if height % STRIDE or width % STRIDE:
-            raise InputError(f"image: height and width must be multiples of 16, got {height}x{width}")
+            raise InputError(
+                f"image: height and width must be multiples of 16, got {height}x{width}"
+            )
         # Where a pixel lies tells much about its depth: floors are below, ceilings above.
-        y = jnp.broadcast_to(jnp.linspace(-1.0, 1.0, height)[None, :, None, None], (b, height, width, 1))
-        x = jnp.broadcast_to(jnp.linspace(-1.0, 1.0, width)[None, None, :, None], (b, height, width, 1))
+        y = jnp.broadcast_to(
+            jnp.linspace(-1.0, 1.0, height)[None, :, None, None], (b, height, width, 1)
+        )
+        x = jnp.broadcast_to(
+            jnp.linspace(-1.0, 1.0, width)[None, None, :, None], (b, height, width, 1)
+        )
         features = jnp.concatenate([image, y, x], axis=-1).astype(self.dtype)
         skips = []
         for level, channels in enumerate(config.widths):

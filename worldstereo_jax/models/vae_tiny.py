@@ -40,11 +40,7 @@ class TinyVaeConfig:
     latents_std: tuple[float, ...] = (1.0,) * 16
 
     def __post_init__(self) -> None:
-        """Turn lists, as JSON gives them, into tuples, and check the statistics' lengths."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
+        """Check the statistics' lengths."""
         for name in ("latents_mean", "latents_std"):
             if len(getattr(self, name)) != self.latent_channels:
                 raise InputError(f"{name}: expected {self.latent_channels} numbers, one a channel")
@@ -52,14 +48,15 @@ class TinyVaeConfig:
     @classmethod
     def from_dict(cls, values: dict[str, typing.Any]) -> "TinyVaeConfig":
         """Build a config from the JSON form of `dataclasses.asdict`; unknown keys are an error."""
-        return _from_dict(cls, values)
+        return cls(**config_fields(cls, values))
 
 
-def _from_dict(cls: type, values: dict[str, typing.Any]) -> typing.Any:
+def config_fields(cls: type, values: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """Arguments for a config dataclass from JSON: lists become tuples, unknown keys InputError."""
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
     if unknown:
         raise InputError(f"{cls.__name__}: unknown field {unknown[0]!r}")
-    return cls(**values)
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def to_patches(image: Float[Array, "b h w c"], size: int) -> Float[Array, "b ph pw p"]:
@@ -135,9 +132,9 @@ class ResidualDecoder(nn.Module):
                     4 * self.widths[level - 1], (1, 1), dtype=self.dtype, name=f"up_{level}"
                 )(x)
                 x = from_patches(x, 2)
-        x = nn.Conv(
-            12, (3, 3), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out"
-        )(nn.relu(x))
+        x = nn.Conv(12, (3, 3), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(
+            nn.relu(x)
+        )
         return from_patches(x, 2)
 
 
@@ -167,7 +164,9 @@ class TinyVae(nn.Module):
         """Encode without the final normalisation (what training sees)."""
         height, width = image.shape[1:3]
         if height % PATCH or width % PATCH:
-            raise InputError(f"image: height and width must be multiples of 8, got {height}x{width}")
+            raise InputError(
+                f"image: height and width must be multiples of 8, got {height}x{width}"
+            )
         return self.linear_encoder(to_patches(image, PATCH)) + self.residual_encoder(image)
 
     def decode_raw(self, code: Float[Array, "b lh lw c"]) -> Float[Array, "b h w 3"]:
@@ -201,8 +200,9 @@ def encode_frames(
 ) -> Float[Array, "b f lh lw c"]:
     """Encode each frame of each clip by itself (images in [-1, 1]) to normalised latents."""
     batch = video.shape[0]
-    latent = vae.apply({"params": params}, rearrange(video, "b f h w c -> (b f) h w c"),
-                       method=TinyVae.encode)
+    latent = vae.apply(
+        {"params": params}, rearrange(video, "b f h w c -> (b f) h w c"), method=TinyVae.encode
+    )
     return rearrange(typing.cast(jax.Array, latent), "(b f) h w c -> b f h w c", b=batch)
 
 
@@ -211,6 +211,7 @@ def decode_frames(
 ) -> Float[Array, "b f h w 3"]:
     """Decode each latent frame by itself to images, about in [-1, 1]."""
     batch = latent.shape[0]
-    video = vae.apply({"params": params}, rearrange(latent, "b f h w c -> (b f) h w c"),
-                      method=TinyVae.decode)
+    video = vae.apply(
+        {"params": params}, rearrange(latent, "b f h w c -> (b f) h w c"), method=TinyVae.decode
+    )
     return rearrange(typing.cast(jax.Array, video), "(b f) h w c -> b f h w c", b=batch)

@@ -69,7 +69,9 @@ def train(
                 done += 1
                 pending.append(metrics)
                 bar.update()
-                last = done == steps or stop.is_set()
+                # Read once: a signal that comes during the save below waits for the next step.
+                stopping = stop.is_set()
+                last = done == steps or stopping
                 judged = evaluate is not None and (done % evaluate_every == 0 or done == steps)
                 if done % log_every == 0 or judged or last:
                     record = _means(pending)
@@ -81,7 +83,7 @@ def train(
                     pending, since = [], time.perf_counter()
                 if done % save_every == 0 or last:
                     checkpoints.save(state, batches)
-                if stop.is_set():
+                if stopping:
                     raise Stopped
     return state
 
@@ -100,7 +102,7 @@ def _sigterm() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def read_log(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+def read_log(path: str | os.PathLike[str]) -> list[dict[str, float | int]]:
     """Read a JSON-lines log; a last line cut short by a crash is dropped."""
     lines = Path(path).read_text().splitlines()
     records = []
@@ -122,11 +124,11 @@ def _cut_log(path: Path, step: int) -> None:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
 
 
-def _append(path: Path, record: dict[str, float]) -> None:
+def _append(path: Path, record: dict[str, float | int]) -> None:
     with path.open("a") as file:
         file.write(json.dumps(record) + "\n")
 
 
-def _means(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:
+def _means(metrics: list[dict[str, jax.Array]]) -> dict[str, float | int]:
     fetched = jax.device_get(metrics)
     return {name: float(np.mean([each[name] for each in fetched])) for name in fetched[0]}

@@ -65,9 +65,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, batch, key
-        )
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -75,9 +73,7 @@ def make_train_step(
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
         metrics = dict(metrics, loss=loss, grad_norm=optax.global_norm(grads))
-        new_state = state.replace(
-            params=params, opt_state=opt_state, step=state.step + 1, ema=ema
-        )
+        new_state = state.replace(params=params, opt_state=opt_state, step=state.step + 1, ema=ema)
         return new_state, metrics
 
     return jax.jit(step, donate_argnums=0)
