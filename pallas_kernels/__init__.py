@@ -23,6 +23,7 @@ from pallas_kernels.geometry import (
     make_token_geometry,
     sphere_metric,
 )
+from pallas_kernels.packing import pack_partial_tiles
 from pallas_kernels.patterns import (
     dense_pattern,
     frame_pair,
@@ -64,6 +65,7 @@ __all__ = [
     "merge_attention",
     "order_geometry",
     "order_tokens",
+    "pack_partial_tiles",
     "pack",
     "refine",
     "sliding_window",

@@ -208,13 +208,13 @@ _CONTROL_14B = ControlConfig(
 PRESETS: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
         width=192,
-        num_layers=6,
+        num_layers=4,
         num_heads=6,
         ffn_width=512,
         text_dim=8,
         freq_dim=64,
         control=ControlConfig(
-            width=96, ffn_width=256, num_heads=3, num_layers=3, embed_width=96, mid_channels=32
+            width=96, ffn_width=256, num_heads=3, num_layers=2, embed_width=96, mid_channels=32
         ),
         warped_width=17,
     ),

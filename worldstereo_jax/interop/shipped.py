@@ -91,7 +91,10 @@ def load_untrained(
     )
     image = jnp.zeros((1, world.rollout.height, world.rollout.width, 3))
     return world, WorldParams(
-        denoiser=world.denoiser.init(denoiser_key, *inputs.args, **inputs.kwargs)["params"],
+        # Under jit, or every operation of a forward pass is compiled by itself.
+        denoiser=jax.jit(world.denoiser.init)(denoiser_key, *inputs.args, **inputs.kwargs)[
+            "params"
+        ],
         vae=vae_params,
-        depth=world.depth.init(depth_key, image)["params"],
+        depth=jax.jit(world.depth.init)(depth_key, image)["params"],
     )

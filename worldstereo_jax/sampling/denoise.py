@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import pack_partial_tiles
 from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.geometry.cameras import camera_vector, plucker_rays
@@ -81,8 +82,9 @@ def model_inputs(
             "control": control,
             "references": references,
             "camera": jax.vmap(camera_vector)(target_w2c),
-            "block_mask": reference_block_mask(
-                conditions.reference_geometry, conditions.target_geometry
+            # All layers share the mask: its geometry is evaluated once, not once a layer.
+            "block_mask": pack_partial_tiles(
+                reference_block_mask(conditions.reference_geometry, conditions.target_geometry)
             ),
             "warped": warped,
         },
