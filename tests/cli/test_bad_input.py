@@ -1,5 +1,6 @@
 """Everything a person can get wrong ends in one sentence, code 2, and no output."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -266,7 +267,8 @@ def test_missing_or_cut_weights(refused, picture, tmp_path, out, monkeypatch, co
 def memory(tmp_path, picture) -> Path:
     """A memory folder that holds the picture."""
     stereo = init_spatial_memory(2, 96, 160)
-    stereo = stereo.replace(
+    stereo = dataclasses.replace(
+        stereo,
         images=stereo.images.at[0].set(images.resize_image(images.read_image(picture), (96, 160))),
         valid=stereo.valid.at[0].set(True),
         count=stereo.count + 1,

@@ -14,6 +14,7 @@ from worldstereo_jax.cli.memory_input import (
 from worldstereo_jax.cli.scene_input import AnyScene, read_working_scene
 from worldstereo_jax.config import PRESETS
 from worldstereo_jax.data import images
+from worldstereo_jax.data.scene_folders import PanoramaScene, SingleViewScene
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.memory.folder import save_memory
 from worldstereo_jax.models.depth_tiny import TinyDepth
@@ -35,13 +36,25 @@ _WORLD = World("tiny", _CONFIG, WorldStereo(PRESETS["tiny"]), TinyVae(), _FlatDe
 _PARAMS = WorldParams(denoiser={}, vae={}, depth={})
 
 
-def _begin(path, depth=None) -> tuple[AnyScene, WorldMemory]:
+def _single_view(path) -> SingleViewScene:
     found, _ = read_working_scene(path)
-    return found, begin_memory(_WORLD, _PARAMS, found, depth)
+    assert isinstance(found, SingleViewScene)
+    return found
+
+
+def _panorama(path) -> PanoramaScene:
+    found, _ = read_working_scene(path)
+    assert isinstance(found, PanoramaScene)
+    return found
+
+
+def _begin(found: AnyScene, depth=None) -> WorldMemory:
+    return begin_memory(_WORLD, _PARAMS, found, depth)
 
 
 def test_a_picture_stands_at_the_origin_with_assumed_intrinsics(picture):
-    found, memory = _begin(picture, np.full((96, 160), 3.0, np.float32))
+    found = _single_view(picture)
+    memory = _begin(found, np.full((96, 160), 3.0, np.float32))
     stereo = memory.stereo
     assert int(stereo.count) == 1
     np.testing.assert_array_equal(stereo.w2c[0], np.eye(4))
@@ -54,7 +67,10 @@ def test_a_picture_stands_at_the_origin_with_assumed_intrinsics(picture):
 
 
 def test_a_scene_stands_at_the_first_camera_of_its_path(scene):
-    found, memory = _begin(scene)
+    found = _single_view(scene)
+    assert found.w2c is not None
+    assert found.intrinsics is not None
+    memory = _begin(found)
     np.testing.assert_allclose(memory.stereo.intrinsics[0], found.intrinsics[0])
     np.testing.assert_array_equal(memory.stereo.w2c[0], found.w2c[0])
     # Depth that is not given is estimated.
@@ -62,21 +78,23 @@ def test_a_scene_stands_at_the_first_camera_of_its_path(scene):
 
 
 def test_a_panorama_begins_with_every_view_of_its_bank(panorama):
-    found, memory = _begin(panorama)
+    found = _panorama(panorama)
+    memory = _begin(found)
     assert int(memory.stereo.count) == 3
     np.testing.assert_allclose(memory.stereo.w2c[:3], found.bank.w2c, atol=1e-6)
     np.testing.assert_array_equal(memory.stereo.images[:3], found.bank.images)
 
 
 def test_views_are_estimated_one_by_one(panorama):
-    found, _ = read_working_scene(panorama)
+    found = _panorama(panorama)
     depth = estimate_depth(_WORLD, _PARAMS, found.bank.images)
     assert depth.shape == (3, 96, 160)
     np.testing.assert_allclose(depth[:, 0, 0], 2 + found.bank.images.mean((1, 2, 3)), atol=1e-4)
 
 
 def test_a_saved_memory_is_read_back_for_its_scene_only(tmp_path, picture):
-    found, memory = _begin(picture)
+    found = _single_view(picture)
+    memory = _begin(found)
     save_memory(tmp_path / "memory", memory.points, memory.stereo, model="tiny")
     again = read_memory(tmp_path / "memory", "tiny", found)
     np.testing.assert_array_equal(again.stereo.images, memory.stereo.images)
@@ -84,16 +102,16 @@ def test_a_saved_memory_is_read_back_for_its_scene_only(tmp_path, picture):
 
     images.write_image(tmp_path / "other.png", np.zeros((72, 120, 3), np.float32))
     with pytest.raises(InputError, match="begun from another image than other's"):
-        read_memory(tmp_path / "memory", "tiny", read_working_scene(tmp_path / "other.png")[0])
+        read_memory(tmp_path / "memory", "tiny", _single_view(tmp_path / "other.png"))
     images.write_image(tmp_path / "square.png", np.zeros((72, 72, 3), np.float32))
     with pytest.raises(InputError, match=r"96x160 pixels .* 128x128"):
-        read_memory(tmp_path / "memory", "tiny", read_working_scene(tmp_path / "square.png")[0])
+        read_memory(tmp_path / "memory", "tiny", _single_view(tmp_path / "square.png"))
     with pytest.raises(InputError, match="model 'tiny'"):
         read_memory(tmp_path / "memory", "large", found)
 
 
 def test_room_is_made_for_all_that_the_clips_can_add(picture):
-    _, memory = _begin(picture)
+    memory = _begin(_single_view(picture))
     enough = with_capacity(_CONFIG, 0, 0, 0)
     assert enough == _CONFIG
     config = with_capacity(_CONFIG, 1, 15_000, 3)

@@ -16,7 +16,7 @@ def _clip(value: float) -> np.ndarray:
     return np.full(_SHAPE, value, np.float32)
 
 
-def _count(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
+def _count(picture: np.ndarray, colour: tuple[int, ...]) -> int:
     return int(np.all(picture == np.array(colour, np.uint8), axis=-1).sum())
 
 

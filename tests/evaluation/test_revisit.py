@@ -48,7 +48,7 @@ def _frame(w2c):
 
 def _path(eyes):
     target = np.array([0.0, 0.0, 3.0], np.float32)
-    return np.stack([np.asarray(look_at(np.float32(eye), target)) for eye in eyes])
+    return np.stack([np.asarray(look_at(np.array(eye, np.float32), target)) for eye in eyes])
 
 
 def _visible(points, w2c):

@@ -27,6 +27,8 @@ from worldstereo_jax.sampling.world import (
 # Mean difference, of colours in [-1, 1], up to which a stored view counts as the scene's image.
 _SAME_IMAGE = 0.02
 
+_remember = jax.jit(remember, static_argnames=("config", "source"))
+
 
 def read_memory(folder: Path, model: str, scene: AnyScene) -> WorldMemory:
     """A saved memory of this model that was begun from this scene.
@@ -73,12 +75,8 @@ def begin_memory(
     else:
         depth = jnp.asarray(known_depth)[None]
     cameras = Cameras(w2c=jnp.asarray(w2c), intrinsics=jnp.asarray(intrinsics[: len(images)]))
-    begin = jax.jit(
-        lambda images, depth, cameras: remember(
-            world.rollout, empty_memory(world.rollout), images, depth, cameras, source=0
-        )
-    )
-    return begin(jnp.asarray(images), depth, cameras)
+    empty = empty_memory(world.rollout)
+    return _remember(world.rollout, empty, jnp.asarray(images), depth, cameras, source=0)
 
 
 def estimate_depth(
