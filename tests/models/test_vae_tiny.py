@@ -1,4 +1,5 @@
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,10 @@ SMALL = TinyVaeConfig(
 )
 
 
+def _apply(vae, params, x, method=None) -> typing.Any:
+    return vae.apply({"params": params}, x, method=method)
+
+
 @pytest.fixture(scope="module")
 def params():
     return TinyVae(SMALL).init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
@@ -44,11 +49,11 @@ def test_patches_round_trip_and_order():
 def test_shapes_for_any_multiple_of_eight(params, height, width):
     vae = TinyVae(SMALL)
     image = _image(1, 1, height, width)
-    latent = vae.apply({"params": params}, image, method=TinyVae.encode)
+    latent = _apply(vae, params, image, TinyVae.encode)
     assert latent.shape == (1, height // 8, width // 8, 16)
-    output = vae.apply({"params": params}, latent, method=TinyVae.decode)
+    output = _apply(vae, params, latent, TinyVae.decode)
     assert output.shape == image.shape
-    np.testing.assert_array_equal(vae.apply({"params": params}, image), output)
+    np.testing.assert_array_equal(_apply(vae, params, image), output)
 
 
 def test_other_sizes_are_refused(params):
@@ -66,14 +71,14 @@ def test_residual_networks_start_silent(params):
             for layer, value in params[name].items()
         }
     image = _image(2)
-    expected = vae.apply({"params": silent}, image)
-    np.testing.assert_allclose(vae.apply({"params": params}, image), expected, atol=1e-6)
+    expected = _apply(vae, silent, image)
+    np.testing.assert_allclose(_apply(vae, params, image), expected, atol=1e-6)
     # And they do count once that layer is not zero.
     loud = jax.tree.map(lambda x: x, params)
     loud["residual_decoder"]["out"]["kernel"] = jnp.ones_like(
         params["residual_decoder"]["out"]["kernel"]
     )
-    assert jnp.abs(vae.apply({"params": loud}, image) - expected).max() > 1e-2
+    assert jnp.abs(_apply(vae, loud, image) - expected).max() > 1e-2
 
 
 def test_statistics_normalise_the_latent_and_cancel(params):
@@ -85,11 +90,11 @@ def test_statistics_normalise_the_latent_and_cancel(params):
     )
     scaled = TinyVae(config)
     image = _image(3)
-    raw = plain.apply({"params": params}, image, method=TinyVae.encode)
-    latent = scaled.apply({"params": params}, image, method=TinyVae.encode)
+    raw = _apply(plain, params, image, TinyVae.encode)
+    latent = _apply(scaled, params, image, TinyVae.encode)
     np.testing.assert_allclose(latent, (raw - mean.reshape(row)) / std.reshape(row), atol=1e-5)
     np.testing.assert_allclose(
-        scaled.apply({"params": params}, image), plain.apply({"params": params}, image), atol=1e-5
+        _apply(scaled, params, image), _apply(plain, params, image), atol=1e-5
     )
 
 
@@ -102,7 +107,7 @@ def test_frames_are_coded_alone(params):
     np.testing.assert_allclose(latents[1:, 2:], alone, atol=1e-5)
     output = decode_frames(vae, params, latents)
     assert output.shape == video.shape
-    np.testing.assert_allclose(output[1], vae.apply({"params": params}, video[1]), atol=1e-5)
+    np.testing.assert_allclose(output[1], _apply(vae, params, video[1]), atol=1e-5)
 
 
 def test_config_survives_json_and_refuses_what_it_does_not_know():

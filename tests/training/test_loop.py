@@ -81,6 +81,7 @@ def test_the_loop_learns_and_averages(tmp_path):
     state = _run(tmp_path, 300)
     losses = [record["loss"] for record in read_log(tmp_path / "log.jsonl")]
     assert losses[-1] < 0.1 * losses[0]
+    assert state.ema is not None
     np.testing.assert_allclose(state.ema["w"], state.params["w"], atol=0.2)
     assert not np.array_equal(state.ema["w"], state.params["w"])
 
@@ -143,7 +144,7 @@ def test_sigterm_from_outside_ends_with_143(tmp_path):
         "class Slow:\n"
         "    def __init__(s): s.inner = toy.new_batches(); s.get_state = s.inner.get_state\n"
         "    def __next__(s): time.sleep(0.05); return next(s.inner)\n"
-        "train(toy.new_state(), toy.new_step(), Slow(), steps=10**6, out=sys.argv[2], log_every=1)\n"
+        "train(toy.new_state(), toy.new_step(), Slow(), steps=9999, out=sys.argv[2], log_every=1)\n"
     )
     root = Path(__file__).parents[2]
     process = subprocess.Popen(

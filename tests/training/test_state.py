@@ -27,6 +27,7 @@ def test_average_warms_up_then_follows_slowly():
     start = np.asarray(state.params["w"])
     state, _ = step(state, next(batches))
     after = np.asarray(state.params["w"])
+    assert state.ema is not None
     # decay at step 0 is 1/10
     np.testing.assert_allclose(state.ema["w"], 0.1 * start + 0.9 * after, rtol=1e-6)
 

@@ -79,7 +79,10 @@ def fit_lapped_decoder(
 def start_from_pca(
     params: dict[str, typing.Any], pca: PatchPca, images: Float[ndarray, "b h w 3"]
 ) -> dict[str, typing.Any]:
-    """Set a TinyVae's linear parts: encode by whitened components, decode by regression on `images`."""
+    """Set a TinyVae's linear parts.
+
+    The encoder takes whitened components, the decoder the regression on `images`.
+    """
     kernel, bias = fit_lapped_decoder(encode_pca(pca, images), images)
     components = pca.basis / pca.std[None, :]
     encoder = np.zeros((3, 3, *components.shape), np.float32)

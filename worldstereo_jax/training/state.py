@@ -14,9 +14,7 @@ Metrics = dict[str, jax.Array]
 LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
 
 
-@typing.no_type_check
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything a training step changes.
 
     params     the model's parameters, float32
@@ -24,12 +22,14 @@ class TrainState:
     step       int32 scalar, optimiser steps taken so far
     key        the typed random key that the run started with; a step folds its number into it
     ema        running average of `params`, the same tree, or None when none is kept
+
+    Fields are typed Any, since tree transformations also put shapes or None in them.
     """
 
     params: Params
     opt_state: optax.OptState
-    step: jax.Array
-    key: jax.Array
+    step: typing.Any
+    key: typing.Any
     ema: Params | None = None
 
 
@@ -56,7 +56,7 @@ def make_train_step(
     *,
     ema_decay: float = 0.999,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Return a jitted `step(state, batch) -> (state, metrics)`; the old state's buffers are given up.
+    """Return a jitted `step(state, batch) -> (state, metrics)`, which reuses the state's buffers.
 
     `loss_fn(params, batch, key) -> (loss, metrics)`. The metrics gain `loss` and `grad_norm`.
     The average warms up, as min(ema_decay, (1 + step) / (10 + step)), so that a short run's
@@ -72,7 +72,8 @@ def make_train_step(
         if ema is not None:
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
-        metrics = dict(metrics, loss=loss, grad_norm=optax.global_norm(grads))
+        squares = [jnp.vdot(grad, grad) for grad in jax.tree.leaves(grads)]
+        metrics = dict(metrics, loss=loss, grad_norm=jnp.sqrt(sum(squares)))
         new_state = state.replace(params=params, opt_state=opt_state, step=state.step + 1, ema=ema)
         return new_state, metrics
 
