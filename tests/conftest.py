@@ -28,3 +28,40 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def goldens_dir(shared_dir: Path) -> Path:
     return shared_dir / "goldens"
+
+
+# The small world takes seconds to compile, so all tests of a worker share one. Imported when asked
+# for: most tests need none of it.
+@pytest.fixture(scope="session")
+def world():
+    from tests import small_world
+
+    return small_world.WORLD
+
+
+@pytest.fixture(scope="session")
+def params():
+    from tests import small_world
+
+    return small_world.params()
+
+
+@pytest.fixture(scope="session")
+def scene():
+    from tests import small_world
+
+    return small_world.scene()
+
+
+@pytest.fixture(scope="session")
+def memory():
+    from tests import small_world
+
+    return small_world.memory()
+
+
+@pytest.fixture(scope="session")
+def cameras(scene):
+    from worldstereo_jax.sampling.world import Cameras
+
+    return Cameras(w2c=scene["w2c"], intrinsics=scene["intrinsics"])

@@ -5,6 +5,8 @@ of the stereo bank, reference views and the geometry of their tokens. The result
 a sampler batches, that training caches, and from which ablations remove one memory.
 """
 
+import typing
+
 import jax
 import jax.numpy as jnp
 from einops import reduce
@@ -34,6 +36,7 @@ UNSEEN_LOG_WEIGHT = -6.0
 
 
 @struct.dataclass
+@typing.no_type_check
 class Conditions:
     """Everything the model is told about one clip; a leading batch axis is added by `vmap`.
 
@@ -77,6 +80,7 @@ class Conditions:
 
 
 @struct.dataclass
+@typing.no_type_check
 class Guidance:
     """The pixels behind `Conditions`, for pictures, depth completion and inspection.
 

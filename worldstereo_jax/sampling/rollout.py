@@ -6,8 +6,8 @@ A clip is made in three stages, each a pure function that can be jitted alone:
 function for notebooks: `clip, memory = rollout(params, memory, cameras, key)`.
 """
 
+import typing
 from collections.abc import Callable
-from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from worldstereo_jax.sampling.world import Cameras, World, WorldMemory, WorldPar
 
 
 @struct.dataclass
+@typing.no_type_check
 class Clip:
     """A finished clip.
 
@@ -106,8 +107,8 @@ def complete_depth(
     Returns:
         Camera z of every pixel in world units.
     """
-    estimate = cast(jax.Array, world.depth.apply({"params": params.depth}, video))
-    aligned = jax.vmap(align_depth)(estimate, known, known > 0)
+    estimate = typing.cast(jax.Array, world.depth.apply({"params": params.depth}, video))
+    aligned = jax.vmap(align_depth)(estimate, known, known > 0).depth
     return jnp.where(known > 0, known, aligned)
 
 

@@ -1,6 +1,7 @@
 """What a rollout is made of: sizes, networks, parameters, cameras and the two memories."""
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,7 @@ class World:
 
 
 @struct.dataclass
+@typing.no_type_check
 class WorldParams:
     """Parameters of a `World`'s three networks, one pytree each."""
 
@@ -81,6 +83,7 @@ class WorldParams:
 
 
 @struct.dataclass
+@typing.no_type_check
 class Cameras:
     """A camera path: `w2c` [f, 4, 4] world to camera, `intrinsics` [f, 3, 3] in pixels."""
 
@@ -89,6 +92,7 @@ class Cameras:
 
 
 @struct.dataclass
+@typing.no_type_check
 class WorldMemory:
     """Both memories of one world, in one world frame (row S26)."""
 

@@ -1,0 +1,89 @@
+"""What the memories tell the model: the truth where they know it, nothing when removed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from worldstereo_jax.models.vae_tiny import encode_frames
+from worldstereo_jax.sampling.conditions import (
+    UNSEEN_LOG_WEIGHT,
+    anchor,
+    example_conditions,
+    gather_conditions,
+    without_global,
+    without_stereo,
+)
+
+
+@pytest.fixture(scope="module")
+def gathered(world, params, memory, cameras):
+    return jax.jit(lambda m, c: gather_conditions(world, params.vae, m, c))(memory, cameras)
+
+
+def batched(tree):
+    return jax.tree.map(lambda leaf: leaf[None], tree)
+
+
+def test_the_first_frame_is_the_stored_view_at_its_camera(gathered, world, params, scene):
+    conditions, guidance = gathered
+    np.testing.assert_array_equal(guidance.render_image[0], scene["image"][0])
+    assert not np.asarray(guidance.render_mask[0]).any()
+    latent = encode_frames(world.vae, params.vae, scene["image"][None, :1])[0, 0]
+    np.testing.assert_allclose(conditions.first_latent, latent, atol=1e-5)
+
+
+@pytest.mark.row("S18")
+def test_warps_show_the_true_frames_where_they_are_covered(gathered, scene):
+    _, guidance = gathered
+    covered = np.asarray(guidance.warped_mask) < 0.5
+    error = np.abs(np.asarray(guidance.warped_image) - np.asarray(scene["image"])).mean(-1)
+    assert covered[1:].mean() > 0.3
+    assert np.median(error[covered]) < 0.03
+    assert error[covered].mean() < 0.5 * error[~covered].mean()
+    depth = np.asarray(guidance.depth)
+    relative = np.abs(depth - np.asarray(scene["depth"])) / np.asarray(scene["depth"])
+    assert np.median(relative[covered]) < 0.01
+
+
+@pytest.mark.row("S26")
+def test_points_and_views_agree_on_what_is_seen(gathered):
+    _, guidance = gathered
+    by_views = np.asarray(guidance.warped_mask) < 0.5
+    by_points = np.asarray(guidance.render_mask) < 0.5
+    assert (by_views & by_points).sum() > 0.8 * by_views.sum()
+
+
+def test_only_found_views_are_references(gathered):
+    conditions, _ = gathered
+    np.testing.assert_array_equal(conditions.reference_valid, [True, False])
+    reference_tokens = conditions.reference_geometry.valid.reshape(2, -1)
+    assert reference_tokens[0].any()
+    assert not reference_tokens[1].any()
+
+
+@pytest.mark.row("S17")
+def test_the_fused_candidate_always_exists_and_single_views_only_where_they_show(gathered):
+    conditions, _ = gathered
+    log_weight = np.asarray(conditions.warped_log_weight)
+    cover = np.asarray(conditions.warped_features[..., 16])
+    assert (log_weight[..., 0] >= UNSEEN_LOG_WEIGHT - 1e-5).all()
+    np.testing.assert_array_equal(np.isfinite(log_weight[..., 1]), cover[..., 1] > 0.5)
+    assert np.isneginf(log_weight[..., 1]).any()
+
+
+def test_the_anchor_follows_the_memories_that_are_enabled(gathered):
+    conditions = batched(gathered[0])
+    np.testing.assert_array_equal(anchor(conditions), conditions.warped_features[..., 0, :16])
+    rendered = without_stereo(conditions)
+    np.testing.assert_array_equal(anchor(rendered), conditions.render_latent)
+    still = anchor(without_global(rendered))
+    np.testing.assert_array_equal(
+        still, jnp.broadcast_to(conditions.first_latent[:, None], still.shape)
+    )
+
+
+def test_the_example_has_the_shapes_of_the_real_thing(gathered, world):
+    example = example_conditions(world)
+    real = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), gathered[0])
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), example) == real

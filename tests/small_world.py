@@ -1,0 +1,76 @@
+"""A world of a few thousand random parameters, for tests of the rollout and its training."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from worldstereo_jax.config import ControlConfig, ModelConfig
+from worldstereo_jax.data.scene_source import SceneClips
+from worldstereo_jax.models.depth_tiny import TinyDepth, TinyDepthConfig
+from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig
+from worldstereo_jax.models.worldstereo import WorldStereo, init_params
+from worldstereo_jax.sampling.world import RolloutConfig, World, WorldMemory, WorldParams, init_memory
+
+ROLLOUT = RolloutConfig(
+    frames=4,
+    height=48,
+    width=64,
+    references=2,
+    warp_views=2,
+    keyframes=2,
+    bank_capacity=5,
+    point_capacity=8192,
+    steps=2,
+)
+MODEL = ModelConfig(
+    width=24,
+    num_layers=2,
+    num_heads=2,
+    ffn_width=32,
+    text_dim=8,
+    freq_dim=16,
+    control=ControlConfig(
+        width=16, ffn_width=16, num_heads=2, num_layers=1, embed_width=24, mid_channels=16
+    ),
+    warped_width=17,
+)
+WORLD = World(
+    name="test",
+    rollout=ROLLOUT,
+    denoiser=WorldStereo(MODEL),
+    vae=TinyVae(TinyVaeConfig(encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8))),
+    depth=TinyDepth(TinyDepthConfig(widths=(8, 8, 8, 8))),
+)
+
+
+def _moved(params, key: jax.Array):
+    """Parameters with every zero-initialised one moved away from zero."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    return tree.unflatten(
+        [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
+
+
+@functools.cache
+def params() -> WorldParams:
+    image = jnp.zeros((1, ROLLOUT.height, ROLLOUT.width, 3))
+    return WorldParams(
+        denoiser=_moved(init_params(MODEL, jax.random.key(0)), jax.random.key(1)),
+        vae=jax.jit(WORLD.vae.init)(jax.random.key(2), image)["params"],
+        depth=jax.jit(WORLD.depth.init)(jax.random.key(3), image)["params"],
+    )
+
+
+@functools.cache
+def scene() -> dict[str, jax.Array]:
+    clips = SceneClips(range(7, 8), frames=ROLLOUT.frames, height=48, width=64)
+    return {name: jnp.asarray(value) for name, value in clips[0].items()}
+
+
+@functools.cache
+def memory() -> WorldMemory:
+    item = scene()
+    begin = jax.jit(lambda *frame: init_memory(ROLLOUT, *frame))
+    return begin(item["image"][0], item["depth"][0], item["w2c"][0], item["intrinsics"][0])

@@ -1,0 +1,71 @@
+"""The loss of the small video model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from worldstereo_jax.models.worldstereo import init_params
+from worldstereo_jax.sampling.conditions import anchor, gather_conditions
+from worldstereo_jax.training.clip_objective import (
+    DROP_BOTH,
+    DROP_STEREO,
+    clip_loss,
+    drop_memories,
+)
+
+
+@pytest.fixture(scope="module")
+def batch(world, params, memory, cameras):
+    conditions = jax.jit(lambda m, c: gather_conditions(world, params.vae, m, c)[0])(
+        memory, cameras
+    )
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (2, *leaf.shape)), conditions)
+
+
+@pytest.mark.slow
+def test_an_untrained_model_returns_the_anchor_and_its_loss(world, batch):
+    """The output starts at zero, so the loss is the anchor's own error, exactly."""
+    fresh = init_params(world.denoiser.config, jax.random.key(0))
+    target = batch.render_latent + 0.5
+    weights = jnp.linspace(0.5, 1.5, 16)
+    loss = jax.jit(
+        lambda p, k: clip_loss(
+            world.denoiser, p, batch, target, k, channel_weights=weights
+        )
+    )
+    key = jax.random.key(3)
+    value, figures = loss(fresh, key)
+    dropped = drop_memories(batch, jax.random.split(key, 3)[0])
+    error = (target - anchor(dropped)) ** 2 * weights[None, None, None, None]
+    np.testing.assert_allclose(value, error.mean(), rtol=1e-4)
+    np.testing.assert_allclose(figures["anchor_error"], value, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_gradients_reach_every_parameter_that_memory_uses(world, params, batch):
+    target = batch.render_latent + 0.5
+    gradient = jax.jit(
+        jax.grad(
+            lambda p: clip_loss(
+                world.denoiser, p, batch, target, jax.random.key(1), channel_weights=jnp.ones(16)
+            )[0]
+        )
+    )(params.denoiser)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        name = jax.tree_util.keystr(path)
+        assert np.isfinite(leaf).all(), name
+        # The null text token is zero, so the first text layer's kernel has nothing to learn from.
+        if "text_embedding" not in name:
+            assert np.abs(leaf).max() > 0, name
+
+
+def test_memories_are_dropped_as_often_as_stated(batch):
+    many = batch.replace(
+        stereo_enabled=jnp.ones((20_000,), bool), global_enabled=jnp.ones((20_000,), bool)
+    )
+    dropped = drop_memories(many, jax.random.key(0))
+    stereo, points = np.asarray(dropped.stereo_enabled), np.asarray(dropped.global_enabled)
+    assert not (stereo & ~points).any()
+    np.testing.assert_allclose((~points).mean(), DROP_BOTH, atol=0.01)
+    np.testing.assert_allclose((~stereo & points).mean(), DROP_STEREO, atol=0.01)

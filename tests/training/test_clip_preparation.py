@@ -1,0 +1,67 @@
+"""Training clips are what a rollout would see, and survive the cache."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from worldstereo_jax.models.vae_tiny import encode_frames
+from worldstereo_jax.sampling.conditions import example_conditions
+from worldstereo_jax.training.clip_preparation import (
+    blur,
+    from_fields,
+    prepare_pair,
+    smooth_noise,
+    to_fields,
+)
+
+
+@pytest.fixture(scope="module")
+def pair(world, params, scene):
+    item = {name: value for name, value in scene.items() if name != "seed"}
+    prepare = jax.jit(lambda scene, key: prepare_pair(world, params.vae, scene, key))
+    return prepare(item, jax.random.key(0))
+
+
+@pytest.mark.slow
+def test_targets_are_the_latents_of_the_true_clips(pair, world, params, scene):
+    (_, first), (_, revisit) = pair
+    truth = encode_frames(world.vae, params.vae, scene["image"][None])[0]
+    np.testing.assert_allclose(first, truth, atol=1e-5)
+    truth = encode_frames(world.vae, params.vae, scene["revisit_image"][None])[0]
+    np.testing.assert_allclose(revisit, truth, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.row("S13")
+def test_the_revisit_sees_more_through_the_memory_of_the_first_clip(pair):
+    (first, _), (revisit, _) = pair
+    assert int(first.reference_valid.sum()) == 1
+    assert int(revisit.reference_valid.sum()) == 2
+    cover = [float(c.warped_features[1:, ..., 0, 16].mean()) for c in (first, revisit)]
+    assert cover[1] > cover[0]
+
+
+@pytest.mark.slow
+def test_cached_fields_come_back(pair, world):
+    conditions, target = pair[1]
+    back, back_target = from_fields(to_fields(conditions, target), example_conditions(world))
+    np.testing.assert_allclose(back_target, target, rtol=1e-3, atol=1e-3)
+    for found, expected in zip(jax.tree.leaves(back), jax.tree.leaves(conditions), strict=True):
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_smooth_noise_has_unit_scale_and_no_fine_detail():
+    noise = np.asarray(smooth_noise(jax.random.key(0), 200, 48, 64))
+    assert 0.5 < noise.std() < 1.2
+    step = np.abs(np.diff(noise, axis=2)).mean()
+    assert step < 0.1 * noise.std()
+
+
+def test_blur_keeps_the_mean_and_removes_the_finest_detail():
+    checker = jnp.asarray((np.indices((1, 16, 16)).sum(0) % 2)[..., None], jnp.float32)
+    image = jnp.broadcast_to(checker, (1, 16, 16, 3))
+    np.testing.assert_array_equal(blur(image, jnp.zeros(())), image)
+    smooth = blur(image, jnp.ones(()))
+    np.testing.assert_allclose(smooth[:, 1:-1, 1:-1], 0.5, atol=1e-6)
