@@ -6,7 +6,7 @@
 The shipped weights: 2026-11-22, one core of a two-core Xeon shared with other work. The first
 1,500 steps ran under --steps 4000 (21 min, 0.2 s a step when the core is free), the rest was
 resumed with --steps 2600, which shortens the learning rate's decay (9 min). PSNR in dB, held-out
-photographs at native size and at half of it, and 32 frames of 8 held-out scenes:
+photographs at native size and at half of it, and 64 frames of 16 held-out scenes:
 
                                  coffee      flower      camera    scenes
     principal components       27.5 26.8   31.6 29.2   29.6 27.9    26.1
