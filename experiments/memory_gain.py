@@ -45,6 +45,7 @@ from worldstereo_jax.interop.shipped import load_world
 from worldstereo_jax.models.vae_tiny import decode_frames, encode_frames
 from worldstereo_jax.sampling.world import Cameras, World, WorldMemory, WorldParams, init_memory
 
+
 def best_reprojection(memory: WorldMemory, cameras: Cameras, truth: jax.Array):
     """Per metric the best reprojection of the stored frames, and the videos by name."""
     stereo = memory.stereo

@@ -10,7 +10,13 @@ from worldstereo_jax.data.scene_source import SceneClips
 from worldstereo_jax.models.depth_tiny import TinyDepth, TinyDepthConfig
 from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig
 from worldstereo_jax.models.worldstereo import WorldStereo, init_params
-from worldstereo_jax.sampling.world import RolloutConfig, World, WorldMemory, WorldParams, init_memory
+from worldstereo_jax.sampling.world import (
+    RolloutConfig,
+    World,
+    WorldMemory,
+    WorldParams,
+    init_memory,
+)
 
 ROLLOUT = RolloutConfig(
     frames=4,

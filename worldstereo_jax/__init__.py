@@ -1,3 +1,3 @@
-"""WorldStereo in JAX/Flax: one image and a camera path in, a 3D-consistent video and point cloud out."""
+"""WorldStereo in JAX/Flax: one image and a camera path in; a 3D-consistent video out."""
 
 __version__ = "0.1.0"

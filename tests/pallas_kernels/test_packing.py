@@ -11,10 +11,11 @@ import pallas_kernels as pk
 def _geometry(seed: int, batch: int, tokens: int, frames: int) -> pk.TokenGeometry:
     rng = np.random.default_rng(seed)
     position = rng.uniform(size=(batch, tokens, 3)).astype(np.float32)
+    frame = jnp.arange(tokens, dtype=jnp.int32) * frames // tokens
     return pk.make_token_geometry(
         jnp.asarray(position),
         radius=0.3,
-        frame=jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32) * frames // tokens, (batch, tokens)),
+        frame=jnp.broadcast_to(frame, (batch, tokens)),
         valid=jnp.asarray(rng.random((batch, tokens)) > 0.2),
     )
 

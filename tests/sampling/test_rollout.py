@@ -72,9 +72,7 @@ def test_a_second_clip_through_the_grown_memory_compiles_nothing(rollout, finish
     assert int(last.stereo.overflow) == 0
 
 
-def test_the_stages_one_by_one_make_the_same_clip(
-    finished, world, params, memory, cameras
-):
+def test_the_stages_one_by_one_make_the_same_clip(finished, world, params, memory, cameras):
     gather = jax.jit(lambda m, c: gather_conditions(world, params.vae, m, c))
     conditions, guidance = gather(memory, cameras)
     generate = jax.jit(lambda c, g, k: generate_clip(world, params, c, g, k))

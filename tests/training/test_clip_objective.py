@@ -30,9 +30,7 @@ def test_an_untrained_model_returns_the_anchor_and_its_loss(world, batch):
     target = batch.render_latent + 0.5
     weights = jnp.linspace(0.5, 1.5, 16)
     loss = jax.jit(
-        lambda p, k: clip_loss(
-            world.denoiser, p, batch, target, k, channel_weights=weights
-        )
+        lambda p, k: clip_loss(world.denoiser, p, batch, target, k, channel_weights=weights)
     )
     key = jax.random.key(3)
     value, figures = loss(fresh, key)

@@ -1,4 +1,4 @@
-"""From noise to a clip: noise schedules, ODE solvers, guidance and the denoising loop."""
+"""From noise to a clip: schedules, solvers, guidance, the denoising loop and the rollout."""
 
 from worldstereo_jax.sampling.guidance import guide_one_batch, guide_two_pass
 from worldstereo_jax.sampling.loop import make_sampler, sample
@@ -9,6 +9,7 @@ from worldstereo_jax.sampling.prediction import (
     flow_target,
     flow_velocity,
 )
+from worldstereo_jax.sampling.rollout import Clip, make_rollout
 from worldstereo_jax.sampling.schedules import (
     Schedule,
     dmd_schedule,
@@ -16,10 +17,24 @@ from worldstereo_jax.sampling.schedules import (
     unipc_schedule,
 )
 from worldstereo_jax.sampling.solvers import Solver, dmd, euler, unipc
+from worldstereo_jax.sampling.world import (
+    Cameras,
+    RolloutConfig,
+    World,
+    WorldMemory,
+    WorldParams,
+    init_memory,
+)
 
 __all__ = [
+    "Cameras",
+    "Clip",
+    "RolloutConfig",
     "Schedule",
     "Solver",
+    "World",
+    "WorldMemory",
+    "WorldParams",
     "add_noise",
     "anchored_target",
     "anchored_velocity",
@@ -31,6 +46,8 @@ __all__ = [
     "flow_velocity",
     "guide_one_batch",
     "guide_two_pass",
+    "init_memory",
+    "make_rollout",
     "make_sampler",
     "sample",
     "unipc",

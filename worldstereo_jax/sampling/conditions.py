@@ -170,9 +170,7 @@ def gather_conditions(
     warped = fuse_candidates(seen)
 
     is_start = same_camera(cameras.w2c[0], stereo.w2c, stereo.valid)
-    first_image = jnp.where(
-        is_start.any(), stereo.images[jnp.argmax(is_start)], warped.features[0]
-    )
+    first_image = jnp.where(is_start.any(), stereo.images[jnp.argmax(is_start)], warped.features[0])
     # The official form: frame 0 of a render is the input image, without holes.
     render_image = render.image.at[0].set(first_image)
     render_mask = render.mask.at[0].set(0.0)
@@ -188,9 +186,7 @@ def gather_conditions(
 
     attended = chosen[: config.references]
     attended_valid = retrieved.valid[: config.references]
-    target_views = ViewSet(
-        depth, cameras.w2c, cameras.intrinsics, jnp.ones((config.frames,), bool)
-    )
+    target_views = ViewSet(depth, cameras.w2c, cameras.intrinsics, jnp.ones((config.frames,), bool))
     reference_views = ViewSet(
         stereo.depth[attended], stereo.w2c[attended], stereo.intrinsics[attended], attended_valid
     )

@@ -1,8 +1,8 @@
 """Fine texture that the latent cannot hold, taken back from the stereo memory (rows S18, S21).
 
-An autoencoder loses the finest texture: r = warp - D(E(warp)) is what it loses of the memory's warp.
-Where the generated frame says the same as the warp, it lost the same, and r is added back. Where
-the model departed from the warp (holes, moved shadows, wrong depth) nothing is added.
+An autoencoder loses the finest texture: r = warp - D(E(warp)) is what it loses of the memory's
+warp. Where the generated frame says the same as the warp, it lost the same, and r is added back.
+Where the model departed from the warp (holes, moved shadows, wrong depth) nothing is added.
 """
 
 import jax.numpy as jnp

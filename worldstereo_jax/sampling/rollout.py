@@ -80,9 +80,7 @@ def generate_clip(
     noise = jax.random.normal(key, base.shape, jnp.float32)
     latent = sample(velocity, noise, schedule, euler, on_step=on_step)
     warped_latent = conditions.warped_features[..., 0, :16]
-    video, coded_warp = decode_frames(
-        world.vae, params.vae, jnp.stack([latent[0], warped_latent])
-    )
+    video, coded_warp = decode_frames(world.vae, params.vae, jnp.stack([latent[0], warped_latent]))
     detailed = restore_detail(video, guidance.warped_image, coded_warp, guidance.warped_mask)
     return jnp.where(conditions.stereo_enabled, detailed, video).clip(-1, 1)
 
@@ -149,4 +147,3 @@ def make_rollout(
         return clip, write_back(world, memory, clip, memory.stereo.count)
 
     return rollout
-

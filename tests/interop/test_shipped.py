@@ -1,0 +1,78 @@
+"""The shipped preset loads, fits its networks, and faults are one sentence."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop.shipped import SHIPPED, load_untrained, load_world
+from worldstereo_jax.interop.weights import SHIPPED_WEIGHTS
+from worldstereo_jax.sampling.conditions import anchor, example_conditions
+from worldstereo_jax.sampling.denoise import denoise
+
+
+def _zeros_like_batch(example):
+    return jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), example)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_world("tiny")
+
+
+def test_the_shipped_parameters_fit_their_networks(tiny):
+    world, params = tiny
+    example = _zeros_like_batch(example_conditions(world))
+    output = jax.eval_shape(
+        lambda p: denoise(
+            world.denoiser, p, jnp.zeros_like(anchor(example)), jnp.zeros((1,)), example
+        ),
+        params.denoiser,
+    )
+    assert output.shape == anchor(example).shape
+
+
+def test_the_shipped_denoiser_was_trained(tiny):
+    """Its output layer starts at zero; a trained one says something."""
+    _, params = tiny
+    head = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params.denoiser)
+        if "proj_out" in jax.tree_util.keystr(path)
+    ]
+    assert head
+    assert any(float(jnp.abs(leaf).max()) > 1e-3 for leaf in head)
+
+
+def test_shipped_weights_stay_below_twenty_megabytes():
+    sizes = [(SHIPPED_WEIGHTS / name).stat().st_size for name in SHIPPED["tiny"].values()]
+    assert sum(sizes) <= 20e6
+
+
+def test_unknown_preset_suggests_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'tiny'"):
+        load_world("tinny")
+
+
+def test_missing_and_truncated_weights_are_named(tmp_path):
+    for name in SHIPPED["tiny"].values():
+        shutil.copy(SHIPPED_WEIGHTS / name, tmp_path / name)
+    victim = tmp_path / SHIPPED["tiny"]["denoiser"]
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="tiny_denoiser.safetensors"):
+        load_world("tiny", weights=tmp_path)
+    victim.unlink()
+    with pytest.raises(InputError, match="tiny_denoiser.safetensors"):
+        load_world("tiny", weights=tmp_path)
+
+
+@pytest.mark.slow
+def test_an_untrained_world_has_the_trained_autoencoder_and_a_silent_denoiser(tiny):
+    world, params = load_untrained("tiny", key=jax.random.key(0))
+    trained = tiny[1]
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, params.vae, trained.vae))
+    shapes = jax.tree.map(jnp.shape, params.denoiser)
+    assert shapes == jax.tree.map(jnp.shape, trained.denoiser)
