@@ -32,7 +32,7 @@ from pallas_kernels.patterns import (
     from_tile_lists,
     sliding_window,
 )
-from pallas_kernels.refinement import coarsen, pack, refine, tile_density
+from pallas_kernels.refinement import coarsen, refine, tile_density
 from pallas_kernels.token_order import (
     TokenOrder,
     bounding_box,
@@ -66,7 +66,6 @@ __all__ = [
     "order_geometry",
     "order_tokens",
     "pack_partial_tiles",
-    "pack",
     "refine",
     "sliding_window",
     "sphere_metric",

@@ -26,7 +26,7 @@ Output = Float[Array, "b tq heads dv"]
 NORMALISATIONS = ("allowed", "multiply")
 DTYPES = ("float32", "bfloat16", "float16")
 # Below this many logits one dense product is faster than a loop over tiles, and they fit anywhere.
-SMALL_LOGITS = 16 * 2**20
+SMALL_LOGITS = 2**19
 
 _NOT_BUILT = "the kernel is not part of this version of the package"
 # Name -> (function or None, why it cannot run). Best last: None of them is chosen by silence.

@@ -12,7 +12,7 @@ from pallas_kernels.composite_fills import CombinedFill, is_soft
 from pallas_kernels.fills import EMPTY, FULL, PARTIAL, TileIndex
 from pallas_kernels.geometry import Pairs
 
-__all__ = ["BlockMask", "TileLists", "build_mask", "tile_count", "tile_lists"]
+__all__ = ["BlockMask", "TileLists", "build_mask", "tile_count", "tile_lists", "with_state"]
 
 
 @flax.struct.dataclass
@@ -127,14 +127,8 @@ class BlockMask:
             return Pairs(whole(full))
         pairs = self.fill.evaluate(index, self.tile_q, self.tile_k)
         partial = kind == PARTIAL
-        allowed = whole(full | (partial & pairs.allowed))
-        if pairs.penalty is None:
-            return Pairs(allowed)
-        return Pairs(
-            allowed,
-            whole(jnp.where(partial, pairs.attraction, 0.0)),
-            whole(jnp.where(partial, pairs.penalty, 0.0)),
-        )
+        pairs = pairs.restricted(full | (partial & pairs.allowed)).free_where(~partial)
+        return jax.tree.map(whole, pairs)
 
     def dense(self) -> Bool[Array, "b heads tq tk"]:
         """The mask as booleans, [b, heads, q_len, k_len]: for tests only."""
@@ -145,6 +139,19 @@ class BlockMask:
 
     def __or__(self, other: "BlockMask") -> "BlockMask":
         return _combine(self, other, both=False)
+
+
+def with_state(mask: BlockMask, state: Int[Array, "b heads nq nk"], fill: typing.Any) -> BlockMask:
+    """A mask over the same tokens and tiles, with other kinds of tile pairs and another fill."""
+    return build_mask(
+        state,
+        q_len=mask.q_len,
+        k_len=mask.k_len,
+        tile_q=mask.tile_q,
+        tile_k=mask.tile_k,
+        fill=fill,
+        strength=mask.strength,
+    )
 
 
 def tile_count(length: int, tile: int) -> int:
@@ -214,14 +221,5 @@ def _combine(left: BlockMask, right: BlockMask, *, both: bool) -> BlockMask:
     shape = jnp.broadcast_shapes(states[0].shape, states[1].shape)
     a, b = (jnp.broadcast_to(state, shape) for state in states)
     state = jnp.minimum(a, b) if both else jnp.maximum(a, b)
-    strength = left.strength if left.soft else right.strength
     fill = CombinedFill(left.fill, right.fill, states[0], states[1], both)
-    return build_mask(
-        state,
-        q_len=left.q_len,
-        k_len=left.k_len,
-        tile_q=left.tile_q,
-        tile_k=left.tile_k,
-        fill=fill,
-        strength=strength,
-    )
+    return with_state(left if left.soft else right, state, fill)

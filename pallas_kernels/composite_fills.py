@@ -3,6 +3,7 @@
 import typing
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Int
@@ -82,10 +83,7 @@ class CoarseFill:
             x = jnp.swapaxes(x.reshape(w, *inner, fine_q, fine_k), 3, 4)
             return x.reshape(w, n, tile_q, tile_k)
 
-        allowed = whole(pairs.allowed & inside)
-        if pairs.penalty is None:
-            return Pairs(allowed)
-        return Pairs(allowed, whole(pairs.attraction), whole(pairs.penalty))
+        return jax.tree.map(whole, pairs.restricted(pairs.allowed & inside))
 
 
 def is_soft(fill) -> bool:
@@ -100,10 +98,5 @@ def _with_state(fill, state: Array, index: TileIndex, tile_q: int, tile_k: int) 
         return Pairs(allowed)
     pairs = fill.evaluate(index, tile_q, tile_k)
     partial = kind == PARTIAL
-    if pairs.penalty is None:
-        return Pairs((kind == FULL) | (partial & pairs.allowed))
-    return Pairs(
-        (kind == FULL) | (partial & pairs.allowed),
-        jnp.where(partial, pairs.attraction, 0.0),
-        jnp.where(partial, pairs.penalty, 0.0),
-    )
+    allowed = (kind == FULL) | (partial & pairs.allowed)
+    return pairs.restricted(allowed).free_where(~partial)

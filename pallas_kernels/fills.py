@@ -192,14 +192,8 @@ class GeometryFill:
             soft=self.soft,
             query_is_target=query_group == 0 if self.two_way else None,
         )
-        allowed = dense | (cross & pairs.allowed)
-        if not self.soft:
-            return Pairs(allowed)
-        return Pairs(
-            allowed,
-            jnp.where(dense, 0.0, pairs.attraction),
-            jnp.where(dense, 0.0, pairs.penalty),
-        )
+        pairs = pairs.restricted(dense | (cross & pairs.allowed))
+        return pairs.free_where(dense)
 
 
 _FIELDS = tuple(TokenGeometry.__dataclass_fields__)

@@ -176,6 +176,35 @@ class Pairs:
     attraction: Float[Array, "*n tq tk"] | None = None
     penalty: Float[Array, "*n tq tk"] | None = None
 
+    def constraint(self) -> tuple[Array, Array]:
+        """Attraction and penalty of a soft mask; ValueError for a hard one."""
+        if self.attraction is None or self.penalty is None:
+            raise ValueError("a hard mask has no soft constraint")
+        return self.attraction, self.penalty
+
+    def restricted(self, allowed: Bool[Array, "*n tq tk"]) -> "Pairs":
+        """The same constraint on other allowed pairs."""
+        return Pairs(allowed, self.attraction, self.penalty)
+
+    def free_where(self, free: Bool[Array, "*n"]) -> "Pairs":
+        """Without constraint (if there is any) where `free`, which broadcasts."""
+        if self.penalty is None:
+            return self
+        values = (jnp.where(free, 0.0, x) for x in self.constraint())
+        return Pairs(self.allowed, *values)
+
+    def bias(self, strength: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """Additive logit at a strength; -inf where an infinite strength excludes."""
+        attraction, penalty = self.constraint()
+        # Not strength * 0: an infinite strength must leave agreeing pairs alone.
+        cost = jnp.where(penalty > 0, strength * jnp.where(penalty > 0, penalty, 1.0), 0.0)
+        return (1.0 - 1.0 / (1.0 + strength)) * attraction - cost
+
+    def bias_slope(self, strength: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """Derivative of the bias by the strength."""
+        attraction, penalty = self.constraint()
+        return attraction / jnp.square(1.0 + strength) - penalty
+
 
 def _rows(x: Array) -> Array:
     return x[..., :, None]
@@ -188,15 +217,15 @@ def _columns(x: Array) -> Array:
 def _seen(visibility: Array, frame: Array) -> Bool[Array, "*n i j"]:
     """Whether bit frame[j] of visibility[i] is set: [*n, i, words], [*n, j] -> [*n, i, j]."""
     word, bit = frame >> 5, (frame & 31).astype(jnp.uint32)
-    seen = None
+    seen = jnp.zeros((*visibility.shape[:-1], frame.shape[-1]), bool)
     for index in range(visibility.shape[-1]):
         hit = (_rows(visibility[..., index]) >> _columns(bit)) & jnp.uint32(1)
         here = (hit == 1) & _columns(word == index)
-        seen = here if seen is None else seen | here
+        seen = seen | here
     return seen
 
 
-def _distance(offset: tuple[Array, Array, Array], metric: Array, spread) -> Array:
+def _distance(offset: tuple[Array, ...], metric: Array, spread) -> Array:
     x, y, z = offset
     xx, yy, zz, xy, xz, yz = (spread(metric[..., i]) for i in range(6))
     return x * (xx * x + 2.0 * (xy * y + xz * z)) + y * (yy * y + 2.0 * yz * z) + zz * z * z

@@ -6,22 +6,7 @@ from jaxtyping import Float
 
 from pallas_kernels.block_mask import BlockMask
 
-__all__ = ["reference_attention", "soft_bias", "strength_weight"]
-
-
-def strength_weight(strength: Array) -> Array:
-    """s / (1 + s): weight of the soft constraint's attraction; 1 at infinite strength."""
-    return 1.0 - 1.0 / (1.0 + strength)
-
-
-def soft_bias(strength: Array, attraction: Array, penalty: Array) -> Array:
-    """Additive logit of the soft constraint (row S15); -inf where an infinite strength excludes.
-
-    All three broadcast; the bias is s / (1 + s) attraction - s penalty.
-    """
-    # Not strength * 0: an infinite strength must leave agreeing pairs alone.
-    cost = jnp.where(penalty > 0, strength * jnp.where(penalty > 0, penalty, 1.0), 0.0)
-    return strength_weight(strength) * attraction - cost
+__all__ = ["reference_attention"]
 
 
 def reference_attention(
@@ -42,8 +27,7 @@ def reference_attention(
     pairs = mask.dense_pairs()
     allowed = pairs.allowed
     if mask.strength is not None:
-        strength = mask.strength[:, :, None, None]
-        bias = soft_bias(strength, pairs.attraction, pairs.penalty)
+        bias = pairs.bias(mask.strength[:, :, None, None])
         allowed = allowed & (bias > -jnp.inf)
         logits = logits + jnp.where(allowed, bias, 0.0)
     logits = jnp.where(allowed, logits, -jnp.inf)

@@ -1,4 +1,4 @@
-"""Masks made exact, packed into bits, or coarsened to larger tiles, on the device."""
+"""Masks looked into, made exact, or coarsened to larger tiles, on the device."""
 
 import typing
 from collections.abc import Callable
@@ -8,16 +8,17 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from pallas_kernels.block_mask import BlockMask, build_mask
+from pallas_kernels.block_mask import BlockMask, build_mask, with_state
+from pallas_kernels.compat import vary_like
 from pallas_kernels.composite_fills import CoarseFill
-from pallas_kernels.fills import EMPTY, FULL, PARTIAL, BitFill, TileIndex, pack_bits
+from pallas_kernels.fills import EMPTY, FULL, PARTIAL, TileIndex
 
-__all__ = ["TileDensity", "coarsen", "pack", "refine", "tile_density"]
+__all__ = ["TileDensity", "coarsen", "over_partial", "refine", "tile_density", "tile_kind"]
 
 _AT_ONCE = 8  # tiles evaluated per step
 
 
-def _over_partial(
+def over_partial(
     mask: BlockMask,
     start: typing.Any,
     update: Callable[[typing.Any, TileIndex, Bool[Array, "n tq tk"], Bool[Array, "n"]], typing.Any],
@@ -37,6 +38,7 @@ def _over_partial(
         allowed = mask.fill.evaluate(index, mask.tile_q, mask.tile_k).allowed[:, 0]
         return update(carry, index, allowed & _inside(mask, index)[:, 0], real)
 
+    start = jax.tree.map(lambda x: vary_like(x, mask), start)
     return lax.fori_loop(0, -(-total // _AT_ONCE), step, start)
 
 
@@ -49,31 +51,27 @@ def _inside(mask: BlockMask, index: TileIndex) -> Bool[Array, "w n tq tk"]:
     return (row < mask.q_len) & (column < mask.k_len)
 
 
+def tile_kind(
+    mask: BlockMask, index: TileIndex, allowed: Bool[Array, "n tq tk"]
+) -> Int[Array, "n"]:
+    """EMPTY, PARTIAL or FULL (int8) from what is allowed in the tiles of `index`.
+
+    A tile of a soft mask is never full: it would lose its constraint.
+    """
+    some = jnp.any(allowed, axis=(1, 2))
+    every = jnp.all(allowed | ~_inside(mask, index)[:, 0], axis=(1, 2)) & (not mask.soft)
+    return jnp.where(some, jnp.where(every, FULL, PARTIAL), EMPTY).astype(jnp.int8)
+
+
 def _exact_state(mask: BlockMask) -> Int[Array, "b heads nq nk"]:
     """Kinds of the tile pairs with the partial ones looked into."""
 
     def update(state, index, allowed, real):
-        some = jnp.any(allowed, axis=(1, 2))
-        every = jnp.all(allowed | ~_inside(mask, index)[:, 0], axis=(1, 2))
-        if mask.soft:
-            every = jnp.zeros_like(every)  # a full tile would lose its constraint
-        kind = jnp.where(some, jnp.where(every, FULL, PARTIAL), EMPTY).astype(jnp.int8)
         row = jnp.where(real, index.q[:, 0], state.shape[2])
+        kind = tile_kind(mask, index, allowed)
         return state.at[index.batch, index.head, row, index.k[:, 0]].set(kind, mode="drop")
 
-    return _over_partial(mask, mask.state(), update)
-
-
-def _rebuild(mask: BlockMask, state: Array, fill: typing.Any) -> BlockMask:
-    return build_mask(
-        state,
-        q_len=mask.q_len,
-        k_len=mask.k_len,
-        tile_q=mask.tile_q,
-        tile_k=mask.tile_k,
-        fill=fill,
-        strength=mask.strength,
-    )
+    return over_partial(mask, mask.state(), update)
 
 
 def refine(mask: BlockMask) -> BlockMask:
@@ -81,40 +79,7 @@ def refine(mask: BlockMask) -> BlockMask:
 
     Costs one look at every partial tile; worth it when the mask serves many layers.
     """
-    return mask if mask.fill is None else _rebuild(mask, _exact_state(mask), mask.fill)
-
-
-def pack(mask: BlockMask, *, slots: int | None = None) -> BlockMask:
-    """The same hard mask with exact lists and its partial tiles held as bits.
-
-    `slots` is the room for partial tiles per sample and mask head, by default for all. Partial
-    tiles beyond it lose their pairs and are counted in `mask.fill.overflow`; outside jit this
-    raises ValueError. Raises ValueError for a soft mask, or a tile_k that is no multiple of 32.
-    """
-    if mask.soft:
-        raise ValueError("bits cannot hold a soft constraint")
-    if mask.tile_k % 32:
-        raise ValueError(f"tile_k must be a multiple of 32 for packed masks, got {mask.tile_k}")
-    mask = refine(mask)
-    state = mask.state()
-    b, heads, nq, nk = state.shape
-    slots = nq * nk if slots is None else slots
-    partial = (state == PARTIAL).reshape(b, heads, -1)
-    place = jnp.cumsum(partial, axis=-1, dtype=jnp.int32) - 1
-    overflow = jnp.maximum(jnp.sum(partial, axis=-1, dtype=jnp.int32) - slots, 0)
-    if not isinstance(overflow, jax.core.Tracer) and bool(jnp.any(overflow > 0)):
-        raise ValueError(f"{int(jnp.max(overflow))} partial tiles found no room in {slots} slots")
-    slot = jnp.where(partial & (place < slots), place, -1).reshape(state.shape)
-
-    def update(words, index, allowed, real):
-        at = slot[index.batch, index.head, index.q[:, 0], index.k[:, 0]]
-        at = jnp.where(real & (at >= 0), at, slots)
-        return words.at[index.batch, index.head, at].set(pack_bits(allowed), mode="drop")
-
-    words = jnp.zeros((b, heads, slots, mask.tile_q, mask.tile_k // 32), jnp.uint32)
-    if mask.fill is not None:
-        words = _over_partial(mask, words, update)
-    return _rebuild(mask, state, BitFill(words, slot, overflow))
+    return mask if mask.fill is None else with_state(mask, _exact_state(mask), mask.fill)
 
 
 def coarsen(mask: BlockMask, tile_q: int, tile_k: int) -> BlockMask:
@@ -175,7 +140,7 @@ def tile_density(mask: BlockMask) -> TileDensity:
             each = jnp.sum(allowed, axis=(1, 2), dtype=jnp.float32)
             return carry + jnp.sum(jnp.where(real, each, 0.0))
 
-        count = _over_partial(mask, count, update)
+        count = over_partial(mask, count, update)
     rows = mask.batch * mask.heads
     return TileDensity(
         listed=jnp.mean((state != EMPTY).astype(jnp.float32)),

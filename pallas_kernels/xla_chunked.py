@@ -6,7 +6,10 @@ the key lists once for dq and the inverse lists once for dk and dv, so that ever
 order (deterministic).
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +29,6 @@ from pallas_kernels.compat import reduce_like, vary_like
 from pallas_kernels.fills import TileIndex
 from pallas_kernels.folding import fold_vmap
 from pallas_kernels.geometry import Pairs
-from pallas_kernels.reference import soft_bias
 from pallas_kernels.tiling import ChunkConfig, choose_chunks
 
 __all__ = ["chunked_attention"]
@@ -44,7 +46,9 @@ def chunked_attention(
 
     `config` sets the chunk sizes; by default `tiling.choose_chunks` does.
     """
-    return _attention(float(scale), config, q, k, v, mask.strength, mask.replace(strength=None))
+    return _attention(
+        float(scale), config, q, k, v, mask.strength, dataclasses.replace(mask, strength=None)
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -118,7 +122,7 @@ class _Problem:
         return x[:, :length]
 
     def strengths(self, strength: Array | None, rows: Rows) -> Array | None:
-        """[b or 1, heads or 1] -> [w, shared, 1, 1] of the rows' samples and heads."""
+        """[b or 1, heads or 1] -> [w, shared, 1, 1] for the rows' samples and heads."""
         if strength is None:
             return None
         table = jnp.broadcast_to(strength, (self.batch, self.groups * self.shared))
@@ -130,9 +134,10 @@ class _Problem:
         return vary_like(jnp.full(shape, value, jnp.float32), self.operands)
 
     def step(self, rows: Rows, at: Array) -> tuple[Array, Pairs]:
-        """Listed tiles [w, n] of a step, and their pairs: rows side by side, [w, 1, tq, n * tk].
+        """Listed tiles [w, n] of a step, and their pairs, [w, tile_q, n * tile_k].
 
-        Of the inverse lists: [w, 1, n * tq, tk]. The predicate is skipped where no tile is partial.
+        Of the inverse lists: [w, n * tile_q, tile_k]. The predicate is skipped where no tile of
+        the step is partial.
         """
         mask = self.mask
         tiles, partial, listed = listed_tiles(rows, at, self.schedule.tiles)
@@ -143,8 +148,8 @@ class _Problem:
         def flat(x):
             w, n = tiles.shape
             if self.inverse:
-                return x.reshape(w, 1, n * mask.tile_q, mask.tile_k)
-            return jnp.swapaxes(x, 1, 2).reshape(w, 1, mask.tile_q, n * mask.tile_k)
+                return x.reshape(w, n * mask.tile_q, mask.tile_k)
+            return jnp.swapaxes(x, 1, 2).reshape(w, mask.tile_q, n * mask.tile_k)
 
         whole = listed[..., None, None]
         if mask.k_len % mask.tile_k:
@@ -156,25 +161,23 @@ class _Problem:
 
         def evaluate():
             pairs = mask.fill.evaluate(index, mask.tile_q, mask.tile_k)
-            keep = partial[..., None, None]
-            allowed = whole & (pairs.allowed | ~keep)
-            if not mask.soft:
-                return (allowed,)
-            return (
-                allowed,
-                jnp.where(keep, pairs.attraction, 0.0),
-                jnp.where(keep, pairs.penalty, 0.0),
-            )
+            free = ~partial[..., None, None]
+            return pairs.restricted(whole & (pairs.allowed | free)).free_where(free)
 
         def skip():
             zero = jnp.zeros(whole.shape, jnp.float32)
-            return (whole, zero, zero) if mask.soft else (whole,)
+            return Pairs(whole, zero, zero) if mask.soft else Pairs(whole)
 
-        def varying(function):
-            return lambda: tuple(vary_like(x, self.operands) for x in function())
+        def varying(branch):
+            return lambda: jax.tree.map(lambda x: vary_like(x, self.operands), branch())
 
         pairs = lax.cond(jnp.any(partial), varying(evaluate), varying(skip))
-        return tiles, Pairs(*(flat(x) for x in pairs))
+        return tiles, jax.tree.map(flat, pairs)
+
+
+def _each_head(one: Callable[..., Any]) -> Callable[..., Any]:
+    """`one`, for all heads that share a mask: axis 1 of all its operands and results."""
+    return jax.vmap(one, in_axes=1, out_axes=1)
 
 
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -187,9 +190,9 @@ def _gather(x: Array, rows: Rows, tiles: Array) -> Array:
 
 
 def _masked(logits: Array, pairs: Pairs, strength: Array | None) -> Array:
-    """Logits [w, shared, rows, columns] with the soft constraint, -inf where not allowed."""
+    """Logits [w, rows, columns] of a head with the soft constraint, -inf where not allowed."""
     if strength is not None:
-        logits = logits + soft_bias(strength, pairs.attraction, pairs.penalty)
+        logits = logits + pairs.bias(strength)
     return jnp.where(pairs.allowed, logits, -jnp.inf)
 
 
@@ -203,19 +206,21 @@ def _forward(scale, config, q, k, v, strength, mask):
         strengths = problem.strengths(strength, rows)
 
         def step(at, carry):
-            top, total, out = carry
             tiles, pairs = problem.step(rows, at)
+
+            def one(query, key, value, strength, top, total, out):
+                logits = _masked(_dot("wqd,wkd->wqk", query, key) * scale, pairs, strength)
+                new_top = jnp.maximum(top, jnp.max(logits, axis=-1))
+                # A row that has seen nothing keeps -inf: it must not meet itself in a difference.
+                base = jnp.where(new_top > -jnp.inf, new_top, 0.0)
+                weights = jnp.exp(logits - base[..., None])
+                decay = jnp.exp(top - base)
+                added = _dot("wqk,wkd->wqd", weights.astype(v.dtype), value)
+                total = total * decay + jnp.sum(weights, axis=-1)
+                return new_top, total, out * decay[..., None] + added
+
             key, value = (_gather(x, rows, tiles) for x in (k_tiles, v_tiles))
-            logits = _dot("whqd,whkd->whqk", query, key) * scale
-            logits = _masked(logits, pairs, strengths)
-            new_top = jnp.maximum(top, jnp.max(logits, axis=-1))
-            # A row that has seen nothing keeps -inf, which must not meet itself in a difference.
-            base = jnp.where(new_top > -jnp.inf, new_top, 0.0)
-            weights = jnp.exp(logits - base[..., None])
-            decay = jnp.exp(top - base)
-            total = total * decay + jnp.sum(weights, axis=-1)
-            added = _dot("whqk,whkd->whqd", weights.astype(v.dtype), value)
-            return new_top, total, out * decay[..., None] + added
+            return _each_head(one)(query, key, value, strengths, *carry)
 
         shape = query.shape[:3]
         start = (
@@ -242,25 +247,27 @@ def _backward_q(scale, config, q, k, v, d_out, lse, delta, strength, mask):
     k_tiles, v_tiles = (problem.tiles(x, mask.tile_k) for x in (k, v))
 
     def group(rows: Rows, trips: Array):
-        query, d_row, lse_row, delta_row = (
+        row = [
             x[rows.batch, rows.head, rows.tile] for x in (q_tiles, d_tiles, lse_tiles, delta_tiles)
-        )
+        ]
         strengths = problem.strengths(strength, rows)
 
         def step(at, carry):
-            dq, slope = carry
             tiles, pairs = problem.step(rows, at)
-            key, value = (_gather(x, rows, tiles) for x in (k_tiles, v_tiles))
-            logits = _dot("whqd,whkd->whqk", query, key) * scale
-            weights = jnp.exp(_masked(logits, pairs, strengths) - lse_row[..., None])
-            d_weights = _dot("whqd,whkd->whqk", d_row, value)
-            d_logits = weights * (d_weights - delta_row[..., None])
-            if strengths is not None:
-                by_strength = pairs.attraction / jnp.square(1.0 + strengths) - pairs.penalty
-                slope = slope + jnp.sum(d_logits * by_strength, axis=(2, 3))
-            return dq + _dot("whqk,whkd->whqd", d_logits.astype(k.dtype), key), slope
 
-        start = (problem.zeros(*query.shape), problem.zeros(*query.shape[:2]))
+            def one(query, d_row, lse, delta, key, value, strength, dq, slope):
+                logits = _masked(_dot("wqd,wkd->wqk", query, key) * scale, pairs, strength)
+                weights = jnp.exp(logits - lse[..., None])
+                d_weights = _dot("wqd,wkd->wqk", d_row, value)
+                d_logits = weights * (d_weights - delta[..., None])
+                if strength is not None:
+                    slope = slope + jnp.sum(d_logits * pairs.bias_slope(strength), axis=(1, 2))
+                return dq + _dot("wqk,wkd->wqd", d_logits.astype(k.dtype), key), slope
+
+            key, value = (_gather(x, rows, tiles) for x in (k_tiles, v_tiles))
+            return _each_head(one)(*row, key, value, strengths, *carry)
+
+        start = (problem.zeros(*row[0].shape), problem.zeros(*row[0].shape[:2]))
         dq, slope = lax.fori_loop(0, trips, step, start)
         return (dq * scale).astype(q.dtype), slope
 
@@ -281,17 +288,18 @@ def _backward_kv(scale, config, q, k, v, d_out, lse, delta, strength, mask):
         strengths = problem.strengths(strength, rows)
 
         def step(at, carry):
-            dk, dv = carry
             tiles, pairs = problem.step(rows, at)
-            query, d_row, lse_row, delta_row = (
-                _gather(x, rows, tiles) for x in (q_tiles, d_tiles, lse_tiles, delta_tiles)
-            )
-            logits = _dot("whqd,whkd->whqk", query, key) * scale
-            weights = jnp.exp(_masked(logits, pairs, strengths) - lse_row[..., None])
-            dv = dv + _dot("whqk,whqd->whkd", weights.astype(d_out.dtype), d_row)
-            d_weights = _dot("whqd,whkd->whqk", d_row, value)
-            d_logits = weights * (d_weights - delta_row[..., None])
-            return dk + _dot("whqk,whqd->whkd", d_logits.astype(q.dtype), query), dv
+
+            def one(key, value, query, d_row, lse, delta, strength, dk, dv):
+                logits = _masked(_dot("wqd,wkd->wqk", query, key) * scale, pairs, strength)
+                weights = jnp.exp(logits - lse[..., None])
+                dv = dv + _dot("wqk,wqd->wkd", weights.astype(d_out.dtype), d_row)
+                d_weights = _dot("wqd,wkd->wqk", d_row, value)
+                d_logits = weights * (d_weights - delta[..., None])
+                return dk + _dot("wqk,wqd->wkd", d_logits.astype(q.dtype), query), dv
+
+            row = [_gather(x, rows, tiles) for x in (q_tiles, d_tiles, lse_tiles, delta_tiles)]
+            return _each_head(one)(key, value, *row, strengths, *carry)
 
         start = (problem.zeros(*key.shape), problem.zeros(*value.shape))
         dk, dv = lax.fori_loop(0, trips, step, start)
