@@ -1,0 +1,90 @@
+"""A model of a few thousand parameters and inputs for it, shared by the model tests."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from worldstereo_jax.config import ControlConfig, ModelConfig
+from worldstereo_jax.interop.layer_stacks import from_flat
+from worldstereo_jax.interop.official import parameter_shapes
+from worldstereo_jax.models.control import ControlInput
+from worldstereo_jax.models.worldstereo import References, WarpedMemory, WorldStereo
+
+SMALL = ModelConfig(
+    width=24,
+    num_layers=3,
+    num_heads=2,
+    ffn_width=32,
+    text_dim=8,
+    freq_dim=16,
+    control=ControlConfig(
+        width=16, ffn_width=16, num_heads=2, num_layers=2, embed_width=24, mid_channels=16
+    ),
+    warped_width=5,
+)
+BATCH, FRAMES, VIEWS, ROWS, COLUMNS = 2, 2, 3, 4, 8
+TOKENS_PER_FRAME = (ROWS // 2) * (COLUMNS // 2)
+TARGET, REFERENCE = FRAMES * TOKENS_PER_FRAME, VIEWS * TOKENS_PER_FRAME
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def random_params(config=SMALL, seed=0):
+    """Random parameters, those that start at zero included; made without compiling anything."""
+    generator = np.random.default_rng(seed)
+
+    def draw(path, shape):
+        x = generator.normal(size=shape)
+        if path.endswith("kernel"):
+            # A stack of layers has a leading axis that is no input.
+            inputs = shape[1:-1] if "/layers/" in path else shape[:-1]
+            x /= np.sqrt(np.prod(inputs))
+        else:
+            x = 0.2 * x + path.endswith("scale")
+        return jnp.asarray(x, jnp.float32)
+
+    return from_flat({path: draw(path, shape) for path, shape in parameter_shapes(config).items()})
+
+
+def inputs():
+    """All inputs of `WorldStereo.__call__` but masks, token order and warped memory."""
+    latent = (BATCH, FRAMES, ROWS, COLUMNS)
+    pixels = (BATCH, FRAMES, 8 * ROWS, 8 * COLUMNS)
+    return {
+        "latent": normal(0, *latent, 36),
+        "timestep": jnp.array([500.0, 20.0]),
+        "text": normal(1, BATCH, 3, 8),
+        "control": ControlInput(
+            normal(2, *latent, 16), normal(3, *pixels, 1), normal(4, *pixels, 6)
+        ),
+        "references": References(
+            latent=normal(5, BATCH, VIEWS, ROWS, COLUMNS, 36),
+            index=jnp.array([[0, 1, 0], [1, 0, 0]], jnp.int32),
+            camera=normal(6, BATCH, VIEWS, 7),
+            valid=None,
+        ),
+        "camera": normal(7, BATCH, FRAMES, 7),
+    }
+
+
+def warped_memory(candidates=2, holes=False, width=SMALL.warped_width):
+    shape = (BATCH, FRAMES, ROWS, COLUMNS, candidates)
+    log_weight = normal(9, *shape)
+    return WarpedMemory(
+        features=normal(8, *shape, width),
+        log_weight=jnp.full(shape, -jnp.inf) if holes else log_weight,
+    )
+
+
+@functools.cache
+def _jitted(config):
+    return jax.jit(lambda params, kwargs: WorldStereo(config).apply({"params": params}, **kwargs))
+
+
+def run(params, config=SMALL, **kwargs):
+    """The model's output; calls that share config and shapes share one compilation."""
+    return _jitted(config)(params, kwargs)

@@ -1,0 +1,299 @@
+"""The assembled model's invariants: memories can be absent, holes are silent, order is free."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import TokenOrder, dense_pattern, frame_pair, from_dense
+from tests.models.small_model import (
+    BATCH,
+    REFERENCE,
+    SMALL,
+    TARGET,
+    TOKENS_PER_FRAME,
+    VIEWS,
+    inputs,
+    random_params,
+    run,
+    warped_memory,
+)
+from worldstereo_jax.config import get_preset
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop.layer_stacks import unstack
+from worldstereo_jax.interop.official import parameter_shapes
+from worldstereo_jax.models.worldstereo import (
+    StreamOrder,
+    WarpedMemory,
+    WorldStereo,
+    init_params,
+    smallest_inputs,
+)
+
+params = functools.cache(random_params)
+close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
+
+
+def differs(a, b):
+    return float(jnp.abs(a - b).max()) > 1e-3
+
+
+def without(name):
+    return {key: value for key, value in inputs().items() if key != name}
+
+
+def with_valid(valid):
+    kwargs = inputs()
+    kwargs["references"] = kwargs["references"].replace(valid=jnp.asarray(valid))
+    return kwargs
+
+
+@functools.cache
+def full_output():
+    return run(params(), **inputs())
+
+
+def permutation(seed, count):
+    generator = np.random.default_rng(seed)
+    forward = jnp.asarray(np.stack([generator.permutation(count) for _ in range(BATCH)]), jnp.int32)
+    return TokenOrder(forward, jnp.argsort(forward, axis=1).astype(jnp.int32))
+
+
+@pytest.mark.row("S18")
+def test_untrained_warped_slots_change_nothing():
+    plain = SMALL.replace(warped_width=0)
+    old = random_params(plain)
+    fresh = init_params(SMALL, jax.random.key(3))
+    grown = dict(fresh)
+    for name in old:
+        grown[name] = old[name]
+    for run_name in ("controlled", "blocks"):
+        layers = dict(old[run_name]["layers"])
+        slot = fresh[run_name]["layers"]["backbone"]["warped_attention"]
+        layers["backbone"] = {**layers["backbone"], "warped_attention": slot}
+        grown[run_name] = {"layers": layers}
+    before = run(old, plain, **inputs())
+    after = run(grown, **inputs(), warped=warped_memory())
+    np.testing.assert_array_equal(before, after)
+    assert differs(run(params(), **inputs(), warped=warped_memory()), full_output())
+
+
+@pytest.mark.row("S18")
+@pytest.mark.row("S17")
+def test_holes_contribute_exactly_nothing():
+    holes = warped_memory(holes=True)
+    holes = holes.replace(features=jnp.full_like(holes.features, jnp.nan))
+    np.testing.assert_array_equal(run(params(), **inputs(), warped=holes), full_output())
+
+
+@pytest.mark.row("S17")
+@pytest.mark.parametrize("holes", [True, False])
+def test_gradients_are_finite_with_and_without_holes(holes):
+    memory = warped_memory(holes=holes)
+
+    def loss(params, features):
+        warped = WarpedMemory(features, memory.log_weight)
+        kwargs = with_valid([[False] * VIEWS, [True] * VIEWS])
+        return (WorldStereo(SMALL).apply({"params": params}, **kwargs, warped=warped) ** 2).mean()
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(params(), memory.features)
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
+    assert bool((jnp.abs(gradients[1]).max() > 0) != holes)
+
+
+@pytest.mark.row("S18")
+def test_a_candidate_reaches_only_its_own_token_before_attention_mixes():
+    memory = warped_memory()
+    one = jnp.zeros(memory.log_weight.shape, bool).at[0, 0, 0, 0, 0].set(True)
+    config = SMALL.replace(num_layers=1, control=None)
+    kwargs = without("control")
+    small = random_params(config)
+    single = memory.replace(log_weight=jnp.where(one, memory.log_weight, -jnp.inf))
+    # Entrance off, so that only the aligned keys and values of the one block are seen.
+    small["warped_entry"] = jax.tree.map(jnp.zeros_like, small["warped_entry"])
+    change = run(small, config, **kwargs, warped=single) - run(small, config, **kwargs)
+    touched = np.asarray(jnp.abs(change).max(-1) > 1e-4)
+    assert touched[0, 0, :2, :2].all()
+    assert touched.sum() == 4
+
+
+@pytest.mark.row("S7")
+def test_invalid_references_equal_no_references():
+    invalid = run(params(), **with_valid(np.zeros((BATCH, VIEWS), bool)))
+    close(invalid, run(params(), **without("references")))
+    assert differs(invalid, full_output())
+
+
+@pytest.mark.row("S7")
+def test_an_invalid_reference_influences_nothing():
+    valid = np.array([[True, False, True], [False, True, True]])
+    kwargs = with_valid(valid)
+    poisoned = jnp.where(valid[:, :, None, None, None], kwargs["references"].latent, 1e3)
+    other = {**kwargs, "references": kwargs["references"].replace(latent=poisoned)}
+    close(run(params(), **kwargs), run(params(), **other))
+    assert differs(run(params(), **kwargs), full_output())
+
+
+@pytest.mark.row("S7")
+@pytest.mark.row("S20")
+def test_a_block_mask_respects_the_references_validity():
+    valid = np.array([[True, False, True], [False, False, False]])
+    kwargs = with_valid(valid)
+    mask = dense_pattern(TARGET + REFERENCE, TARGET + REFERENCE, tile_q=32, tile_k=32)
+    close(run(params(), **kwargs, block_mask=mask), run(params(), **kwargs))
+
+
+@pytest.mark.row("S20")
+def test_dense_block_mask_equals_the_official_dense_pattern():
+    mask = dense_pattern(TARGET + REFERENCE, TARGET + REFERENCE, tile_q=32, tile_k=32)
+    close(run(params(), **inputs(), block_mask=mask), full_output())
+
+
+@pytest.mark.row("S20")
+def test_patterns_are_chosen_per_layer():
+    pairs = jnp.array([[0, 1], [2, -1]], jnp.int32)
+    mask = frame_pair(
+        pairs, references=VIEWS, tokens_per_frame=TOKENS_PER_FRAME, tile_q=32, tile_k=32
+    )
+    masks = {"frame_pair": mask, "correspondence": mask}
+
+    def with_patterns(patterns, scan=True, masks=masks):
+        config = SMALL.replace(attention_pattern=patterns, scan_layers=scan)
+        values = params() if scan else unstack(params(), SMALL)
+        return run(values, config, **inputs(), block_mask=masks)
+
+    dense = with_patterns("dense")
+    paired = with_patterns("frame_pair")
+    mixed = with_patterns(("dense", "frame_pair", "correspondence"))
+    close(dense, full_output())
+    assert differs(paired, dense)
+    assert differs(mixed, dense)
+    assert differs(mixed, paired)
+    close(mixed, with_patterns(("dense", "frame_pair", "correspondence"), scan=False))
+    close(paired, with_patterns("correspondence", masks=mask))
+    with pytest.raises(InputError, match="no pattern 'sliding'"):
+        with_patterns("sliding")
+
+
+@pytest.mark.row("S20")
+@pytest.mark.parametrize("update_ref", [True, False])
+def test_token_order_changes_nothing(update_ref):
+    config = SMALL.replace(update_ref=update_ref)
+    target, references = permutation(0, TARGET), permutation(1, REFERENCE)
+    allowed = np.random.default_rng(2).random((BATCH, REFERENCE + TARGET, REFERENCE + TARGET)) < 0.4
+    joint = np.concatenate([references.forward, np.asarray(target.forward) + REFERENCE], axis=1)
+    ordered = np.stack([allowed[b][joint[b]][:, joint[b]] for b in range(BATCH)])
+    kwargs = {**with_valid([[True, False, True], [True] * 3]), "warped": warped_memory()}
+    raster = run(params(), config, **kwargs, block_mask=from_dense(jnp.asarray(allowed), 32, 32))
+    permuted = run(
+        params(),
+        config,
+        **kwargs,
+        block_mask=from_dense(jnp.asarray(ordered), 32, 32),
+        token_order=StreamOrder(target, references),
+    )
+    close(raster, permuted)
+
+
+def test_reference_stream_is_reset_only_without_update_ref():
+    assert differs(run(params(), SMALL.replace(update_ref=False), **inputs()), full_output())
+
+
+@pytest.mark.row("S17")
+def test_control_switched_off_per_sample_equals_no_control():
+    kwargs = inputs()
+    kwargs["control"] = kwargs["control"].replace(enabled=jnp.array([True, False]))
+    mixed = run(params(), **kwargs)
+    close(mixed[0], full_output()[0])
+    close(mixed[1], run(params(), **without("control"))[1])
+    assert differs(mixed[1], full_output()[1])
+
+
+@pytest.mark.parametrize("remat", ["full", "dots", "dots_without_batch"])
+def test_remat_and_stacking_change_neither_output_nor_gradient(remat):
+    def gradient(params, config):
+        def loss(params):
+            return (WorldStereo(config).apply({"params": params}, **inputs()) ** 2).mean()
+
+        return jax.jit(jax.grad(loss))(params)
+
+    expected = unstack(gradient(params(), SMALL), SMALL)
+    unrolled = gradient(unstack(params(), SMALL), SMALL.replace(scan_layers=False, remat=remat))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), expected, unrolled)
+
+
+def test_one_text_token_takes_the_short_way_to_the_same_result():
+    kwargs = inputs()
+    one = {**kwargs, "text": kwargs["text"][:, :1]}
+    twice = {**kwargs, "text": jnp.repeat(kwargs["text"][:, :1], 2, axis=1)}
+    close(run(params(), **one), run(params(), **twice))
+
+
+def test_bfloat16_stays_near_float32():
+    low = run(params(), SMALL.replace(dtype="bfloat16"), **inputs())
+    assert low.dtype == jnp.float32
+    error = jnp.abs(low - full_output()).max() / jnp.abs(full_output()).max()
+    assert 0 < error < 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latent": jnp.zeros((BATCH, 2, 4, 8, 20))}, "latent has 20 channels, expected 36"),
+        ({"latent": jnp.zeros((BATCH, 2, 5, 8, 36))}, "5 rows, expected a multiple of 2"),
+        ({"image_tokens": jnp.zeros((BATCH, 1, 8))}, "config has no image_width"),
+        ({"warped": warped_memory(width=4)}, "has 4 channels, expected"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(change, message):
+    with pytest.raises(InputError, match=message):
+        jax.eval_shape(
+            lambda p: WorldStereo(SMALL).apply({"params": p}, **{**inputs(), **change}), params()
+        )
+
+
+def test_14b_memory_model_traces_at_its_working_size():
+    config = get_preset("wan_14b_memory")
+    shapes = parameter_shapes(config)
+    counts = {"control": 0, "camera": 0, "blocks": 0}
+    for path, shape in shapes.items():
+        size = int(np.prod(shape, dtype=np.int64))
+        if path.startswith("control/") or "/control/" in path or "/residual/" in path:
+            counts["control"] += size
+        elif path.startswith("camera_embedding"):
+            counts["camera"] += size
+        elif "/backbone/" in path:
+            counts["blocks"] += size
+    # The published checkpoint: backbone 16.15 B, control 1.00 B, camera MLP 0.04 B.
+    assert abs(counts["blocks"] / 1e9 - 16.15) < 0.01
+    assert abs(counts["control"] / 1e9 - 1.00) < 0.01
+    assert abs(counts["camera"] / 1e9 - 0.04) < 0.005
+
+    def shaped(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    frames, views, rows, columns = 21, 8, 60, 104
+    kwargs = jax.eval_shape(lambda: smallest_inputs(config))
+    kwargs["control"] = kwargs["control"].replace(
+        render_latent=shaped(1, frames, rows, columns, 16),
+        render_mask=shaped(1, frames, 480, 832, 1),
+        plucker=shaped(1, frames, 480, 832, 6),
+    )
+    kwargs |= {
+        "latent": shaped(1, frames, rows, columns, 36),
+        "text": shaped(1, 512, 4096),
+        "image_tokens": shaped(1, 257, 1280),
+        "camera": shaped(1, frames, 7),
+        "references": inputs()["references"].replace(
+            latent=shaped(1, views, rows, columns, 36),
+            index=jax.ShapeDtypeStruct((1, views), jnp.int32),
+            camera=shaped(1, views, 7),
+        ),
+    }
+    tree = jax.eval_shape(
+        lambda key: WorldStereo(config).init(key, **smallest_inputs(config)), jax.random.key(0)
+    )
+    out = jax.eval_shape(lambda p, kw: WorldStereo(config).apply(p, **kw), tree, kwargs)
+    assert out.shape == (1, frames, rows, columns, 16)
