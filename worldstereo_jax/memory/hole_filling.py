@@ -36,22 +36,50 @@ def fill_holes(
         relative = jnp.clip(depth / nearest_scale, 1e-2, 1.0)
         weight = weight * relative**_FAR_PREFERENCE
     colour = jnp.where(known[..., None], image, 0.0)
-    filled = _pull_push(jnp.concatenate([colour * weight[..., None], weight[..., None]], -1))
+    filled, _ = _pull_push(colour, weight)
     return jnp.where(known[..., None], image, filled)
 
 
-def _pull_push(premultiplied: Float[Array, "h w c1"]) -> Float[Array, "h w c"]:
-    """Colours for every pixel from premultiplied colours and their weight (last channel)."""
-    height, width, _ = premultiplied.shape
-    own = premultiplied[..., :-1] / jnp.maximum(premultiplied[..., -1:], 1e-12)
+def _pull_push(
+    colour: Float[Array, "h w c"], weight: Float[Array, "h w"]
+) -> tuple[Float[Array, "h w c"], Float[Array, "h w"]]:
+    """Colours and weights for every pixel from those with a weight above 0."""
+    height, width = weight.shape
     if min(height, width) <= 1:
-        return own
-    padded = jnp.pad(premultiplied, ((0, height % 2), (0, width % 2), (0, 0)))
-    rows, columns = padded.shape[0] // 2, padded.shape[1] // 2
-    # A sum, not a mean: pixels keep their weight, so one known pixel outweighs nothing but holes.
-    pooled = padded.reshape(rows, 2, columns, 2, -1).sum((1, 3))
-    coarse = _pull_push(pooled)
-    upsampled = jax.image.resize(coarse, (2 * rows, 2 * columns, coarse.shape[-1]), "linear")[
-        :height, :width
-    ]
-    return jnp.where(premultiplied[..., -1:] > 0, own, upsampled)
+        return _whole_mean(colour, weight)
+    pad = ((0, height % 2), (0, width % 2))
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    held = jnp.pad(weight, pad).reshape(rows, 2, columns, 2)
+    carried = jnp.pad(colour * weight[..., None], (*pad, (0, 0)))
+    total = held.sum((1, 3))
+    coarse = carried.reshape(rows, 2, columns, 2, -1).sum((1, 3))
+    coarse = coarse / jnp.where(total > 0, total, 1.0)[..., None]
+    # The mean over known pixels: how many there are must not outvote how far they are.
+    coarse, coarse_weight = _pull_push(coarse, total / jnp.maximum((held > 0).sum((1, 3)), 1))
+
+    def enlarge(value: Float[Array, "a b c"]) -> Float[Array, "h w c"]:
+        size = (2 * rows, 2 * columns, value.shape[-1])
+        return jax.image.resize(value, size, "linear")[:height, :width]
+
+    # Weights are interpolated with the colours, so that a far side reaches further into a hole.
+    pushed_weight = enlarge(coarse_weight[..., None])[..., 0]
+    pushed = enlarge(coarse * coarse_weight[..., None])
+    pushed = pushed / jnp.where(pushed_weight > 0, pushed_weight, 1.0)[..., None]
+    known = weight > 0
+    return (
+        jnp.where(known[..., None], colour, pushed),
+        jnp.where(known, weight, pushed_weight),
+    )
+
+
+def _whole_mean(
+    colour: Float[Array, "h w c"], weight: Float[Array, "h w"]
+) -> tuple[Float[Array, "h w c"], Float[Array, "h w"]]:
+    total = weight.sum()
+    mean = (colour * weight[..., None]).sum((0, 1)) / jnp.where(total > 0, total, 1.0)
+    known = weight > 0
+    held = total / jnp.maximum(known.sum(), 1)
+    return (
+        jnp.where(known[..., None], colour, mean[None, None]),
+        jnp.where(known, weight, held),
+    )

@@ -8,7 +8,7 @@ slant, and a homography carries it from camera to camera (see `pixel_transfer`).
 import jax.numpy as jnp
 from jax import lax
 
-from worldstereo_jax.array_types import Array, Bool, Float
+from worldstereo_jax.array_types import Array, Bool, Float, Shaped
 from worldstereo_jax.geometry.cameras import invert_rigid
 
 _HIGHEST = lax.Precision.HIGHEST
@@ -63,16 +63,21 @@ def between_surfaces(
 def one_surface(
     inverse: Float[Array, "h w"], planes: Float[Array, "h w 3"], *, tolerance: float
 ) -> Bool[Array, "h w"]:
-    """Pixels whose 5x5 neighbourhood lies on their tangent plane, within `tolerance` of depth."""
+    """Pixels around which all 5x5 lie on one surface, within `tolerance` of inverse depth.
+
+    Every pixel of the 3x3 neighbourhood must have its own 3x3 neighbourhood on its tangent plane.
+    """
     h, w = inverse.shape
     same = inverse > 0
-    for dy in range(-2, 3):
-        for dx in range(-2, 3):
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
             around = _shift(_shift(inverse, dy, 0), dx, 1)
             meant = inverse + dx * planes[..., 0] + dy * planes[..., 1]
             near = jnp.abs(around - meant) <= tolerance * inverse
             inside = _inside(h, dy)[:, None] & _inside(w, dx)[None, :]
             same &= near | ~inside
+    for axis in (0, 1):
+        same = same & _shift(same, -1, axis) & _shift(same, 1, axis)
     return same
 
 
@@ -124,11 +129,18 @@ def pixel_transfer(
     return matrix, jnp.matmul(intrinsics_to, relative[:3, 3], precision=_HIGHEST)
 
 
-def _shift(array: Float[Array, "h w"], step: int, axis: int) -> Float[Array, "h w"]:
+def _shift(array: Shaped[Array, "h w"], step: int, axis: int) -> Shaped[Array, "h w"]:
     """`out[i] = array[i + step]`, the border repeated."""
     size = array.shape[axis]
-    index = jnp.clip(jnp.arange(size) + step, 0, size - 1)
-    return jnp.take(array, index, axis=axis)
+    step = max(-size, min(step, size))
+    if step == 0:
+        return array
+    border = lax.slice_in_dim(array, *((0, 1) if step < 0 else (size - 1, size)), axis=axis)
+    if step < 0:
+        kept = lax.slice_in_dim(array, 0, size + step, axis=axis)
+        return jnp.concatenate([border] * -step + [kept], axis)
+    kept = lax.slice_in_dim(array, step, size, axis=axis)
+    return jnp.concatenate([kept] + [border] * step, axis)
 
 
 def _slope(inverse: Float[Array, "h w"], axis: int) -> Float[Array, "h w"]:

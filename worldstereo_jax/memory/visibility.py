@@ -41,16 +41,14 @@ _HIGHEST = lax.Precision.HIGHEST
 class SurfaceViews:
     """What of a bank's views does not depend on the target: made once for a whole path.
 
-    inverse [v, h, w]: inverse depth, 0 where not used. planes [v, h, w, 3]: tangent planes, see
-    `surface`. confidence [v, h, w]: 0 where not used. nearest [v, h, w]: largest inverse depth of
-    the 3x3 neighbourhood. smooth [v, h, w]: the 5x5 neighbourhood lies on one surface.
-    w2c [v, 4, 4], intrinsics [v, 3, 3].
+    inverse [v, h, w]: inverse depth, 0 where not used. table [v, h, w, 5]: what a look-up reads,
+    side by side: the tangent plane (3 numbers, see `surface`), the confidence (0 where not used)
+    and the largest inverse depth of the 3x3 neighbourhood. smooth [v, h, w]: the 5x5 neighbourhood
+    lies on one surface. w2c [v, 4, 4], intrinsics [v, 3, 3].
     """
 
     inverse: Float[Array, "v h w"]
-    planes: Float[Array, "v h w 3"]
-    confidence: Float[Array, "v h w"]
-    nearest: Float[Array, "v h w"]
+    table: Float[Array, "v h w 5"]
     smooth: Bool[Array, "v h w"]
     w2c: Float[Array, "v 4 4"]
     intrinsics: Float[Array, "v 3 3"]
@@ -98,11 +96,11 @@ def prepare_views(
     inverse = jnp.where(keep, inverse, 0.0)
     planes = jnp.where(keep[..., None], planes, 0.0)
     smooth = jax.vmap(functools.partial(one_surface, tolerance=2.0 * tolerance))(inverse, planes)
+    nearest = jax.vmap(nearest_around)(inverse)
+    held = [planes, jnp.where(keep, confidence, 0.0)[..., None], nearest[..., None]]
     return SurfaceViews(
         inverse=inverse,
-        planes=planes,
-        confidence=jnp.where(keep, confidence, 0.0),
-        nearest=jax.vmap(nearest_around)(inverse),
+        table=jnp.concatenate(held, -1),
         smooth=smooth,
         w2c=jnp.asarray(w2c, jnp.float32),
         intrinsics=jnp.asarray(intrinsics, jnp.float32),
@@ -123,13 +121,16 @@ def visible_surface(
     `tolerance` is the share of depth by which a view may differ and still see the same surface.
     """
     transfer = _to_views(views, target_w2c, target_intrinsics)
-    best = jnp.zeros((height, width), jnp.float32)
-    for proposal in splat_proposals(
-        views, target_w2c, target_intrinsics, height=height, width=width
-    ):
+    proposals = splat_proposals(views, target_w2c, target_intrinsics, height=height, width=width)
+
+    def confirm(best: Float[Array, "h w"], proposal: Float[Array, "h w"]):
         inverse = _intersect(views, transfer, proposal, tolerance)
         support, against = _votes(views, transfer, inverse, tolerance)
-        best = jnp.where((support > 0) & (against <= support), jnp.maximum(best, inverse), best)
+        good = (support > 0) & (against <= support)
+        return jnp.where(good, jnp.maximum(best, inverse), best), None
+
+    # A scan, not an unrolled loop: a third of the time to compile.
+    best, _ = lax.scan(confirm, jnp.zeros((height, width), jnp.float32), jnp.stack(proposals))
     return best, _look(views, transfer, best, tolerance)
 
 
@@ -156,7 +157,7 @@ def splat_proposals(
     front = (views.inverse > 0) & (q[2] > _NEAR)
     qz = jnp.where(front, q[2], 1.0)
     x, y = q[0] / qz, q[1] / qz
-    slope = (views.planes[..., 0], views.planes[..., 1])
+    slope = (views.table[..., 0], views.table[..., 1])
     jacobian = _jacobian(matrix, vector, slope, (x, y), qz)
     front &= _determinant(jacobian) > 0
     extent = jnp.maximum(*[jnp.abs(row[0]) + jnp.abs(row[1]) for row in jacobian])
@@ -293,11 +294,10 @@ def _read(views: SurfaceViews, q: _Parts, wanted: Bool[Array, "#v h w"]) -> _Fou
     column = jnp.where(inside, x, 0.0).astype(jnp.int32)
     row = jnp.where(inside, y, 0.0).astype(jnp.int32)
     index = (jnp.arange(v, dtype=jnp.int32)[:, None, None] * h + row) * w + column
-    held = [views.planes[..., i] for i in range(3)] + [views.confidence, views.nearest]
-    table = jnp.stack(held, -1).reshape(v * h * w, 5)
     # Barriers keep the gather from being fused into, and repeated by, each of its readers.
-    index, table = lax.optimization_barrier((index, table))
-    entry = lax.optimization_barrier(table.at[index].get(mode="promise_in_bounds"))
+    index = lax.optimization_barrier(index)
+    entry = views.table.reshape(v * h * w, 5).at[index].get(mode="promise_in_bounds")
+    entry = lax.optimization_barrier(entry)
     plane = [entry[..., i] for i in range(3)]
     return _Found((x, y), plane, jnp.where(inside, entry[..., 3], 0.0), entry[..., 4])
 

@@ -233,14 +233,16 @@ def _candidates(
     )
     weights = jnp.moveaxis(view_log_weight(look, tolerance), 0, -1)
     log_weight, view = lax.top_k(weights, min(k, weights.shape[-1]))
+
+    def of_best(value: Float[Array, "v h w c"]) -> Float[Array, "h w k c"]:
+        return jnp.take_along_axis(jnp.moveaxis(value, 0, 2), view[..., None], axis=2)
+
+    # The barrier keeps all of this from being computed again for each of the sixteen taps.
+    log_weight, view, pixels, planes = lax.optimization_barrier(
+        (log_weight, view, of_best(look.pixel), of_best(look.planes))
+    )
     found = sample_surface(
-        features,
-        views.inverse,
-        views.smooth,
-        view,
-        jnp.take_along_axis(jnp.moveaxis(look.pixel, 0, 2), view[..., None], axis=2),
-        jnp.take_along_axis(jnp.moveaxis(look.planes, 0, 2), view[..., None], axis=2),
-        tolerance=2.0 * tolerance,
+        features, views.inverse, views.smooth, view, pixels, planes, tolerance=2.0 * tolerance
     )
     seen = jnp.isfinite(log_weight)
     covered = seen.any(-1)

@@ -1,0 +1,75 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from worldstereo_jax.geometry.cameras import project, unproject
+from worldstereo_jax.memory import surface
+
+
+def _plane(slope_x, slope_y, offset, h=12, w=16):
+    y, x = np.mgrid[:h, :w] + 0.5
+    return jnp.asarray(slope_x * x + slope_y * y + offset, jnp.float32)
+
+
+@pytest.mark.row("S3")
+def test_tangent_planes_are_exact_on_slanted_planes():
+    inverse = _plane(0.004, -0.002, 0.3)
+    planes = surface.tangent_planes(inverse)
+    wanted = np.broadcast_to([0.004, -0.002, 0.3], planes.shape)
+    np.testing.assert_allclose(planes, wanted, atol=2e-6)
+
+
+def test_tangent_planes_do_not_lean_over_a_depth_edge():
+    near, far = _plane(0.002, 0.0, 0.5), _plane(0.0, 0.001, 0.1)
+    inverse = jnp.where(jnp.arange(16)[None, :] < 8, near, far)
+    planes = surface.tangent_planes(inverse)
+    np.testing.assert_allclose(planes[:, :8, 0], 0.002, atol=1e-5)
+    np.testing.assert_allclose(
+        planes[:, 8:, :2], np.broadcast_to([0, 0.001], (12, 8, 2)), atol=1e-5
+    )
+
+
+@pytest.mark.row("S6")
+def test_a_pixel_between_two_surfaces_is_found_and_a_steep_plane_is_not():
+    inverse = jnp.where(jnp.arange(16)[None, :] < 8, _plane(0, 0, 0.5), _plane(0, 0, 0.1))
+    assert not surface.between_surfaces(inverse).any()
+    bled = inverse.at[:, 8].set(0.3)
+    found = surface.between_surfaces(bled)
+    assert found[:, 8].all()
+    assert found.sum() == 12
+    assert not surface.between_surfaces(_plane(0.03, 0.01, 0.05)).any()
+
+
+def test_one_surface_ends_two_pixels_before_an_edge():
+    inverse = jnp.where(jnp.arange(16)[None, :] < 8, _plane(0.01, 0, 0.5), _plane(0, 0, 0.1))
+    whole = surface.one_surface(inverse, surface.tangent_planes(inverse), tolerance=0.02)
+    np.testing.assert_array_equal(whole[5], [True] * 6 + [False] * 4 + [True] * 6)
+
+
+def test_extremes_around_ignore_missing_depth():
+    inverse = jnp.zeros((5, 5)).at[2, 2].set(0.5).at[2, 3].set(0.2)
+    assert surface.farthest_around(inverse)[2, 2] == pytest.approx(0.2)
+    assert surface.farthest_around(inverse)[2, 1] == pytest.approx(0.5)
+    assert surface.farthest_around(inverse)[0, 0] == 0
+    assert surface.nearest_around(inverse)[1, 4] == pytest.approx(0.2)
+
+
+def test_pixel_transfer_is_projection_of_the_unprojected(room):
+    one, other = room.bank, room.target
+    matrix, vector = surface.pixel_transfer(
+        one.w2c[0], one.intrinsics[0], other.w2c[1], other.intrinsics[1]
+    )
+    pixels = jnp.array([[3.5, 70.25], [100.0, 11.0]])
+    depth = jnp.array([2.0, 5.0])
+    q = (matrix @ jnp.append(pixels, jnp.ones((2, 1)), 1).T).T + vector[None] / depth[:, None]
+    points = unproject(pixels, depth, one.w2c[0], one.intrinsics[0])
+    wanted, z = project(points, other.w2c[1], other.intrinsics[1])
+    np.testing.assert_allclose(q[:, :2] / q[:, 2:], wanted, atol=1e-3)
+    np.testing.assert_allclose(depth * q[:, 2], z, rtol=1e-5)
+
+
+def test_inverse_intrinsics_with_skew():
+    k = jnp.array([[90.0, 2.0, 50.0], [0, 80.0, 40.0], [0, 0, 1.0]])
+    found = jax.jit(surface.inverse_intrinsics)(k)
+    np.testing.assert_allclose(found, np.linalg.inv(k), rtol=1e-5, atol=1e-6)

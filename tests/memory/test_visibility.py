@@ -1,0 +1,102 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from worldstereo_jax.memory.surface import inverse_depth
+from worldstereo_jax.memory.visibility import prepare_views, splat_proposals, visible_surface
+
+
+def _views(views, **change):
+    fields = {n: getattr(views, n) for n in ("depth", "confidence", "w2c", "intrinsics", "valid")}
+    return prepare_views(**(fields | change), tolerance=0.02)
+
+
+@jax.jit
+def _surface(views, w2c, intrinsics):
+    h, w = views.inverse.shape[1:]
+    return visible_surface(views, w2c, intrinsics, height=h, width=w, tolerance=0.02)
+
+
+def _truly_shown(bank, target, t, view):
+    """Which target pixels the view shows, by projecting the target's exact surface."""
+    k, depth = np.asarray(target.intrinsics[t], float), np.asarray(target.depth[t], float)
+    h, w = depth.shape
+    y, x = np.mgrid[:h, :w] + 0.5
+    rays = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(k).T
+    move = np.asarray(bank.w2c[view], float) @ np.linalg.inv(np.asarray(target.w2c[t], float))
+    points = (rays * depth[..., None]) @ move[:3, :3].T + move[:3, 3]
+    q = points @ k.T
+    u, v = np.floor(q[..., 0] / q[..., 2]).astype(int), np.floor(q[..., 1] / q[..., 2]).astype(int)
+    inside = (u >= 0) & (v >= 0) & (u < w) & (v < h)
+    stored = np.asarray(bank.depth[view])[np.clip(v, 0, h - 1), np.clip(u, 0, w - 1)]
+    return inside & (np.abs(stored - points[..., 2]) < 0.03 * points[..., 2])
+
+
+@pytest.mark.row("S18")
+def test_visible_surface_is_the_true_depth_without_cracks(room):
+    for t in range(2):
+        inverse, _ = _surface(_views(room.bank), room.target.w2c[t], room.target.intrinsics[t])
+        depth, truth = np.asarray(inverse_depth(inverse)), np.asarray(room.target.depth[t])
+        covered = depth > 0
+        error = np.abs(depth / truth - 1)[covered]
+        assert np.quantile(error, 0.95) < 1e-3
+        assert (error > 0.05).mean() < 0.01
+        shown = np.any([_truly_shown(room.bank, room.target, t, v) for v in range(4)], axis=0)
+        assert (covered & shown).sum() / shown.sum() > 0.99
+        assert (covered & shown).sum() / covered.sum() > 0.98
+
+
+@pytest.mark.row("S34")
+def test_occlusion_per_view_matches_ray_casting(room):
+    _, look = _surface(_views(room.bank), room.target.w2c[0], room.target.intrinsics[0])
+    for view in range(4):
+        found = np.asarray(look.agrees[view])
+        truth = _truly_shown(room.bank, room.target, 0, view)
+        both = (found & truth).sum()
+        assert both / found.sum() > 0.97
+        assert both / truth.sum() > 0.97
+        hidden = ~truth
+        assert (~found & hidden).sum() / hidden.sum() > 0.85
+
+
+@pytest.mark.row("S18")
+def test_a_magnified_surface_has_no_cracks(room):
+    """A camera twice as near as the only view: points fall two pixels apart."""
+    one = jax.tree.map(lambda x: x[1:2], vars(room.bank))
+    forward = jnp.asarray(room.bank.w2c[1]).at[2, 3].add(-1.3)
+    views = prepare_views(
+        one["depth"], one["confidence"], one["w2c"], one["intrinsics"], one["valid"], tolerance=0.02
+    )
+    inverse, _ = _surface(views, forward, room.bank.intrinsics[1])
+    seen = np.asarray(inverse > 0)
+    near, _, _ = splat_proposals(views, forward, room.bank.intrinsics[1], height=80, width=112)
+    assert (np.asarray(near) > 0).mean() > 0.97
+    # The upper third is the far wall, wholly in view.
+    assert seen[2:25].mean() > 0.995
+
+
+@pytest.mark.row("S12")
+def test_wrong_depth_in_one_view_is_voted_down(room):
+    """A floating square in one view, which the three others look through."""
+    floating = room.bank.depth.at[1, 10:30, 40:70].set(1.0)
+    target = room.target
+    inverse, _ = _surface(_views(room.bank, depth=floating), target.w2c[0], target.intrinsics[0])
+    error = jnp.abs(inverse_depth(inverse) / target.depth[0] - 1)
+    assert float((error[inverse > 0] > 0.05).mean()) < 0.015
+
+
+@pytest.mark.row("S36")
+def test_missing_depth_and_empty_banks_leave_holes_and_no_nan(room):
+    empty = _views(room.bank, valid=jnp.zeros((4,), bool))
+    inverse, look = _surface(empty, room.target.w2c[0], room.target.intrinsics[0])
+    assert float(inverse.max()) == 0.0
+    assert not bool(look.agrees.any())
+    for leaf in jax.tree.leaves(look):
+        assert bool(jnp.isfinite(leaf).all())
+    broken = room.bank.depth.at[:, ::2].set(0.0).at[0, 5].set(jnp.nan).at[1, 7].set(jnp.inf)
+    inverse, _ = _surface(
+        _views(room.bank, depth=broken), room.target.w2c[0], room.target.intrinsics[0]
+    )
+    assert bool(jnp.isfinite(inverse).all())
+    assert float((inverse > 0).mean()) > 0.5
