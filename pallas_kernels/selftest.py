@@ -1,0 +1,61 @@
+"""`python -m pallas_kernels.selftest [--seed N] [--quick]`: every backend against the reference.
+
+Prints a table of backend, case, largest relative error and pass, or the reason why a backend
+cannot run. Exit code 1 on any failure, or when fewer than REQUIRED backends ran.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from pallas_kernels.api import available_implementations
+from pallas_kernels.selftest_cases import CASES, QUICK, compare, make_problem
+
+__all__ = ["REQUIRED", "main"]
+
+REQUIRED = ("reference", "xla_chunked", "pallas_tpu")
+TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
+
+
+def _problems(seed: int, quick: bool):
+    for kind in QUICK if quick else CASES:
+        yield kind, make_problem(kind, seed=seed), TOLERANCE["float32"]
+    if not quick:
+        for head_dim in (64, 128):
+            problem = make_problem("random", seed=seed, head_dim=head_dim, dtype=jnp.bfloat16)
+            yield f"random bf16 d={head_dim}", problem, TOLERANCE["bfloat16"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the checks, print the table, return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pallas_kernels.selftest",
+        description="Check every attention backend against the dense reference.",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random problems")
+    parser.add_argument("--quick", action="store_true", help="fewer cases, float32 only")
+    options = parser.parse_args(arguments)
+
+    line = "{:<18} {:<20} {:>10}  {}"
+    print(line.format("backend", "case", "max error", "result"))
+    failed, ran = False, []
+    for name, reason in available_implementations().items():
+        if reason:
+            print(line.format(name, "-", "-", f"cannot run: {reason}"))
+            continue
+        ran.append(name)
+        for case, problem, tolerance in _problems(options.seed, options.quick):
+            error = max(compare(name, problem).values())
+            passed = error <= tolerance
+            failed |= not passed
+            print(line.format(name, case, f"{error:.1e}", "pass" if passed else "FAIL"), flush=True)
+    missing = [name for name in REQUIRED if name not in ran]
+    if missing:
+        print(f"incomplete: {', '.join(missing)} did not run")
+    return 1 if failed or missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

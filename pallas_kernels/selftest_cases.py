@@ -1,0 +1,185 @@
+"""Attention problems with masks of every kind, and a backend's comparison with the reference."""
+
+import functools
+import typing
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pallas_kernels.api import block_sparse_attention
+from pallas_kernels.block_mask import BlockMask
+from pallas_kernels.correspondence_mask import from_geometry, joint_correspondence
+from pallas_kernels.geometry import CorrespondenceRule, TokenGeometry, make_token_geometry
+from pallas_kernels.patterns import frame_pattern, from_dense, sliding_window
+
+__all__ = ["CASES", "QUICK", "Problem", "compare", "make_problem", "random_geometry"]
+
+TILE_Q, TILE_K = 16, 32
+
+
+class Problem(typing.NamedTuple):
+    """Operands [b, t, heads, d] of one attention, its mask, and cotangents of its two results."""
+
+    q: Array
+    k: Array
+    v: Array
+    mask: BlockMask
+    d_out: Array
+    d_lse: Array
+
+
+def random_geometry(
+    rng: np.random.Generator, batch: int, tokens: int, frames: int, *, radius: float = 0.25
+) -> TokenGeometry:
+    """Tokens on a plane patch in the unit cube with every field in use, some of them unknown."""
+    position = rng.random((batch, tokens, 3)) * [1.0, 1.0, 0.3]
+    normal = rng.normal(size=(batch, tokens, 3)) + np.array([0.0, 0.0, 2.0])
+    normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+    normal[rng.random((batch, tokens)) < 0.1] = 0.0
+    seen = rng.random((batch, tokens, 32)) < 0.9
+    words = np.sum(seen * (1 << np.arange(32, dtype=np.uint64)), axis=-1, dtype=np.uint64)
+    frame = np.broadcast_to(np.arange(tokens) * frames // tokens, (batch, tokens))
+    return make_token_geometry(
+        jnp.asarray(position, jnp.float32),
+        radius=jnp.asarray(radius * rng.uniform(0.5, 1.5, (batch, tokens)), jnp.float32),
+        normal=jnp.asarray(normal, jnp.float32),
+        log_weight=jnp.asarray(-rng.random((batch, tokens)), jnp.float32),
+        segment=jnp.asarray(np.where(rng.random((batch, tokens)) < 0.1, -1, 0), jnp.int32),
+        frame=jnp.asarray(frame, jnp.int32),
+        visibility=jnp.asarray(words.astype(np.uint32)[..., None]),
+        valid=jnp.asarray(rng.random((batch, tokens)) < 0.9),
+    )
+
+
+def _booleans(rng: np.random.Generator, kind: str, b: int, tq: int, tk: int) -> np.ndarray:
+    if kind == "empty":
+        return np.zeros((b, tq, tk), bool)
+    if kind == "full":
+        return np.ones((b, tq, tk), bool)
+    mask = np.zeros((b, tq, tk), bool)
+    if kind == "one_tile":
+        mask[:, TILE_Q : 2 * TILE_Q, TILE_K : 2 * TILE_K] = True
+        return mask
+    if kind == "block_diagonal":
+        group = np.arange(tq) * 4 // tq, np.arange(tk) * 4 // tk
+        return np.broadcast_to(group[0][:, None] == group[1][None], mask.shape).copy()
+    mask = rng.random((b, tq, tk)) < 0.3
+    # Of every kind: empty and full tiles, and rows and keys that nothing is allowed for.
+    mask[:, :TILE_Q, : 2 * TILE_K] = False
+    mask[:, TILE_Q : 2 * TILE_Q, TILE_K : 2 * TILE_K] = True
+    mask[0, 3] = False
+    mask[-1, :, 5] = False
+    return mask
+
+
+def _mask(rng: np.random.Generator, kind: str, b: int, heads: int, tq: int, tk: int) -> BlockMask:
+    sizes = {"tile_q": TILE_Q, "tile_k": TILE_K}
+    if kind == "per_head":
+        each = [_booleans(rng, "random", b, tq, tk) for _ in range(heads)]
+        return from_dense(jnp.asarray(np.stack(each, axis=1)), TILE_Q, TILE_K)
+    if kind == "window":
+        return sliding_window(tq, tk, before=20, after=9, offset=11, **sizes)
+    if kind == "frames":
+        frames = [np.sort(rng.integers(-1, 4, (b, t)), axis=1) for t in (tq, tk)]
+        table = jnp.asarray(rng.random((b, 4, 4)) < 0.5)
+        query, key = (jnp.asarray(x, jnp.int32) for x in frames)
+        return frame_pattern(query, key, table, **sizes)
+    # Compiled as a whole: much faster to start than operation by operation.
+    if kind in ("geometry", "soft", "tiles"):
+        query, key = random_geometry(rng, b, tq, 3), random_geometry(rng, b, tk, 2)
+        strength = jnp.asarray(rng.uniform(0.3, 2.0, heads), jnp.float32)
+        extra = {"strength": strength} if kind == "soft" else {}
+        granularity = "tile" if kind == "tiles" else "token"
+        build = functools.partial(from_geometry, granularity=granularity, **sizes)
+        return jax.jit(build)(query, key, **extra)
+    if kind in ("joint", "joint_soft"):
+        reference, target = random_geometry(rng, b, 32, 2), random_geometry(rng, b, tq - 32, 3)
+        extra = {"strength": jnp.float32(0.7)} if kind == "joint_soft" else {}
+        rule = CorrespondenceRule(reach=1.5)
+        build = functools.partial(joint_correspondence, rule=rule, **sizes)
+        return jax.jit(build)(reference, target, **extra)
+    return from_dense(jnp.asarray(_booleans(rng, kind, b, tq, tk)), TILE_Q, TILE_K)
+
+
+QUICK = ("random", "empty", "full", "one_tile", "block_diagonal", "per_head", "soft", "joint")
+CASES = (*QUICK, "window", "frames", "geometry", "tiles", "joint_soft")
+
+
+def make_problem(
+    kind: str,
+    *,
+    seed: int = 0,
+    batch: int = 2,
+    heads: int = 2,
+    q_len: int = 70,
+    k_len: int = 101,
+    head_dim: int = 64,
+    dtype: typing.Any = jnp.float32,
+) -> Problem:
+    """A random problem with a mask of the given kind, one of CASES; ragged in both lengths.
+
+    The joint kinds have as many keys as queries. Raises ValueError for another kind.
+    """
+    if kind not in CASES:
+        raise ValueError(f"kind must be one of {CASES}, got {kind!r}")
+    rng = np.random.default_rng(seed)
+    if kind.startswith("joint"):
+        k_len = q_len
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
+    q, k, v = (normal(batch, t, heads, head_dim) for t in (q_len, k_len, k_len))
+    mask = _mask(rng, kind, batch, heads, q_len, k_len)
+    d_lse = normal(batch, q_len, heads).astype(jnp.float32)
+    return Problem(q, k, v, mask, normal(batch, q_len, heads, head_dim), d_lse)
+
+
+@functools.partial(jax.jit, static_argnames=("attend",))
+def _run(attend: Callable[..., typing.Any], problem: Problem) -> dict[str, Array]:
+    q, k, v, mask, d_out, d_lse = problem
+    strength = mask.strength
+
+    def results(q, k, v, strength):
+        changed = mask.replace(strength=strength)
+        return attend(q, k, v, changed, return_lse=True)
+
+    (out, lse), pull = jax.vjp(results, q, k, v, strength)
+    dq, dk, dv, d_strength = pull((out * 0 + d_out, d_lse))
+    found = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+    return found if strength is None else found | {"d_strength": d_strength}
+
+
+@functools.cache
+def _attention(implementation: str) -> Callable[..., typing.Any]:
+    return functools.partial(block_sparse_attention, implementation=implementation)
+
+
+def compare(implementation: str, problem: Problem) -> dict[str, float]:
+    """Largest error of each result against the float32 reference, relative to its size.
+
+    Results: out, lse, dq, dk, dv, and d_strength for a soft mask. The error is divided by the
+    largest value of the reference (or 1). Infinity where a NaN appears, an infinite LSE stands in
+    another place, or a query without keys has an output or gradient that is not exactly zero.
+    """
+    found = _run(_attention(implementation), problem)
+    exact = Problem(*(x if x is problem.mask else x.astype(jnp.float32) for x in problem))
+    wanted = _run(_attention("reference"), exact)
+    lost = np.isneginf(np.asarray(wanted["lse"]))
+    errors = {}
+    for name, want in wanted.items():
+        got = np.asarray(found[name].astype(jnp.float32))
+        want = np.asarray(want)
+        if name in ("out", "dq", "lse"):
+            zero = np.isneginf(got[lost]) if name == "lse" else got[lost] == 0
+            if not zero.all():
+                errors[name] = np.inf
+                continue
+            got, want = got[~lost], want[~lost]
+        bad = not np.isfinite(got).all()
+        size = max(1.0, float(np.abs(want).max(initial=0.0)))
+        errors[name] = np.inf if bad else float(np.abs(got - want).max(initial=0.0)) / size
+    return errors
