@@ -47,10 +47,13 @@ def test_a_block_that_raises_leaves_the_old_file(tmp_path, error):
 def test_files_and_folders_get_the_permissions_of_new_ones(tmp_path, umask):
     with atomic_write(tmp_path / "file") as temporary:
         temporary.write_text("")
-    with atomic_folder(tmp_path / "folder"):
-        pass
+    with atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "inner").mkdir(mode=0o700)
+        (temporary / "inner/private").touch(mode=0o600)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
-    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~umask
+    assert stat.S_IMODE((tmp_path / "folder/inner/private").stat().st_mode) == 0o666 & ~umask
+    for name in ("folder", "folder/inner"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o777 & ~umask
 
 
 def test_a_folder_appears_only_after_the_block(tmp_path):

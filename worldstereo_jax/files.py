@@ -47,7 +47,10 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        # Some writers (mkdtemp, safetensors) make what they write private; the result is as open as
+        # any new file.
+        for made_inside in (temporary, *temporary.rglob("*")):
+            made_inside.chmod((0o777 if made_inside.is_dir() else 0o666) & ~_umask())
         retired = workshop / "old"
         if path.exists():
             path.replace(retired)

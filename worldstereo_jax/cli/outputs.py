@@ -67,7 +67,8 @@ def write_clip(folder: Path, clip: Clip, title: str) -> None:
     write_video(folder / "video.mp4", video, frames_per_second=FRAMES_PER_SECOND)
     write_video(folder / "render.mp4", render, frames_per_second=FRAMES_PER_SECOND)
     write_mask_video(folder / "render_mask.mp4", mask, frames_per_second=FRAMES_PER_SECOND)
-    sheet = contact_sheet(video[0], render, mask, video, depth, title=title)
+    # The first render is the input image itself.
+    sheet = contact_sheet(render[0], render, mask, video, depth, title=title)
     write_uint8_image(folder / "contact_sheet.png", sheet)
     write_cameras_json(
         folder / "cameras.json",
