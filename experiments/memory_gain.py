@@ -27,8 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from worldstereo_jax.data.images import write_image
+from worldstereo_jax.data.images import write_uint8_image
 from worldstereo_jax.data.scene_source import SceneClips
+from worldstereo_jax.evaluation.comparison_sheet import comparison_sheet
 from worldstereo_jax.evaluation.memory_gain import (
     BOTH,
     LOWER_IS_BETTER,
@@ -184,11 +185,14 @@ def main() -> None:
         key = jax.random.fold_in(jax.random.key(options.seed), number)
         figures, pictures = evaluate_scene(world, params, scene, key)
         results.append(figures)
-        shown = [0, rollout.frames // 3, 2 * rollout.frames // 3, rollout.frames - 1]
-        rows = [np.concatenate(list(np.asarray(v)[shown]), axis=1) for v in pictures.values()]
-        half = len(rows) // 2
-        sheet = np.concatenate([np.concatenate(rows[:half], 0), np.concatenate(rows[half:], 0)], 1)
-        write_image(options.out / f"scene_{number:02d}.png", sheet.clip(-1, 1))
+        for clip in ("first", "revisit"):
+            videos = {
+                name.removeprefix(f"{clip} "): np.asarray(video)
+                for name, video in pictures.items()
+                if name.startswith(f"{clip} ")
+            }
+            sheet = comparison_sheet(videos)
+            write_uint8_image(options.out / f"scene_{number:02d}_{clip}.png", sheet)
     write_section(
         options.results,
         "What the memories gain",

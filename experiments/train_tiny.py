@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from worldstereo_jax.interop.shipped import load_untrained
-from worldstereo_jax.interop.weights import count_parameters, save_weights
+from worldstereo_jax.interop.weights import count_parameters, load_weights, save_weights
 from worldstereo_jax.sampling.conditions import example_conditions
 from worldstereo_jax.training.clip_cache import ClipCache, cached_batches
 from worldstereo_jax.training.clip_objective import clip_loss
@@ -35,12 +35,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init", type=Path, help="weights to start from instead of fresh ones")
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
 
     init_key, train_key = jax.random.split(jax.random.key(options.seed))
     world, params = load_untrained("tiny", key=init_key)
     model, denoiser = world.denoiser, params.denoiser
+    if options.init is not None:
+        denoiser, _ = load_weights(options.init)
     print(f"{count_parameters(denoiser):,} parameters")
 
     schedule = optax.warmup_cosine_decay_schedule(
@@ -50,9 +53,10 @@ def main() -> None:
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01)
     )
     example = example_conditions(world)
-    # An error in a normalised channel counts in the image by the channel's scale.
-    std = np.asarray(world.vae.config.latents_std, np.float32)
-    weights = jnp.asarray(std / std.mean())
+    # A squared error in a normalised channel counts in the image by the square of the channel's
+    # scale; the floor keeps the finest channels from being given up.
+    variance = np.square(np.asarray(world.vae.config.latents_std, np.float32))
+    weights = jnp.asarray(0.9 * variance / variance.mean() + 0.1)
 
     def loss_fn(denoiser, batch, key):
         conditions, target = from_fields(batch, example)

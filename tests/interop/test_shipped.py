@@ -62,16 +62,16 @@ def test_missing_and_truncated_weights_are_named(tmp_path):
     victim = tmp_path / SHIPPED["tiny"]["denoiser"]
     whole = victim.read_bytes()
     victim.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="tiny_denoiser.safetensors"):
+    with pytest.raises(InputError, match=r"tiny_denoiser\.safetensors"):
         load_world("tiny", weights=tmp_path)
     victim.unlink()
-    with pytest.raises(InputError, match="tiny_denoiser.safetensors"):
+    with pytest.raises(InputError, match=r"tiny_denoiser\.safetensors"):
         load_world("tiny", weights=tmp_path)
 
 
 @pytest.mark.slow
 def test_an_untrained_world_has_the_trained_autoencoder_and_a_silent_denoiser(tiny):
-    world, params = load_untrained("tiny", key=jax.random.key(0))
+    _, params = load_untrained("tiny", key=jax.random.key(0))
     trained = tiny[1]
     assert jax.tree.all(jax.tree.map(jnp.array_equal, params.vae, trained.vae))
     shapes = jax.tree.map(jnp.shape, params.denoiser)
