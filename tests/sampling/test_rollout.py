@@ -1,5 +1,7 @@
 """A clip from a memory and the memory after it: pure, repeatable, compiled once."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,12 +107,12 @@ def test_a_removed_memory_is_not_read(world, params, conditions):
 
     stereo = ("reference_latent", "warped_features")
     shifted = {name: getattr(conditions, name) + 1.0 for name in stereo}
-    other_views = conditions.replace(**shifted)
+    other_views = dataclasses.replace(conditions, **shifted)
     assert np.abs(output(conditions) - output(other_views)).max() > 1e-4
     np.testing.assert_allclose(
         output(without_stereo(conditions)), output(without_stereo(other_views)), atol=1e-5
     )
-    other_points = conditions.replace(render_latent=conditions.render_latent + 1.0)
+    other_points = dataclasses.replace(conditions, render_latent=conditions.render_latent + 1.0)
     assert np.abs(output(conditions) - output(other_points)).max() > 1e-4
     np.testing.assert_allclose(
         output(without_global(conditions)), output(without_global(other_points)), atol=1e-5

@@ -1,5 +1,7 @@
 """The loss of the small video model."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,8 +61,8 @@ def test_gradients_reach_every_parameter_that_memory_uses(world, params, batch):
 
 
 def test_memories_are_dropped_as_often_as_stated(batch):
-    many = batch.replace(
-        stereo_enabled=jnp.ones((20_000,), bool), global_enabled=jnp.ones((20_000,), bool)
+    many = dataclasses.replace(
+        batch, stereo_enabled=jnp.ones((20_000,), bool), global_enabled=jnp.ones((20_000,), bool)
     )
     dropped = drop_memories(many, jax.random.key(0))
     stereo, points = np.asarray(dropped.stereo_enabled), np.asarray(dropped.global_enabled)

@@ -4,6 +4,7 @@ The variants share all parameters; both memories are dropped at random in traini
 model that was trained for what it is given.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 
@@ -38,7 +39,9 @@ def _clip_with(
     enabled: tuple[Array, Array],
 ) -> tuple[Clip, WorldMemory]:
     conditions, guidance = gather_conditions(world, params.vae, memory, cameras)
-    conditions = conditions.replace(global_enabled=enabled[0], stereo_enabled=enabled[1])
+    conditions = dataclasses.replace(
+        conditions, global_enabled=enabled[0], stereo_enabled=enabled[1]
+    )
     video = generate_clip(world, params, conditions, guidance, key)
     depth = complete_depth(world, params, video, guidance.depth)
     clip = Clip(video=video, depth=depth, cameras=cameras, guidance=guidance)

@@ -5,6 +5,7 @@ of the stereo bank, reference views and the geometry of their tokens. The result
 a sampler batches, that training caches, and from which ablations remove one memory.
 """
 
+import dataclasses
 import typing
 
 import jax
@@ -101,12 +102,12 @@ class Guidance:
 
 def without_stereo(conditions: Conditions) -> Conditions:
     """The same conditions with the spatial-stereo memory removed."""
-    return conditions.replace(stereo_enabled=jnp.zeros_like(conditions.stereo_enabled))
+    return dataclasses.replace(conditions, stereo_enabled=jnp.zeros_like(conditions.stereo_enabled))
 
 
 def without_global(conditions: Conditions) -> Conditions:
     """The same conditions with the global-geometric memory removed."""
-    return conditions.replace(global_enabled=jnp.zeros_like(conditions.global_enabled))
+    return dataclasses.replace(conditions, global_enabled=jnp.zeros_like(conditions.global_enabled))
 
 
 def anchor(conditions: Conditions) -> Float[Array, "b f lh lw 16"]:

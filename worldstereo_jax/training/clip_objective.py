@@ -1,5 +1,7 @@
 """The loss of the small video model: the latent residual on what the memories already show."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -22,7 +24,8 @@ def drop_memories(conditions: Conditions, key: Key[Array, ""]) -> Conditions:
     comparisons between them fair.
     """
     u = jax.random.uniform(key, conditions.stereo_enabled.shape)
-    return conditions.replace(
+    return dataclasses.replace(
+        conditions,
         stereo_enabled=conditions.stereo_enabled & (u > DROP_STEREO + DROP_BOTH),
         global_enabled=conditions.global_enabled & (u > DROP_BOTH),
     )

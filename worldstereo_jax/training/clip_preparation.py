@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from worldstereo_jax.array_types import Array, Float, Key, PyTree
+from worldstereo_jax.array_types import Array, Float, Key, PyTree, ndarray
 from worldstereo_jax.geometry.camera_io import keyframe_indices
 from worldstereo_jax.models.vae_tiny import decode_frames, encode_frames
 from worldstereo_jax.sampling.conditions import Conditions, gather_conditions
@@ -129,7 +129,9 @@ def to_fields(conditions: Conditions, target: Array) -> dict[str, np.ndarray]:
     return fields
 
 
-def from_fields(fields: Mapping[str, Array], example: Conditions) -> tuple[Conditions, Array]:
+def from_fields(
+    fields: Mapping[str, Array | ndarray], example: Conditions
+) -> tuple[Conditions, Array]:
     """Inverse of `to_fields`, for one clip or a batch; `example` gives the tree's structure."""
 
     def restore(path, leaf):
