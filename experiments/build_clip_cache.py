@@ -24,7 +24,7 @@ from worldstereo_jax.training.clip_preparation import prepare_pair, to_fields
 
 def main() -> None:
     """Fill the cache."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the cache")
     parser.add_argument("--scenes", type=int, default=800, help="number of scenes, two clips each")
     parser.add_argument("--first", type=int, default=0, help="number of the first scene")

@@ -163,7 +163,7 @@ def tables(results: list[dict[tuple[str, str, str], float]]) -> list[Table]:
 
 def main() -> None:
     """Evaluate and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--scenes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", type=Path, help="folder of other weights than the shipped")

@@ -45,7 +45,7 @@ def channel_weights(vae: TinyVae, params: PyTree, shape: tuple[int, ...]) -> jax
 
 def main() -> None:
     """Run the training."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cache", type=Path, required=True, help="prepared clips")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3000)
