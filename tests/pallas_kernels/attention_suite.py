@@ -37,7 +37,9 @@ class AttentionSuite:
         self.check(problem, 3e-2)
 
     def test_one_sample_one_head_odd_sizes(self):
-        self.check(make_problem("random", seed=2, batch=1, heads=1, q_len=67, k_len=35, head_dim=24))
+        self.check(
+            make_problem("random", seed=2, batch=1, heads=1, q_len=67, k_len=35, head_dim=24)
+        )
 
     def test_shared_mask_of_a_batch(self):
         problem = make_problem("full", seed=3)
