@@ -1,6 +1,7 @@
 """A model of a few thousand parameters and inputs for it, shared by the model tests."""
 
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ def inputs():
     }
 
 
-def warped_memory(candidates=2, holes=False, width=SMALL.warped_width):
+def warped_memory(candidates=2, holes=False, width=SMALL.warped_width) -> typing.Any:
     shape = (BATCH, FRAMES, ROWS, COLUMNS, candidates)
     log_weight = normal(9, *shape)
     return WarpedMemory(
@@ -80,11 +81,21 @@ def warped_memory(candidates=2, holes=False, width=SMALL.warped_width):
     )
 
 
+def init(module, *inputs) -> typing.Any:
+    """Parameters of a module."""
+    return module.init(jax.random.key(0), *inputs)["params"]
+
+
+def apply(module, params, *inputs) -> typing.Any:
+    """A module's output for its parameters."""
+    return module.apply({"params": params}, *inputs)
+
+
 @functools.cache
 def _jitted(config):
     return jax.jit(lambda params, kwargs: WorldStereo(config).apply({"params": params}, **kwargs))
 
 
-def run(params, config=SMALL, **kwargs):
+def run(params, config=SMALL, **kwargs) -> typing.Any:
     """The model's output; calls that share config and shapes share one compilation."""
     return _jitted(config)(params, kwargs)

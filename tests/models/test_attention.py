@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.small_model import normal
+from tests.models.small_model import apply, init, normal
 from worldstereo_jax.models.attention import (
     CrossAttention,
     WarpedAttention,
@@ -51,11 +51,11 @@ def test_warped_attention_weighs_candidates_by_query_and_log_weight():
     layer = WarpedAttention(num_heads=2)
     x, features, log_weight = normal(0, 1, 3, 8), normal(1, 1, 3, 4, 5), normal(2, 1, 3, 4)
     log_weight = log_weight.at[0, 1, 2].set(-jnp.inf).at[0, 2].set(-jnp.inf)
-    params = layer.init(jax.random.key(0), x, features, log_weight)["params"]
+    params = init(layer, x, features, log_weight)
     assert "bias" not in params["out"]
-    np.testing.assert_array_equal(layer.apply({"params": params}, x, features, log_weight), 0)
+    np.testing.assert_array_equal(apply(layer, params, x, features, log_weight), 0)
     params["out"]["kernel"] = normal(3, 10, 8)
-    out = layer.apply({"params": params}, x, features, log_weight)
+    out = apply(layer, params, x, features, log_weight)
 
     query = np.asarray(x @ params["query"]["kernel"] + params["query"]["bias"][None, None])
     query = query / np.sqrt((query**2).mean(-1, keepdims=True) + 1e-6)
@@ -70,13 +70,11 @@ def test_warped_attention_weighs_candidates_by_query_and_log_weight():
 def test_cross_attention_sums_separate_softmaxes_over_text_and_image():
     layer = CrossAttention(num_heads=2, image=True)
     x, text, image = normal(0, 1, 3, 8), normal(1, 1, 4, 8), normal(2, 1, 5, 8)
-    params = layer.init(jax.random.key(0), x, text, image)["params"]
+    params = init(layer, x, text, image)
     zero = {"image_value": jax.tree.map(jnp.zeros_like, params["image_value"])}
-    both = layer.apply({"params": params}, x, text, image)
-    text_only = layer.apply({"params": params}, x, text, None)
-    np.testing.assert_allclose(
-        layer.apply({"params": params | zero}, x, text, image), text_only, atol=1e-6
-    )
-    swapped = layer.apply({"params": params}, x, text, image[:, ::-1])
+    both = apply(layer, params, x, text, image)
+    text_only = apply(layer, params, x, text, None)
+    np.testing.assert_allclose(apply(layer, params | zero, x, text, image), text_only, atol=1e-6)
+    swapped = apply(layer, params, x, text, image[:, ::-1])
     np.testing.assert_allclose(swapped, both, atol=1e-5)
     assert float(jnp.abs(both - text_only).max()) > 1e-2

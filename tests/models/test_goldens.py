@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.small_model import apply
 from worldstereo_jax.interop.official import (
     from_official,
     infer_config,
@@ -22,6 +23,11 @@ TOLERANCE = 1e-4
 
 def channels_last(x):
     return jnp.asarray(np.moveaxis(x, 1, -1))
+
+
+def three(sizes):
+    first, second, third = (int(size) for size in sizes)
+    return first, second, third
 
 
 def relative_error(found, expected):
@@ -48,7 +54,7 @@ def test_model_equals_the_official_output(goldens_dir, weights, arrays):
         control_num_heads=int(z["control_num_heads"]),
         update_ref=bool(z["update_ref"]),
         mask_downsample=int(z["mask_downsample"]),
-        patch_size=tuple(int(size) for size in z["patch_size"]),
+        patch_size=three(z["patch_size"]),
         source=str(tensors.path),
     )
     memory = {}
@@ -91,9 +97,9 @@ def test_mask_embedding_of_video_latents(goldens_dir):
     mid, _, downsample, *_ = shapes["mask_proj.0.weight"]
     assert downsample == z["mask_downsample"]
     width, _, *patch = shapes["mask_zero_proj.weight"]
-    module = MaskEmbedding(width, mid, downsample, tuple(patch))
+    module = MaskEmbedding(width, mid, downsample, three(patch))
     x = channels_last(z["add_inputs"])
-    out = module.apply({"params": load_module(module, MASK_EMBEDDING_RULES, path, x)}, x)
+    out = apply(module, load_module(module, MASK_EMBEDDING_RULES, path, x), x)
     assert relative_error(out.reshape(1, -1, width), z["out_tokens"]) < TOLERANCE
 
 
@@ -101,7 +107,7 @@ def test_mask_embedding_of_video_latents(goldens_dir):
 def test_stereo_block_of_frame_pairs(goldens_dir):
     z = np.load(goldens_dir / "stereo_block_v1_io.npz", allow_pickle=False)
     path = goldens_dir / "stereo_block_v1.safetensors"
-    grid = tuple(int(size) for size in z["grid"])
+    grid = three(z["grid"])
     module = StereoBlock(int(z["num_heads"]), SafetensorsFile(path).shapes["ffn.0.weight"][0])
     inputs = [jnp.asarray(z[name]) for name in ("target", "reference", "temb")]
 
@@ -110,6 +116,6 @@ def test_stereo_block_of_frame_pairs(goldens_dir):
             return module.init(key, *inputs, grid)
 
     params = load_module(Bound(), STEREO_BLOCK_RULES, path, *inputs)
-    target, reference = module.apply({"params": params}, *inputs, grid)
+    target, reference = apply(module, params, *inputs, grid)
     assert relative_error(target, z["out_target"]) < TOLERANCE
     assert relative_error(reference, z["out_reference"]) < TOLERANCE

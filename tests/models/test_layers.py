@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.small_model import normal
+from tests.models.small_model import apply, init, normal
 from worldstereo_jax.models.layers import (
     GroupNorm,
     LayerNorm,
@@ -28,22 +28,22 @@ def test_patches_come_back_in_place():
 
 def test_patch_embedding_is_a_strided_convolution():
     layer, x = PatchEmbedding(5, (1, 2, 2)), normal(0, 1, 2, 4, 6, 3)
-    params = layer.init(jax.random.key(0), x)["params"]
+    params = init(layer, x)
     convolved = jax.lax.conv_general_dilated(
         x, params["kernel"], (1, 2, 2), "VALID", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )
-    np.testing.assert_allclose(layer.apply({"params": params}, x), convolved, atol=1e-5)
+    np.testing.assert_allclose(apply(layer, params, x), convolved, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_norms_have_unit_statistics(dtype):
     x = (3 + 2 * normal(0, 2, 5, 32)).astype(dtype)
-    y = LayerNorm().apply({}, x)
+    y = apply(LayerNorm(), {}, x)
     assert y.dtype == jnp.float32
     np.testing.assert_allclose(y.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(y.std(-1), 1, atol=1e-3)
     rms = RMSNorm()
-    z = rms.apply(rms.init(jax.random.key(0), x), x)
+    z = apply(rms, init(rms, x), x)
     assert z.dtype == dtype
     mean_square = jnp.square(z.astype(jnp.float32)).mean(-1)
     np.testing.assert_allclose(mean_square, 1, atol=2e-2 if dtype == jnp.bfloat16 else 1e-5)
@@ -52,7 +52,7 @@ def test_norms_have_unit_statistics(dtype):
 def test_group_norm_runs_over_all_positions_of_a_sample():
     x = 3 + 2 * normal(0, 2, 2, 3, 4, 16)
     layer = GroupNorm(2)
-    y = layer.apply(layer.init(jax.random.key(0), x), x)
+    y = apply(layer, init(layer, x), x)
     for group in (y[..., :8], y[..., 8:]):
         np.testing.assert_allclose(group.mean((1, 2, 3, 4)), 0, atol=1e-5)
         np.testing.assert_allclose(group.std((1, 2, 3, 4)), 1, atol=1e-4)

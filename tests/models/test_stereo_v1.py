@@ -1,11 +1,10 @@
 """Frame pairs of the first paper's stereo branch."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.small_model import normal
+from tests.models.small_model import apply, init, normal
 from worldstereo_jax.models.stereo_v1 import StereoBlock, stitch, unstitch
 
 GRID = (3, 2, 2)
@@ -26,8 +25,8 @@ def test_stitching_lays_a_pair_side_by_side_and_comes_back():
 def test_a_pair_attends_to_itself_only():
     block = StereoBlock(num_heads=2, ffn_width=8)
     target, reference, temb = normal(0, 1, 12, 12), normal(1, 1, 12, 12), normal(2, 1, 6)
-    params = block.init(jax.random.key(0), target, reference, temb, GRID)
-    out, _ = block.apply(params, target, reference, temb, GRID)
-    changed, _ = block.apply(params, target, reference.at[:, 4:8].add(1.0), temb, GRID)
+    params = init(block, target, reference, temb, GRID)
+    out, _ = apply(block, params, target, reference, temb, GRID)
+    changed, _ = apply(block, params, target, reference.at[:, 4:8].multiply(-1.0), temb, GRID)
     moved = jnp.abs(changed - out).max((0, 2)) > 1e-5
     np.testing.assert_array_equal(moved, [False] * 4 + [True] * 4 + [False] * 4)

@@ -2,7 +2,7 @@
 
 import functools
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -242,7 +242,7 @@ def infer_config(
 
 def _infer_control(
     shapes: Shapes,
-    shape: typing.Callable[[str, int], tuple[int, ...]],
+    shape: Callable[[str, int], tuple[int, ...]],
     num_heads: int | None,
     mask_downsample: int | None,
     source: str,

@@ -7,6 +7,7 @@ decides (`layer_stacks.locate`).
 
 import re
 import typing
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -16,9 +17,9 @@ ndarray = np.ndarray
 class Layout(typing.NamedTuple):
     """A change of array layout, its inverse, and what it does to a shape."""
 
-    to_ours: typing.Callable[[ndarray], ndarray]
-    to_official: typing.Callable[[ndarray], ndarray]
-    official_shape: typing.Callable[[tuple[int, ...]], tuple[int, ...]]
+    to_ours: Callable[[ndarray], ndarray]
+    to_official: Callable[[ndarray], ndarray]
+    official_shape: Callable[[tuple[int, ...]], tuple[int, ...]]
 
 
 SAME = Layout(lambda x: x, lambda x: x, lambda s: s)
@@ -187,9 +188,9 @@ class Place(typing.NamedTuple):
 
 
 def places(
-    paths: typing.Collection[str],
+    paths: Collection[str],
     rules: tuple[Rule, ...],
-    layer_paths: typing.Sequence[tuple[str, int | None]] = (),
+    layer_paths: Sequence[tuple[str, int | None]] = (),
 ) -> dict[str, Place]:
     """Every official name that belongs to a tree, with its place there.
 

@@ -1,5 +1,7 @@
 """The control branch: renders of the global-geometric memory and camera rays guide the backbone."""
 
+import typing
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -23,6 +25,7 @@ LATENT_STRIDE = 8
 
 
 @struct.dataclass
+@typing.no_type_check
 class ControlInput:
     """What the control branch sees.
 

@@ -103,9 +103,9 @@ class GroupNorm(nn.Module):
         return y * along_channels(scale, y) + along_channels(bias, y)
 
 
-def along_channels(vector: Float[Array, " c"], like: Array) -> Array:
+def along_channels(vector: Float[Array, " c"] | Float[np.ndarray, " c"], like: Array) -> Array:
     """Reshape a vector so that it broadcasts along the last axis of `like`."""
-    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
+    return jnp.asarray(vector).reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
 class PatchEmbedding(nn.Module):
@@ -115,12 +115,13 @@ class PatchEmbedding(nn.Module):
         features: output channels.
         patch: frames, rows and columns of a patch.
         dtype: compute type.
+        kernel_init: initialiser of the linear map.
     """
 
     features: int
     patch: tuple[int, int, int]
     dtype: DTypeLike = jnp.float32
-    init: Callable = LINEAR_INIT
+    kernel_init: Callable = LINEAR_INIT
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b pf ph pw o"]:
@@ -129,7 +130,7 @@ class PatchEmbedding(nn.Module):
         shape = (*self.patch, x.shape[-1], self.features)
         # Initialised as the linear map that it is: fan-in is the whole patch.
         kernel = self.param(
-            "kernel", lambda key: self.init(key, (size, self.features)).reshape(shape)
+            "kernel", lambda key: self.kernel_init(key, (size, self.features)).reshape(shape)
         )
         bias = self.param("bias", ZERO_INIT, (self.features,))
         patches = patchify(x, self.patch).astype(self.dtype)

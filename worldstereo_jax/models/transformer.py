@@ -4,6 +4,7 @@ The stream is [references ; target]: both run through the same weights and the s
 Cross-attention, control residuals and warped memory reach the target's tokens only.
 """
 
+import typing
 from collections.abc import Mapping
 
 import jax
@@ -26,6 +27,7 @@ PLAIN = "blocks"
 
 
 @struct.dataclass
+@typing.no_type_check
 class Stream:
     """What the layers hand on.
 
@@ -39,6 +41,7 @@ class Stream:
 
 
 @struct.dataclass
+@typing.no_type_check
 class LayerInputs:
     """What every layer reads; None where the call has none.
 

@@ -5,6 +5,7 @@ a block mask and `WarpedMemory` from the spatial-stereo memory. Each may be left
 switched off per sample, with the same parameters.
 """
 
+import typing
 from collections.abc import Mapping
 
 import jax
@@ -45,6 +46,7 @@ __all__ = [
 
 
 @struct.dataclass
+@typing.no_type_check
 class References:
     """Views of the keyframe bank that the target attends to (row S7).
 
@@ -64,6 +66,7 @@ class References:
 
 
 @struct.dataclass
+@typing.no_type_check
 class WarpedMemory:
     """Memory features projected into the target views (row S18).
 
@@ -77,6 +80,7 @@ class WarpedMemory:
 
 
 @struct.dataclass
+@typing.no_type_check
 class StreamOrder:
     """The orders in which tokens run through the layers; None keeps raster order.
 
