@@ -1,8 +1,8 @@
-"""Fine texture that the latent cannot hold, taken back from the stereo memory (rows S18, S21).
+"""Pixels copied from the stereo memory where the generated frame says the same (rows S18, S21).
 
-An autoencoder loses the finest texture: r = warp - D(E(warp)) is what it loses of the memory's
-warp. Where the generated frame says the same as the warp, it lost the same, and r is added back.
-Where the model departed from the warp (holes, moved shadows, wrong depth) nothing is added.
+A latent cannot hold the finest texture, but the memory's warp has it. Where a generated frame
+agrees with the warp, as far as the autoencoder lets one see, the warp's own pixels are shown. Where
+the model departed from the warp (holes, moved shadows, wrong depth) its frame stays as it is.
 """
 
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from jax import lax
 
 from worldstereo_jax.array_types import Array, Float
 
-# Local difference between frame and autoencoded warp, in [-1, 1] image units, at which half of the
-# lost detail is given back.
+# Local difference between frame and autoencoded warp, in [-1, 1] image units, at which frame and
+# warp are mixed half and half.
 HALF_TRUST = 0.1
 
 
@@ -31,7 +31,7 @@ def restore_detail(
     coded_warp: Float[Array, "f h w 3"],
     hole: Float[Array, "f h w"],
 ) -> Float[Array, "f h w 3"]:
-    """Give generated frames the texture back that their latents could not hold.
+    """Show the memory's own pixels where generated frames agree with them.
 
     Args:
         video: decoded frames in [-1, 1].
@@ -45,4 +45,4 @@ def restore_detail(
     difference = jnp.square(video - coded_warp).mean(-1)
     trust = 1.0 / (1.0 + box_mean(difference, 2) / HALF_TRUST**2)
     weight = trust * (1.0 - hole)
-    return (video + weight[..., None] * (warp - coded_warp)).clip(-1, 1)
+    return (video + weight[..., None] * (warp - video)).clip(-1, 1)

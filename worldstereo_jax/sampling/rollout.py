@@ -56,8 +56,8 @@ def generate_clip(
 ) -> Float[Array, "f h w 3"]:
     """Denoise one clip from noise under its conditions and decode it.
 
-    With the stereo memory enabled, texture that the latent cannot hold is taken back from its
-    warp (see `restore_detail`).
+    With the stereo memory enabled, texture that the latent cannot hold is taken from its warp
+    (see `restore_detail`).
 
     Args:
         world: networks and sizes.

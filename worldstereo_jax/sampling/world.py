@@ -52,7 +52,7 @@ class RolloutConfig:
     bank_capacity: int = 24
     point_capacity: int = 131_072
     point_radius: float = 1.0
-    steps: int = 4
+    steps: int = 2
     shift: float = 3.0
 
     @property
