@@ -18,7 +18,7 @@ in 33 and 8 minutes (1.6 to 2 s a step; 3.1 million parameters). The first run w
 `--steps 2000`, stopped at step 761 and resumed with `--steps 1000`, so that its learning rate fell
 to zero, and it weighed all latent channels equally; the weights by effect on the image came with
 the second. A rerun is therefore not bitwise the shipped file. The model is far from converged: over
-the last 100 steps its error was 0.82 of its anchor's, still falling. Train longer where there is a
+the last 100 steps its error was 0.80 of its anchor's, still falling. Train longer where there is a
 GPU.
 """
 

@@ -1,5 +1,6 @@
 """Attention problems with masks of every kind, and a backend's comparison with the reference."""
 
+import dataclasses
 import functools
 import typing
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def random_geometry(
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
     normal[rng.random((batch, tokens)) < 0.1] = 0.0
     seen = rng.random((batch, tokens, 32)) < 0.9
-    words = np.sum(seen * (1 << np.arange(32, dtype=np.uint64)), axis=-1, dtype=np.uint64)
+    words = np.packbits(seen, axis=-1, bitorder="little").view("<u4")
     frame = np.broadcast_to(np.arange(tokens) * frames // tokens, (batch, tokens))
     return make_token_geometry(
         jnp.asarray(position, jnp.float32),
@@ -49,7 +50,7 @@ def random_geometry(
         log_weight=jnp.asarray(-rng.random((batch, tokens)), jnp.float32),
         segment=jnp.asarray(np.where(rng.random((batch, tokens)) < 0.1, -1, 0), jnp.int32),
         frame=jnp.asarray(frame, jnp.int32),
-        visibility=jnp.asarray(words.astype(np.uint32)[..., None]),
+        visibility=jnp.asarray(words, jnp.uint32),
         valid=jnp.asarray(rng.random((batch, tokens)) < 0.9),
     )
 
@@ -144,7 +145,7 @@ def _run(attend: Callable[..., typing.Any], problem: Problem) -> dict[str, Array
     strength = mask.strength
 
     def results(q, k, v, strength):
-        changed = mask.replace(strength=strength)
+        changed = dataclasses.replace(mask, strength=strength)
         return attend(q, k, v, changed, return_lse=True)
 
     (out, lse), pull = jax.vjp(results, q, k, v, strength)
@@ -166,7 +167,9 @@ def compare(implementation: str, problem: Problem) -> dict[str, float]:
     another place, or a query without keys has an output or gradient that is not exactly zero.
     """
     found = _run(_attention(implementation), problem)
-    exact = Problem(*(x if x is problem.mask else x.astype(jnp.float32) for x in problem))
+    exact = problem._replace(
+        **{name: getattr(problem, name).astype(jnp.float32) for name in ("q", "k", "v", "d_out")}
+    )
     wanted = _run(_attention("reference"), exact)
     lost = np.isneginf(np.asarray(wanted["lse"]))
     errors = {}

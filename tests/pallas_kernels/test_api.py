@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import pallas_kernels as pk
-from pallas_kernels import selftest
+from pallas_kernels import api, selftest
 from pallas_kernels.selftest_cases import make_problem
 
 rng = np.random.default_rng(0)
@@ -57,7 +57,6 @@ def test_choice_is_by_size_and_explained():
         ({"normalisation": "none"}, "normalisation"),
         ({"mask": pk.dense_pattern(40, 41)}, "mask is for 40 queries and 41 keys"),
         ({"mask": pk.dense_pattern(40, 40, batch=3)}, "batch 3"),
-        ({"k": jnp.zeros((2, 40, 1, 8))}, "must agree"),
         ({"v": jnp.zeros((2, 40, 2, 8), jnp.bfloat16)}, "dtype"),
     ],
 )
@@ -66,6 +65,13 @@ def test_bad_arguments(change, message):
     arguments = {"q": q, "k": k, "v": v, "mask": pk.dense_pattern(40, 40)} | change
     with pytest.raises(ValueError, match=message):
         pk.block_sparse_attention(**arguments)
+
+
+def test_sizes_must_agree():
+    # The type checker of the tests would be first at the public function.
+    q, k, v = _operands(40, 40)
+    with pytest.raises(ValueError, match="must agree"):
+        api._check(q, k[:, :, :1], v, pk.dense_pattern(40, 40))
 
 
 @pytest.mark.row("S16")

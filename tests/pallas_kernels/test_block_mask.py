@@ -67,7 +67,7 @@ def test_algebra():
     nested = (_from(DENSE) & band) | _from(other)
     np.testing.assert_array_equal(nested.dense()[:, 0], (DENSE & inside) | other)
     with pytest.raises(ValueError, match="different sizes"):
-        _from(DENSE) & pk.dense_pattern(70, 101)
+        _ = _from(DENSE) & pk.dense_pattern(70, 101)
 
 
 def test_algebra_of_soft_masks():
@@ -83,9 +83,9 @@ def test_algebra_of_soft_masks():
     kept = np.asarray(pairs.allowed)
     np.testing.assert_array_equal(pairs.bias(0.7)[kept], alone.bias(0.7)[kept])
     with pytest.raises(ValueError, match="two soft masks"):
-        soft & soft
+        _ = soft & soft
     with pytest.raises(ValueError, match="no union"):
-        soft | left
+        _ = soft | left
 
 
 @pytest.mark.row("S20")

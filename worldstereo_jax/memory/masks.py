@@ -20,6 +20,7 @@ from pallas_kernels import (
 from worldstereo_jax.array_types import Array, Bool, Float, UInt32
 from worldstereo_jax.geometry.cameras import camera_centers, pixel_grid, project, unproject
 from worldstereo_jax.geometry.points import normals_from_depth
+from worldstereo_jax.memory.surface import inverse_depth, tangent_planes
 
 TOKEN = 16
 """Side of a token in image pixels."""
@@ -27,6 +28,10 @@ TOKEN = 16
 _FOOTPRINTS = 1.5
 # A surface seen at a flatter angle than this is treated as seen at it, or its field has no end.
 _LEAST_COSINE = 0.25
+# Pixels within this share of a token's median depth lie on the token's surface.
+_SAME_SURFACE = 0.1
+# Normals whose mean is shorter than this belong to no one plane: a crease or a rough surface.
+_STRAIGHT = 0.9
 
 
 class ViewSet(typing.NamedTuple):
@@ -46,10 +51,14 @@ class ViewSet(typing.NamedTuple):
 class TokenSurface(typing.NamedTuple):
     """The surface behind each of t tokens per view.
 
-    depth [f, t]: world units, 0 = unknown. spread [f, t]: mean deviation from it. normal [f, t, 3]:
-    unit, world frame, 0 = unknown. known [f, t]: share of pixels with depth. confidence [f, t].
+    pixel [f, t, 2]: (x, y) of the pixel that stands for it. depth [f, t]: there, world units, 0 =
+    unknown. spread [f, t]: mean deviation in depth of all its pixels from its plane.
+    normal [f, t, 3]: unit, world frame, 0 = unknown or bent. known [f, t]: share of pixels with
+    depth. confidence [f, t]: of the depth and, where the token holds several surfaces, of this
+    one being meant (row S37).
     """
 
+    pixel: Float[Array, "f t 2"]
     depth: Float[Array, "f t"]
     spread: Float[Array, "f t"]
     normal: Float[Array, "f t 3"]
@@ -58,11 +67,13 @@ class TokenSurface(typing.NamedTuple):
 
 
 def token_surface(views: ViewSet) -> TokenSurface:
-    """Median depth, its spread, mean normal and cover of every token.
+    """Of every token the surface that holds its median depth, and the pixel that stands for it.
 
     The median is a depth that really occurs, so that a token across a depth edge stands on one of
-    its surfaces and not between them.
+    its surfaces and not between them; the pixel is that surface's nearest to the token's centre,
+    so that the token's point lies exactly on it.
     """
+    _, height, width = views.depth.shape
     depth = _by_token(views.depth[..., None])[..., 0]
     known = depth > 0
     count = known.sum(-1)
@@ -70,22 +81,37 @@ def token_surface(views: ViewSet) -> TokenSurface:
     middle = jnp.maximum(count - 1, 0) // 2
     median = jnp.take_along_axis(ordered, middle[..., None], axis=-1)[..., 0]
     median = jnp.where(count > 0, median, 0.0)
-    # Of the pixels on the median's surface; a second surface in the token is not its thickness.
-    near = known & (jnp.abs(depth - median[..., None]) < 0.1 * median[..., None])
-    near_count = jnp.maximum(near.sum(-1), 1)
-    deviation = jnp.where(near, jnp.abs(depth - median[..., None]), 0.0)
+    near = known & (jnp.abs(depth - median[..., None]) < _SAME_SURFACE * median[..., None])
+    near_count = near.sum(-1)
+
+    offset = pixel_grid(TOKEN, TOKEN).reshape(-1, 2)
+    far_off = jnp.where(near, ((offset - 0.5 * TOKEN) ** 2).sum(-1)[None, None], jnp.inf)
+    chosen = jnp.argmin(far_off, axis=-1)
+    corner = TOKEN * (pixel_grid(height // TOKEN, width // TOKEN).reshape(1, -1, 2) - 0.5)
+
+    # Spread is measured from the token's plane, or every slant would count as doubt.
+    inverse = inverse_depth(views.depth)
+    slope = _by_token(jax.vmap(tangent_planes)(inverse)[..., :2])
+    slope = jnp.where(near[..., None], slope, 0.0).sum(-2) / jnp.maximum(near_count, 1)[..., None]
+    here = jnp.take_along_axis(depth, chosen[..., None], axis=-1)
+    away = offset[None, None] - offset[chosen][..., None, :]
+    tilt = 1.0 + here * (slope[..., None, :] * away).sum(-1)
+    deviation = jnp.abs(depth - here / jnp.maximum(tilt, 0.2))
+    spread = jnp.where(known, deviation, 0.0).sum(-1) / jnp.maximum(count, 1)
+
     normal = jax.vmap(normals_from_depth)(views.depth, views.w2c, views.intrinsics)
     normal = jnp.where(near[..., None], _by_token(normal), 0.0).sum(-2)
     length = jnp.linalg.norm(normal, axis=-1, keepdims=True)
-    if views.confidence is None:
-        confidence = jnp.ones_like(median)
-    else:
-        held = jnp.where(near, _by_token(views.confidence[..., None])[..., 0], 0.0)
-        confidence = held.sum(-1) / near_count
+    straight = length > _STRAIGHT * jnp.maximum(near_count, 1)[..., None]
+    confidence = near_count / jnp.maximum(count, 1)
+    if views.confidence is not None:
+        held = jnp.where(near, _by_token(views.confidence[..., None])[..., 0], 0.0).sum(-1)
+        confidence = confidence * held / jnp.maximum(near_count, 1)
     return TokenSurface(
-        depth=median,
-        spread=deviation.sum(-1) / near_count,
-        normal=jnp.where(length > 1e-6, normal / jnp.maximum(length, 1e-6), 0.0),
+        pixel=corner + offset[chosen],
+        depth=here[..., 0],
+        spread=spread,
+        normal=jnp.where(straight, normal / jnp.maximum(length, 1e-6), 0.0),
         known=count / (TOKEN * TOKEN),
         confidence=confidence,
     )
@@ -94,9 +120,10 @@ def token_surface(views: ViewSet) -> TokenSurface:
 def token_geometry(views: ViewSet, others: ViewSet) -> TokenGeometry:
     """The world geometry of every token of a set of views, with a leading batch axis of 1.
 
-    Position: the token's centre ray at its median depth. Field (row S19, first form): an ellipse
-    on the surface, 1.5 token footprints wide where the depth is certain and up to twice that
-    where it is not, stretched by foreshortening, as thick as half of that and the depth's spread.
+    Position: the surface point that stands for the token, see `token_surface`. Field (row S19,
+    first form): an ellipse on the surface, 1.5 token footprints wide where the depth is certain
+    and up to twice that where it is not, stretched by foreshortening, as thick as half of that
+    and twice the depth's spread, so that it reaches a second surface that the token shows.
     Weight (row S15): log of the share of known pixels, their confidence and the viewing cosine.
     Visibility: which of the `others` sees the position unoccluded (row S14).
 
@@ -107,10 +134,7 @@ def token_geometry(views: ViewSet, others: ViewSet) -> TokenGeometry:
     surface = token_surface(views)
     frames, height, width = views.depth.shape
     columns, rows = width // TOKEN, height // TOKEN
-    centres = TOKEN * pixel_grid(rows, columns).reshape(1, -1, 2)
-    centres = jnp.broadcast_to(centres, (frames, rows * columns, 2))
-    position = jax.vmap(unproject)(centres, surface.depth, views.w2c, views.intrinsics)
-
+    position = jax.vmap(unproject)(surface.pixel, surface.depth, views.w2c, views.intrinsics)
     ray = position - camera_centers(views.w2c)[:, None]
     ray = ray / jnp.maximum(jnp.linalg.norm(ray, axis=-1, keepdims=True), 1e-9)
     has_normal = (surface.normal != 0).any(-1, keepdims=True)
@@ -146,21 +170,24 @@ def token_geometry(views: ViewSet, others: ViewSet) -> TokenGeometry:
 def visibility_words(
     position: Float[Array, "t 3"], others: ViewSet, slack: Float[Array, "t"]
 ) -> UInt32[Array, "t words"]:
-    """Bitsets of the views in which points are in the frame and not occluded (rows S14, S34).
+    """Bitsets of the views that show points and do not occlude them (rows S14, S34).
 
     A point is occluded when the view's depth at its pixel is nearer than it by more than its
-    `slack` (world units). A view without depth there hides nothing.
+    `slack` (world units). A view without depth there hides nothing. A point up to half a token
+    out of the frame belongs to a token that is in it.
     """
     _, height, width = others.depth.shape
+    margin = TOKEN / 2
 
     def seen_in(view: tuple[Array, Array, Array, Array]) -> Array:
         depth, w2c, intrinsics, valid = view
         pixels, z = project(position, w2c, intrinsics)
-        inside = (z > 0) & (pixels >= 0).all(-1)
-        inside &= (pixels[:, 0] < width) & (pixels[:, 1] < height)
+        x, y = pixels[:, 0], pixels[:, 1]
+        inside = (z > 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
+        close = (x >= -margin) & (y >= -margin) & (x < width + margin) & (y < height + margin)
         column, row = jnp.where(inside[:, None], pixels, 0.0).astype(jnp.int32).T
-        stored = depth[row, column]
-        return inside & valid & ((stored == 0) | (z <= stored + slack))
+        stored = jnp.where(inside, depth[row, column], 0.0)
+        return (z > 0) & close & valid & ((stored == 0) | (z <= stored + slack))
 
     seen = jax.lax.map(seen_in, (others.depth, others.w2c, others.intrinsics, others.valid))
     words = -(-others.depth.shape[0] // 32)
