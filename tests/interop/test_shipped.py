@@ -40,7 +40,7 @@ def test_the_shipped_denoiser_was_trained(tiny):
     head = [
         leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(params.denoiser)
-        if "proj_out" in jax.tree_util.keystr(path)
+        if "head" in jax.tree_util.keystr(path)
     ]
     assert head
     assert any(float(jnp.abs(leaf).max()) > 1e-3 for leaf in head)
