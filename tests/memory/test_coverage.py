@@ -1,0 +1,101 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from worldstereo_jax.memory.coverage import retrieve_by_coverage, view_coverage
+from worldstereo_jax.memory.spatial_stereo import init_spatial_memory, insert_keyframes
+
+
+@pytest.fixture(scope="module")
+def memory(room):
+    """Views 0-3 of the room, and 4: the target's own camera turned to look at the side wall."""
+    bank = room.bank
+    memory = init_spatial_memory(8, 80, 112)
+    memory = insert_keyframes(memory, bank.images, bank.depth, bank.w2c, bank.intrinsics)
+    away = room.look([0.15, -0.2, 0.25], [-4.0, 0.4, 0.3])
+    image, depth = room.take(away, room.intrinsics)
+    return insert_keyframes(
+        memory,
+        jnp.asarray(image)[None],
+        jnp.asarray(depth)[None],
+        jnp.asarray(away, jnp.float32)[None],
+        bank.intrinsics[:1],
+    )
+
+
+def _retrieve(memory, room, count, **options):
+    run = jax.jit(functools.partial(retrieve_by_coverage, count=count, **options))
+    return run(memory, room.target.w2c, room.target.intrinsics)
+
+
+@pytest.mark.row("S26")
+def test_views_that_show_the_path_are_chosen_and_others_are_not(memory, room):
+    found = _retrieve(memory, room, 6)
+    chosen = np.asarray(found.index)[np.asarray(found.valid)]
+    assert set(chosen) == {0, 1, 2, 3}
+    assert len(set(chosen)) == len(chosen)
+    assert (np.asarray(found.index) < 5).all()
+
+
+@pytest.mark.row("S26")
+def test_the_choice_is_the_greedy_one(memory, room):
+    shown = np.asarray(view_coverage(memory, room.target.w2c, room.target.intrinsics))
+    shown = np.moveaxis(shown, 1, 0).reshape(8, -1)
+    best, wanted = np.zeros(shown.shape[1]), []
+    for _ in range(3):
+        gain = [
+            -1.0 if v in wanted or v > 4 else np.maximum(shown[v] - best, 0).sum() for v in range(8)
+        ]
+        wanted.append(int(np.argmax(gain)))
+        best = np.maximum(best, shown[wanted[-1]])
+    found = _retrieve(memory, room, 3)
+    np.testing.assert_array_equal(found.index, wanted)
+    assert np.maximum(*(shown[v] for v in wanted[:2])).sum() > 0.7 * shown.max(0).sum()
+
+
+@pytest.mark.row("S34")
+def test_a_view_of_what_is_hidden_earns_nothing(room):
+    """A camera behind the near box, which looks at its back and the wall hidden by it."""
+    behind = room.look([1.15, 1.6, 3.72], [1.15, 1.6, 3.9])
+    image, depth = room.take(behind, room.intrinsics)
+    front = room.look([1.15, 1.4, 1.4], [1.15, 1.4, 3])
+    memory = insert_keyframes(
+        init_spatial_memory(2, 80, 112),
+        jnp.asarray(image)[None],
+        jnp.asarray(depth)[None],
+        jnp.asarray(behind, jnp.float32)[None],
+        room.bank.intrinsics[:1],
+    )
+    shown = view_coverage(memory, jnp.asarray(front, jnp.float32)[None], room.bank.intrinsics[:1])
+    own = room.take(front, room.intrinsics)[1]
+    box = np.abs(own - 1.5) < 0.05
+    cells = box.reshape(10, 8, 14, 8).all((1, 3)).reshape(-1)
+    assert cells.sum() > 20
+    memory = insert_keyframes(
+        memory,
+        jnp.zeros((1, 80, 112, 3)),
+        jnp.asarray(own)[None],
+        jnp.asarray(front, jnp.float32)[None],
+        room.bank.intrinsics[:1],
+    )
+    shown = view_coverage(memory, jnp.asarray(front, jnp.float32)[None], room.bank.intrinsics[:1])
+    assert float(np.asarray(shown)[0, 0, cells].max()) == 0.0
+    assert float(np.asarray(shown)[0, 1, cells].min()) > 0.9
+
+
+@pytest.mark.row("S30")
+def test_the_first_view_can_be_protected(memory, room):
+    plain = _retrieve(memory, room, 1)
+    protected = _retrieve(memory, room, 2, protect_first=True)
+    assert int(plain.index[0]) != 0
+    np.testing.assert_array_equal(protected.index[0], 0)
+    assert bool(protected.valid.all())
+
+
+def test_an_empty_bank_gives_nothing_valid(room):
+    found = _retrieve(init_spatial_memory(8, 80, 112), room, 3)
+    assert not bool(found.valid.any())
+    np.testing.assert_array_equal(found.index, 0)
