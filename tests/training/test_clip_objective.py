@@ -43,7 +43,7 @@ def test_an_untrained_model_returns_the_anchor_and_its_loss(world, batch):
 
 
 @pytest.mark.slow
-def test_gradients_reach_every_parameter_that_memory_uses(world, params, batch):
+def test_gradients_are_finite_and_reach_where_memory_comes_in(world, params, batch):
     target = batch.render_latent + 0.5
     gradient = jax.jit(
         jax.grad(
@@ -53,12 +53,11 @@ def test_gradients_reach_every_parameter_that_memory_uses(world, params, batch):
         )
     )(params.denoiser)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
-        name = jax.tree_util.keystr(path)
-        assert np.isfinite(leaf).all(), name
-        # One null text token: attention to a single key leaves nothing to learn for queries and
-        # keys, and the token is zero, so the first text layer's kernel has nothing either.
-        if "text_embedding" not in name and "cross_attention" not in name:
-            assert np.abs(leaf).max() > 0, name
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+    # What each memory comes in by must learn from it.
+    for part in ("control", "warped_entry", "patch_embedding", "camera_embedding", "head"):
+        largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(gradient[part]))
+        assert largest > 0, part
 
 
 def test_memories_are_dropped_as_often_as_stated(batch):
