@@ -101,34 +101,7 @@ class BlockMask:
 
     def dense_pairs(self) -> Pairs:
         """Every pair of tokens, [b, heads, q_len, k_len]: for tests and the reference only."""
-        b, heads, nq, nk = self.batch, self.heads, self.q_tiles, self.k_tiles
-        if self.fill is not None:
-            leaves = jax.tree.leaves(self.fill)
-            b = max([b] + [leaf.shape[0] for leaf in leaves])
-        state = jnp.broadcast_to(self.state(), (b, heads, nq, nk))
-        w = jnp.arange(b * heads, dtype=jnp.int32)
-        q, k = jnp.divmod(jnp.arange(nq * nk, dtype=jnp.int32), nk)
-        shape = (b * heads, nq * nk)
-        index = TileIndex(
-            w // heads,
-            w % heads,
-            jnp.broadcast_to(q[None], shape),
-            jnp.broadcast_to(k[None], shape),
-        )
-        kind = state.reshape(*shape, 1, 1)
-        full = jnp.broadcast_to(kind == FULL, (*shape, self.tile_q, self.tile_k))
-
-        def whole(x):
-            x = x.reshape(b, heads, nq, nk, self.tile_q, self.tile_k)
-            x = jnp.swapaxes(x, 3, 4).reshape(b, heads, nq * self.tile_q, nk * self.tile_k)
-            return x[:, :, : self.q_len, : self.k_len]
-
-        if self.fill is None:
-            return Pairs(whole(full))
-        pairs = self.fill.evaluate(index, self.tile_q, self.tile_k)
-        partial = kind == PARTIAL
-        pairs = pairs.restricted(full | (partial & pairs.allowed)).free_where(~partial)
-        return jax.tree.map(whole, pairs)
+        return _dense_pairs(self)
 
     def dense(self) -> Bool[Array, "b heads tq tk"]:
         """The mask as booleans, [b, heads, q_len, k_len]: for tests only."""
@@ -139,6 +112,38 @@ class BlockMask:
 
     def __or__(self, other: "BlockMask") -> "BlockMask":
         return _combine(self, other, both=False)
+
+
+@jax.jit
+def _dense_pairs(mask: BlockMask) -> Pairs:
+    b, heads, nq, nk = mask.batch, mask.heads, mask.q_tiles, mask.k_tiles
+    if mask.fill is not None:
+        leaves = jax.tree.leaves(mask.fill)
+        b = max([b] + [leaf.shape[0] for leaf in leaves])
+    state = jnp.broadcast_to(mask.state(), (b, heads, nq, nk))
+    w = jnp.arange(b * heads, dtype=jnp.int32)
+    q, k = jnp.divmod(jnp.arange(nq * nk, dtype=jnp.int32), nk)
+    shape = (b * heads, nq * nk)
+    index = TileIndex(
+        w // heads,
+        w % heads,
+        jnp.broadcast_to(q[None], shape),
+        jnp.broadcast_to(k[None], shape),
+    )
+    kind = state.reshape(*shape, 1, 1)
+    full = jnp.broadcast_to(kind == FULL, (*shape, mask.tile_q, mask.tile_k))
+
+    def whole(x):
+        x = x.reshape(b, heads, nq, nk, mask.tile_q, mask.tile_k)
+        x = jnp.swapaxes(x, 3, 4).reshape(b, heads, nq * mask.tile_q, nk * mask.tile_k)
+        return x[:, :, : mask.q_len, : mask.k_len]
+
+    if mask.fill is None:
+        return Pairs(whole(full))
+    pairs = mask.fill.evaluate(index, mask.tile_q, mask.tile_k)
+    partial = kind == PARTIAL
+    pairs = pairs.restricted(full | (partial & pairs.allowed)).free_where(~partial)
+    return jax.tree.map(whole, pairs)
 
 
 def with_state(mask: BlockMask, state: Int[Array, "b heads nq nk"], fill: typing.Any) -> BlockMask:

@@ -1,5 +1,6 @@
 """Block masks from the geometry of tokens (rows S14, S15, S20)."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -59,7 +60,16 @@ def from_geometry(
     query_group = jnp.where(query.exists, 0, -1)
     key_group = jnp.where(key.exists, 1, -1)
     return _geometry_mask(
-        query, key, query_group, key_group, False, rule, strength, granularity, tile_q, tile_k
+        query,
+        key,
+        query_group,
+        key_group,
+        strength,
+        two_way=False,
+        rule=rule or CorrespondenceRule(),
+        granularity=granularity,
+        tile_q=tile_q,
+        tile_k=tile_k,
     )
 
 
@@ -84,18 +94,30 @@ def joint_correspondence(
     own = jnp.where(reference.exists, reference.frame + 1, -1)
     group = jnp.concatenate([own, jnp.where(target.exists, 0, -1)], axis=1)
     return _geometry_mask(
-        both, both, group, group, True, rule, strength, granularity, tile_q, tile_k
+        both,
+        both,
+        group,
+        group,
+        strength,
+        two_way=True,
+        rule=rule or CorrespondenceRule(),
+        granularity=granularity,
+        tile_q=tile_q,
+        tile_k=tile_k,
     )
 
 
+# Compiled as a whole even when called eagerly: dozens of small operations start much slower.
+@functools.partial(jax.jit, static_argnames=("two_way", "rule", "granularity", "tile_q", "tile_k"))
 def _geometry_mask(
     query: TokenGeometry,
     key: TokenGeometry,
     query_group: Int[Array, "b tq"],
     key_group: Int[Array, "b tk"],
-    two_way: bool,
-    rule: CorrespondenceRule | None,
     strength: Float[Array, "..."] | float | None,
+    *,
+    two_way: bool,
+    rule: CorrespondenceRule,
     granularity: str,
     tile_q: int,
     tile_k: int,
@@ -104,7 +126,6 @@ def _geometry_mask(
         raise ValueError(f"granularity must be one of {GRANULARITIES}, got {granularity!r}")
     if granularity == "tile" and strength is not None:
         raise ValueError("a soft constraint needs token granularity")
-    rule = CorrespondenceRule() if rule is None else rule
     soft = strength is not None
     q_len, k_len = query.length, key.length
     query, key = jax.lax.stop_gradient((query, key))

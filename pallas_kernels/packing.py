@@ -1,5 +1,8 @@
 """A mask whose partial tiles are evaluated once and held as bits, for use by many layers."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 
 from pallas_kernels.block_mask import BlockMask, with_state
@@ -9,6 +12,7 @@ from pallas_kernels.refinement import over_partial, tile_kind
 __all__ = ["pack_partial_tiles"]
 
 
+@functools.partial(jax.jit, static_argnames="capacity")
 def pack_partial_tiles(mask: BlockMask, *, capacity: int | None = None) -> BlockMask:
     """The same mask with its partial tiles as packed bits instead of the predicate behind them.
 

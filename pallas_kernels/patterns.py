@@ -1,5 +1,8 @@
 """Constructors of block masks; all work inside jit with traced data."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Int
@@ -23,6 +26,7 @@ def _kind(some: Array, all_: Array) -> Int[Array, "..."]:
     return jnp.where(some, jnp.where(all_, FULL, PARTIAL), EMPTY).astype(jnp.int8)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def from_dense(
     mask: Bool[Array, "b tq tk"] | Bool[Array, "b heads tq tk"], tile_q: int, tile_k: int
 ) -> BlockMask:
@@ -125,6 +129,7 @@ def pad_tokens(x: Array, tile: int, value) -> Array:
     return jnp.pad(x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2), constant_values=value)
 
 
+@functools.partial(jax.jit, static_argnames=("tile_q", "tile_k"))
 def frame_pattern(
     query_frame: Int[Array, "b tq"],
     key_frame: Int[Array, "b tk"],

@@ -1,5 +1,6 @@
 """Masks looked into, made exact, or coarsened to larger tiles, on the device."""
 
+import functools
 import typing
 from collections.abc import Callable
 
@@ -74,6 +75,7 @@ def _exact_state(mask: BlockMask) -> Int[Array, "b heads nq nk"]:
     return over_partial(mask, mask.state(), update)
 
 
+@jax.jit
 def refine(mask: BlockMask) -> BlockMask:
     """The same mask with exact lists: partial tiles that hold nothing are dropped, whole ones full.
 
@@ -82,6 +84,7 @@ def refine(mask: BlockMask) -> BlockMask:
     return mask if mask.fill is None else with_state(mask, _exact_state(mask), mask.fill)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def coarsen(mask: BlockMask, tile_q: int, tile_k: int) -> BlockMask:
     """The same mask in larger tiles. Raises ValueError unless they are multiples of its own."""
     if tile_q % mask.tile_q or tile_k % mask.tile_k:
@@ -126,6 +129,7 @@ class TileDensity(typing.NamedTuple):
     pairs: Float[Array, ""]
 
 
+@jax.jit
 def tile_density(mask: BlockMask) -> TileDensity:
     """How sparse a mask is, in tiles and in tokens; looks into every partial tile once."""
     state = mask.state()

@@ -4,10 +4,12 @@ Tokens of all frames that look at one place become neighbours, so that tiles of 
 of the other side. The order is applied once at the transformer's entry and undone at its exit.
 """
 
+import functools
 import typing
 from collections.abc import Sequence
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Shaped, UInt32
@@ -104,6 +106,7 @@ def hilbert_code(cell: UInt32[Array, "*n 3"]) -> UInt32[Array, "*n"]:
     return morton_code(jnp.stack([axis ^ flips for axis in axes], axis=-1))
 
 
+@functools.partial(jax.jit, static_argnames="curve")
 def order_tokens(
     geometry: TokenGeometry,
     *,
