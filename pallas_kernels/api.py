@@ -16,27 +16,45 @@ from pallas_kernels.xla_chunked import chunked_attention
 __all__ = [
     "IMPLEMENTATIONS",
     "Choice",
+    "Implementation",
     "available_implementations",
     "block_sparse_attention",
     "explain_choice",
     "merge_attention",
 ]
 
-Output = Float[Array, "b tq heads dv"]
+Operand = Float[Array, "b _ heads d"] | jax.ShapeDtypeStruct
 NORMALISATIONS = ("allowed", "multiply")
 DTYPES = ("float32", "bfloat16", "float16")
 # Below this many logits one dense product is faster than a loop over tiles, and they fit anywhere.
 SMALL_LOGITS = 2**19
 
-_NOT_BUILT = "the kernel is not part of this version of the package"
-# Name -> (function or None, why it cannot run). Best last: None of them is chosen by silence.
-IMPLEMENTATIONS: dict[str, tuple[Callable | None, str]] = {
-    "reference": (reference_attention, ""),
-    "xla_chunked": (chunked_attention, ""),
-    "pallas_tpu": (None, _NOT_BUILT),
-    "pallas_mosaic_gpu": (None, _NOT_BUILT),
-    "pallas_triton": (None, _NOT_BUILT),
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """How one implementation runs, and what stands in its way.
+
+    attend         the function (q, k, v, mask, scale) -> (out, lse); None when there is none.
+    cannot_run     why it cannot run on the devices at hand; empty when it can. Asked when needed,
+                   since the answer starts jax's devices.
+    cannot_take    why it cannot take such q, k and mask, by shape and dtype; empty when it can.
+    """
+
+    attend: Callable | None
+    cannot_run: Callable[[], str] = str
+    cannot_take: Callable[[Operand, Operand, BlockMask], str] = lambda q, k, mask: ""
+
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "reference": Implementation(reference_attention),
+    "xla_chunked": Implementation(chunked_attention),
+    "pallas_tpu": Implementation(None, lambda: _NOT_BUILT),
+    "pallas_mosaic_gpu": Implementation(None, lambda: _NOT_BUILT),
+    "pallas_triton": Implementation(None, lambda: _NOT_BUILT),
 }
+_NOT_BUILT = "the kernel is not part of this version of the package"
+# Kernels that are better than the portable implementations where they run, best first.
+KERNELS = ("pallas_mosaic_gpu", "pallas_triton")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +67,18 @@ class Choice:
 
 def available_implementations() -> dict[str, str]:
     """Every implementation's name, and why it cannot run here: empty when it can."""
-    return {name: reason for name, (_, reason) in IMPLEMENTATIONS.items()}
+    return {name: each.cannot_run() for name, each in IMPLEMENTATIONS.items()}
+
+
+def obstacle(name: str, q: Operand, k: Operand, mask: BlockMask) -> str:
+    """Why an implementation cannot run here on operands like these; empty when it can."""
+    implementation = IMPLEMENTATIONS[name]
+    return implementation.cannot_run() or implementation.cannot_take(q, k, mask)
 
 
 def explain_choice(
-    q: Float[Array, "b tq heads d"] | jax.ShapeDtypeStruct,
-    k: Float[Array, "b tk heads d"] | jax.ShapeDtypeStruct,
+    q: Operand,
+    k: Operand,
     mask: BlockMask,
 ) -> Choice:
     """What `implementation=None` runs for arrays of these shapes, and why.
@@ -62,13 +86,21 @@ def explain_choice(
     Depends on shapes only, never on the mask's contents, so that it is the same under jit.
     """
     logits = q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1]
-    missing = ", ".join(name for name, reason in available_implementations().items() if reason)
+    obstacles = {name: obstacle(name, q, k, mask) for name in IMPLEMENTATIONS}
+    missing = ", ".join(name for name, reason in obstacles.items() if reason)
     if logits <= SMALL_LOGITS:
         return Choice(
             "reference",
             f"{logits} logits in all are few: one dense product beats a loop over "
             f"{mask.q_tiles}x{mask.k_tiles} tiles",
         )
+    for name in KERNELS:
+        if not obstacles[name]:
+            return Choice(
+                name,
+                f"{logits} logits would not be cheap densely, and it is the best kernel for this "
+                f"device and these operands; cannot run: {missing}",
+            )
     return Choice(
         "xla_chunked",
         f"{logits} logits would not be cheap densely, and it runs on any device; "
@@ -140,8 +172,8 @@ def block_sparse_attention(
     name = explain_choice(q, k, mask).implementation if implementation is None else implementation
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {tuple(IMPLEMENTATIONS)}, got {name!r}")
-    function, reason = IMPLEMENTATIONS[name]
-    if function is None:
+    function, reason = IMPLEMENTATIONS[name].attend, obstacle(name, q, k, mask)
+    if function is None or reason:
         raise ValueError(f"implementation {name!r} cannot run: {reason}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     out, lse = function(q, k, v, mask, scale)
