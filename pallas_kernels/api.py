@@ -9,6 +9,7 @@ from jax import Array
 from jaxtyping import Float
 
 from pallas_kernels.block_mask import BlockMask
+from pallas_kernels.pallas_tpu import tpu_attention, tpu_cannot_run, tpu_cannot_take
 from pallas_kernels.patterns import dense_pattern
 from pallas_kernels.reference import reference_attention
 from pallas_kernels.xla_chunked import chunked_attention
@@ -48,7 +49,7 @@ class Implementation:
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(reference_attention),
     "xla_chunked": Implementation(chunked_attention),
-    "pallas_tpu": Implementation(None, lambda: _NOT_BUILT),
+    "pallas_tpu": Implementation(tpu_attention, tpu_cannot_run, tpu_cannot_take),
     "pallas_mosaic_gpu": Implementation(None, lambda: _NOT_BUILT),
     "pallas_triton": Implementation(None, lambda: _NOT_BUILT),
 }

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from jax import Array
 
-__all__ = ["reduce_like", "vary_like"]
+__all__ = ["output_like", "reduce_like", "vary_like"]
 
 
 def _varying(x: Array) -> frozenset:
@@ -29,3 +29,18 @@ def reduce_like(cotangent: Array, primal: Array) -> Array:
     """Sum a cotangent over the mesh axes that its primal does not vary over, inside shard_map."""
     axes = _varying(cotangent) - _varying(primal)
     return jax.lax.psum(cotangent, tuple(sorted(axes))) if axes else cotangent
+
+
+def output_like(shape: tuple[int, ...], dtype: Any, *operands: Any) -> jax.ShapeDtypeStruct:
+    """A kernel's output that varies over the mesh axes that any array of the operands varies over.
+
+    Inside shard_map a kernel's outputs must say so; elsewhere it is the plain shape and dtype.
+    """
+    leaves = jax.tree.leaves(operands)
+    axes = frozenset().union(*(_varying(leaf) for leaf in leaves))
+    if not axes:
+        return jax.ShapeDtypeStruct(shape, dtype)
+    if hasattr(jax.typeof(leaves[0]), "manual_axis_type"):
+        kind = type(jax.typeof(leaves[0]).manual_axis_type)(varying=axes)
+        return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind)
+    return jax.ShapeDtypeStruct(shape, dtype, vma=axes)  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,101 @@
+"""Block-sparse attention as Pallas kernels for TPUs.
+
+Every grid program owns one tile of queries (keys for dk and dv) and a group of heads that share
+the mask. It reads its row of the lists from scalar memory, fetches several listed tiles a step
+ahead of their use, and computes them as one large tile; the mask is looked at in steps that hold a
+partial tile, once for all heads of the group. Work is proportional to the listed tiles.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from pallas_kernels.block_mask import BlockMask
+from pallas_kernels.compat import reduce_like
+from pallas_kernels.fills import BitFill
+from pallas_kernels.folding import fold_vmap
+from pallas_kernels.packing import pack_partial_tiles
+from pallas_kernels.pallas_tpu_calls import backward_keys, backward_queries, forward
+from pallas_kernels.pallas_tpu_plan import TpuConfig, choose_config
+
+__all__ = ["tpu_attention", "tpu_cannot_run", "tpu_cannot_take"]
+
+
+def tpu_cannot_run() -> str:
+    """Why the kernels cannot run on the devices at hand; empty when they can.
+
+    A mesh of TPU devices in context (`jax.set_mesh`) counts: programs are compiled for it anywhere.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    kind = jax.default_backend() if device is None else device.device_kind
+    if "tpu" in kind.lower():
+        return ""
+    return f"it needs a TPU, and jax runs on {kind}"
+
+
+def tpu_cannot_take(q: Any, k: Any, mask: BlockMask) -> str:
+    """Why the kernels cannot take such operands; empty when they can."""
+    if str(q.dtype) not in ("float32", "bfloat16"):
+        return f"TPU kernels take float32 and bfloat16, not {q.dtype}"
+    if mask.tile_q % 8 or mask.tile_k % 8:
+        return f"tiles must be multiples of 8 tokens, not {mask.tile_q}x{mask.tile_k}"
+    if mask.soft:
+        return "it evaluates no soft constraint"
+    return ""
+
+
+def tpu_attention(
+    q: Float[Array, "b tq heads d"],
+    k: Float[Array, "b tk heads d"],
+    v: Float[Array, "b tk heads dv"],
+    mask: BlockMask,
+    scale: float,
+    *,
+    config: TpuConfig | None = None,
+    interpret: Any = False,
+) -> tuple[Float[Array, "b tq heads dv"], Float[Array, "b tq heads"]]:
+    """Attention and LSE as `reference_attention` defines them, by TPU kernels.
+
+    Masks whose partial tiles are no BitFill are packed into bits first, by `pack_partial_tiles`.
+    config: sizes of the steps, by default `choose_config`'s. interpret: False, or
+    `pltpu.InterpretParams` to interpret the kernels on another device, in tests.
+    Raises ValueError for operands that the kernels cannot take.
+    """
+    reason = tpu_cannot_take(q, k, mask)
+    if reason:
+        raise ValueError(reason)
+    if mask.fill is not None and not isinstance(mask.fill, BitFill):
+        mask = pack_partial_tiles(mask)
+    config = config or choose_config(mask, q.shape[2])
+    config.check(mask, q.shape[2])
+    # The kernels compare logits before they scale them.
+    q, scale = (-q, -scale) if scale < 0 else (q, scale)
+    return _attention(float(scale), config, interpret, q, k, v, mask)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attention(scale, config, interpret, q, k, v, mask):
+    return _attention_forward(scale, config, interpret, q, k, v, mask)[0]
+
+
+def _attention_forward(scale, config, interpret, q, k, v, mask):
+    out, lse = fold_vmap(functools.partial(forward, scale, config, interpret))(q, k, v, mask)
+    return (out, lse), (q, k, v, mask, out, lse)
+
+
+def _attention_backward(scale, config, interpret, saved, cotangents):
+    q, k, v, mask, out, lse = saved
+    d_out, d_lse = cotangents
+    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    delta = jnp.where(lse > -jnp.inf, delta - d_lse, 0.0)
+    operands = (q, k, v, d_out, lse, delta, mask)
+    dq = fold_vmap(functools.partial(backward_queries, scale, config, interpret))(*operands)
+    dk, dv = fold_vmap(functools.partial(backward_keys, scale, config, interpret))(*operands)
+    return *(reduce_like(*pair) for pair in ((dq, q), (dk, k), (dv, v))), None
+
+
+_attention.defvjp(_attention_forward, _attention_backward)

@@ -1,0 +1,128 @@
+"""How a TPU kernel walks a row of listed tiles: fetched a step ahead, masked only where needed."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.pallas_tpu_plan import HEADER
+
+__all__ = [
+    "EXCLUDED",
+    "LOG2E",
+    "Stream",
+    "dot",
+    "each_head",
+    "lanes_of",
+    "spread",
+    "token_stream",
+    "walk",
+    "word_stream",
+]
+
+# Added to a logit that the mask excludes: finite, so that a difference of two is no NaN.
+EXCLUDED = -1e30
+# Kernels count logits in powers of two, which the hardware has.
+LOG2E = math.log2(math.e)
+
+# (place within the step, tile, slot, buffer) -> source and destination of a copy.
+Stream = Callable[[int, Array, Array, Array], tuple[Any, Any]]
+
+
+def token_stream(source: Any, buffer: Any, tile: int, axis: int) -> Stream:
+    """Tiles of tokens along `axis` of `source`, laid side by side in buffer[0] and buffer[1]."""
+
+    def copy(place: int, listed: Array, slot: Array, at: Array):
+        start = pl.multiple_of(listed * tile, tile)
+        before = (slice(None),) * axis
+        origin = source.at[(*before, pl.ds(start, tile))]
+        return origin, buffer.at[(at, *before, pl.ds(place * tile, tile))]
+
+    return copy
+
+
+def word_stream(source: Any, buffer: Any, columns: int) -> Stream:
+    """Packed masks source[slot], laid side by side in buffer[0] and buffer[1]."""
+
+    def copy(place: int, listed: Array, slot: Array, at: Array):
+        return source.at[slot], buffer.at[at, :, pl.ds(place * columns, columns)]
+
+    return copy
+
+
+def walk(
+    row: Any,
+    tiles: int,
+    streams: Sequence[Stream],
+    masks: Sequence[Stream],
+    semaphores: Any,
+    compute: Callable[[Array, Array, bool], None],
+) -> None:
+    """Call `compute(step, buffer, masked)` for all steps of a row, its tiles fetched by then.
+
+    row: reference [1, width] to numbers laid out by `make_rows`. `masks` are fetched for the steps
+    that need the mask only. semaphores: one per buffer and stream, [2, streams + masks].
+    """
+    capacity = (row.shape[-1] - HEADER) // 2
+    head, end, total = (row[0, i] for i in range(3))
+
+    def needs_mask(step: Array) -> Array:
+        return (step < head) | (step >= end)
+
+    def each(step: Array, act: Callable[[Any], None]) -> None:
+        buffer = lax.bitwise_and(step, 1)
+
+        def copies(chosen: Sequence[Stream], first: int) -> None:
+            for place in range(tiles):
+                at = HEADER + step * tiles + place
+                tile, slot = row[0, at], row[0, at + capacity]
+                for i, stream in enumerate(chosen):
+                    source, target = stream(place, tile, slot, buffer)
+                    act(pltpu.make_async_copy(source, target, semaphores.at[buffer, first + i]))
+
+        copies(streams, 0)
+        pl.when(needs_mask(step))(lambda: copies(masks, len(streams)))
+
+    pl.when(total > 0)(lambda: each(jnp.int32(0), lambda copy: copy.start()))
+
+    def body(step: Array, _: None) -> None:
+        pl.when(step + 1 < total)(lambda: each(step + 1, lambda copy: copy.start()))
+        each(step, lambda copy: copy.wait())
+        buffer = lax.bitwise_and(step, 1)
+        masked = needs_mask(step)
+        pl.when(masked)(lambda: compute(step, buffer, True))
+        pl.when(jnp.logical_not(masked))(lambda: compute(step, buffer, False))
+
+    lax.fori_loop(0, total, body, None)
+
+
+def dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
+    """Product in float32 over the given axes; exact products for float32 operands too."""
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
+    axes = (((contract[0],), (contract[1],)), ((), ()))
+    return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
+
+
+def lanes_of(width: int) -> int:
+    """Lanes that statistics per row are repeated over, for compute tiles of `width` columns."""
+    return math.gcd(width, 128)
+
+
+def spread(x: Array, width: int) -> Array:
+    """Columns [rows, lanes], all equal, as [rows, width]."""
+    lanes = x.shape[1]
+    if width > lanes:
+        x = jnp.tile(x, (1, -(-width // lanes)))
+    return x[:, :width]
+
+
+def each_head(heads: int, body: Callable[[Any], None]) -> None:
+    """Call body(head) for every head of the group, one after the other."""
+    if heads == 1:
+        body(0)
+    else:
+        lax.fori_loop(0, heads, lambda head, _: body(head), None)
