@@ -7,6 +7,7 @@ import pytest
 from worldstereo_jax.cli.memory_input import (
     begin_memory,
     estimate_depth,
+    path_unit,
     read_memory,
     with_capacity,
     with_room,
@@ -16,11 +17,12 @@ from worldstereo_jax.config import PRESETS
 from worldstereo_jax.data import images
 from worldstereo_jax.data.scene_folders import PanoramaScene, SingleViewScene
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.trajectories import make_path
 from worldstereo_jax.memory.folder import save_memory
 from worldstereo_jax.models.depth_tiny import TinyDepth
 from worldstereo_jax.models.vae_tiny import TinyVae
 from worldstereo_jax.models.worldstereo import WorldStereo
-from worldstereo_jax.sampling.world import RolloutConfig, World, WorldMemory, WorldParams
+from worldstereo_jax.sampling.world import Cameras, RolloutConfig, World, WorldMemory, WorldParams
 
 _CONFIG = RolloutConfig(bank_capacity=4, point_capacity=20_000)
 
@@ -49,7 +51,7 @@ def _panorama(path) -> PanoramaScene:
 
 
 def _begin(found: AnyScene, depth=None) -> WorldMemory:
-    return begin_memory(_WORLD, _PARAMS, found, depth)
+    return begin_memory(_WORLD, _PARAMS, found, depth, [])
 
 
 def test_a_picture_stands_at_the_origin_with_assumed_intrinsics(picture):
@@ -128,3 +130,30 @@ def test_room_is_made_for_all_that_the_clips_can_add(picture):
     np.testing.assert_array_equal(larger.points.positions[:20_000], memory.points.positions)
     # A memory is never made smaller.
     assert with_room(larger, _CONFIG).stereo.capacity == config.bank_capacity
+
+
+def test_estimated_depth_takes_the_unit_of_a_path_about_a_pivot(picture):
+    found = _single_view(picture)
+    path = np.asarray(make_path("right", 9, pivot_depth=7.0))
+    cameras = Cameras(w2c=jnp.asarray(path), intrinsics=jnp.broadcast_to(jnp.eye(3), (9, 3, 3)))
+    depth = np.asarray(begin_memory(_WORLD, _PARAMS, found, None, [cameras]).stereo.depth[0])
+    assert np.median(depth[depth > 0]) == pytest.approx(7.0, rel=1e-3)
+
+
+def test_given_depth_keeps_its_unit(picture):
+    found = _single_view(picture)
+    path = jnp.asarray(make_path("right", 9, pivot_depth=7.0))
+    cameras = Cameras(w2c=path, intrinsics=jnp.broadcast_to(jnp.eye(3), (9, 3, 3)))
+    given = np.full((96, 160), 3.0, np.float32)
+    depth = np.asarray(begin_memory(_WORLD, _PARAMS, found, given, [cameras]).stereo.depth[0])
+    np.testing.assert_allclose(depth[depth > 0], 3.0, rtol=1e-6)
+
+
+def test_a_path_s_unit_is_measured_in_the_view_that_looks_at_its_pivot():
+    depth = np.stack([np.full((8, 8), 2.0), np.full((8, 8), 5.0)]).astype(np.float32)
+    behind = np.diag([-1.0, 1.0, -1.0, 1.0]).astype(np.float32)
+    w2c = np.stack([behind, np.eye(4, dtype=np.float32)])
+    path = np.asarray(make_path("orbit", 9, pivot_depth=10.0))
+    assert path_unit(depth, w2c, [path]) == pytest.approx(2.0, rel=1e-3)
+    assert path_unit(depth[:1], w2c[:1], [path]) == 1.0
+    assert path_unit(depth, w2c, [np.asarray(make_path("pan", 9))]) == 1.0

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.array_types import Array, Float, ndarray
-from worldstereo_jax.cli.scene_input import AnyScene, image_size
+from worldstereo_jax.cli.scene_input import AnyScene, image_size, middle_depth
 from worldstereo_jax.data.scene_folders import PanoramaScene, SingleViewScene, Trajectory
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import read_camera_json, select_cameras
@@ -124,13 +124,6 @@ def spread(
     share = (at - before)[:, None, None]
     between = (1 - share) * intrinsics[before] + share * intrinsics[before + 1]
     return _cameras(path, between)
-
-
-def middle_depth(depth: Float[ndarray, "h w"]) -> float:
-    """Median of the known depth in the middle of an image, or of all of it."""
-    height, width = depth.shape
-    middle = depth[height // 4 : -(height // 4), width // 4 : -(width // 4)]
-    return float(np.median(middle[middle > 0] if np.any(middle > 0) else depth[depth > 0]))
 
 
 def _cameras(

@@ -30,7 +30,7 @@ from worldstereo_jax.files import atomic_folder
 from worldstereo_jax.geometry.trajectories import path_names, unknown_name
 from worldstereo_jax.interop.shipped import SHIPPED, load_world
 from worldstereo_jax.sampling.rollout import make_rollout
-from worldstereo_jax.sampling.world import RolloutConfig, WorldMemory
+from worldstereo_jax.sampling.world import Cameras, RolloutConfig, WorldMemory
 
 
 def parser() -> argparse.ArgumentParser:
@@ -127,7 +127,13 @@ def run(options: argparse.Namespace) -> None:
         stages.seconds["reading and loading"] = reading
         with stages.stage("beginning the memory"):
             if memory is None:
-                memory = begin_memory(world, params, scene, depth)
+                memory = begin_memory(
+                    world,
+                    params,
+                    scene,
+                    depth,
+                    [job.path for job in jobs if isinstance(job.path, Cameras)],
+                )
             memory = jax.block_until_ready(with_room(memory, config))
         rollout = make_rollout(
             world, on_step=lambda step: stages.note(f" step {step + 1} of {config.steps}")

@@ -1,6 +1,7 @@
 """The memory a run starts with: begun from a scene, or read from an earlier run."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.array_types import Array, Float, ndarray
-from worldstereo_jax.cli.scene_input import AnyScene, image_size
+from worldstereo_jax.cli.scene_input import AnyScene, image_size, middle_depth
 from worldstereo_jax.data.scene_folders import SingleViewScene, default_intrinsics
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.pivot import pivot_depth
 from worldstereo_jax.memory.folder import load_memory
 from worldstereo_jax.memory.global_geometric import init_global_memory
 from worldstereo_jax.memory.spatial_stereo import init_spatial_memory
@@ -26,6 +28,8 @@ from worldstereo_jax.sampling.world import (
 
 # Mean difference, of colours in [-1, 1], up to which a stored view counts as the scene's image.
 _SAME_IMAGE = 0.02
+# Cosine of the angle within which a view looks at a path's pivot.
+_STRAIGHT = 0.95
 
 _remember = jax.jit(remember, static_argnames=("config", "source"))
 
@@ -56,11 +60,13 @@ def begin_memory(
     params: WorldParams,
     scene: AnyScene,
     known_depth: Float[ndarray, "h w"] | None,
+    paths: Sequence[Cameras],
 ) -> WorldMemory:
     """The memory that a scene starts with: its image, or the panorama's views.
 
     The image of a single view stands at the first camera of its path, or, without a path, at the
-    world's origin with `default_intrinsics`. Depth that is not given is estimated.
+    world's origin with `default_intrinsics`. Depth that is not given is estimated, and brought to
+    the unit of `paths`, the cameras to come that are given in the scene's world.
     """
     if isinstance(scene, SingleViewScene):
         images = scene.image[None]
@@ -72,11 +78,43 @@ def begin_memory(
         images, w2c, intrinsics = scene.bank.images, scene.bank.w2c, scene.bank.intrinsics
     if known_depth is None:
         depth = estimate_depth(world, params, images)
+        depth = depth * path_unit(np.asarray(depth), w2c, [np.asarray(p.w2c) for p in paths])
     else:
         depth = jnp.asarray(known_depth)[None]
     cameras = Cameras(w2c=jnp.asarray(w2c), intrinsics=jnp.asarray(intrinsics[: len(images)]))
     empty = empty_memory(world.rollout)
     return _remember(world.rollout, empty, jnp.asarray(images), depth, cameras, source=0)
+
+
+def path_unit(
+    depth: Float[ndarray, "v h w"],
+    w2c: Float[ndarray, "v 4 4"],
+    paths: Sequence[Float[ndarray, "f 4 4"]],
+) -> float:
+    """Factor that brings estimated depth to the unit of camera paths laid through the same world.
+
+    An estimate's unit is a guess, a path's is the scene's own. Paths turn about the middle of what
+    an image shows, so the pivot's depth before the view that looks at it most directly is that
+    view's middle depth. The median over the paths is taken; 1 where no path turns about a point
+    that a view has before it.
+
+    Args:
+        depth: estimated camera z of the views.
+        w2c: their cameras.
+        paths: cameras of the paths.
+    """
+    factors = []
+    for path in paths:
+        ahead = pivot_depth(path)
+        if ahead is None:
+            continue
+        pivot = np.linalg.inv(path[0]) @ np.array([0.0, 0.0, ahead, 1.0])
+        seen = (w2c @ pivot)[:, :3]
+        straightness = seen[:, 2] / np.linalg.norm(seen, axis=1)
+        view = int(np.argmax(straightness))
+        if straightness[view] >= _STRAIGHT:
+            factors.append(seen[view, 2] / middle_depth(depth[view]))
+    return float(np.median(factors)) if factors else 1.0
 
 
 def estimate_depth(

@@ -54,3 +54,10 @@ def read_working_depth(
     if not np.any(depth > 0):
         raise InputError(f"{path} holds too few valid depths to be used at {size[0]}x{size[1]}")
     return depth
+
+
+def middle_depth(depth: Float[ndarray, "h w"]) -> float:
+    """Median of the known depth in the middle of an image, or of all of it."""
+    height, width = depth.shape
+    middle = depth[height // 4 : -(height // 4), width // 4 : -(width // 4)]
+    return float(np.median(middle[middle > 0] if np.any(middle > 0) else depth[depth > 0]))
