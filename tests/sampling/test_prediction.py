@@ -5,6 +5,7 @@ import pytest
 
 from worldstereo_jax.sampling import (
     add_noise,
+    anchored_source,
     anchored_target,
     anchored_velocity,
     euler,
@@ -48,3 +49,13 @@ def test_last_step_returns_the_prediction():
     output = jnp.sin(ANCHOR)
     v = anchored_velocity(output, NOISE, jnp.float32(0.05), ANCHOR)
     np.testing.assert_allclose(NOISE - 0.05 * v, ANCHOR + output, atol=1e-6)
+
+
+def test_anchored_paths_start_near_the_anchor_and_lead_to_the_data():
+    """Along the straight path from the source the velocity is the difference of its ends."""
+    source = anchored_source(ANCHOR, NOISE)
+    assert 0 < float(jnp.abs(source - ANCHOR).max()) < float(jnp.abs(NOISE).max())
+    for sigma in (0.2, 0.7, 1.0):
+        x = add_noise(X0, source, jnp.float32(sigma))
+        v = anchored_velocity(anchored_target(X0, ANCHOR), x, jnp.float32(sigma), ANCHOR)
+        np.testing.assert_allclose(v, source - X0, rtol=1e-4, atol=1e-5)

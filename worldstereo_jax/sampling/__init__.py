@@ -4,6 +4,7 @@ from worldstereo_jax.sampling.guidance import guide_one_batch, guide_two_pass
 from worldstereo_jax.sampling.loop import make_sampler, sample
 from worldstereo_jax.sampling.prediction import (
     add_noise,
+    anchored_source,
     anchored_target,
     anchored_velocity,
     flow_target,
@@ -36,6 +37,7 @@ __all__ = [
     "WorldMemory",
     "WorldParams",
     "add_noise",
+    "anchored_source",
     "anchored_target",
     "anchored_velocity",
     "dmd",

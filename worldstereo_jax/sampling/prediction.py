@@ -10,7 +10,10 @@ x0 = x - sigma v.
 | anchored | x0 - anchor | anchor + output | (x - anchor - output) / sigma | x0 - anchor |
 
 The anchored form starts a small network at a useful image: with an output of zero the sampler
-returns the anchor, such as the memory's warped latent, and training only corrects it.
+returns the anchor, such as the memory's warped latent, and training only corrects it. Its paths
+also start there (`anchored_source`): the source of the flow is the anchor with a little noise, a
+data-dependent coupling (Albergo et al. 2023, "Stochastic interpolants with data-dependent
+couplings"; Liu et al. 2023, "I2SB"), so that what is known is never drowned in noise.
 """
 
 import jax.numpy as jnp
@@ -24,6 +27,20 @@ def add_noise(
     """Return (1 - sigma) x0 + sigma noise; `sigma` in [0, 1], a scalar or one per batch entry."""
     sigma = _over_batch(sigma, x0)
     return (1 - sigma) * x0 + sigma * noise
+
+
+# Noise on the anchor at the start of a path, in units of the normalised latents' deviation.
+SOURCE_NOISE = 0.2
+
+
+def anchored_source(
+    anchor: Float[Array, "*shape"], noise: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """Return where anchored paths start, at sigma 1: the anchor and `SOURCE_NOISE` of the noise.
+
+    It takes the place of the noise in `add_noise` and in `sample`.
+    """
+    return anchor + SOURCE_NOISE * noise
 
 
 def flow_velocity(output: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

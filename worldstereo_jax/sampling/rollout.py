@@ -21,7 +21,7 @@ from worldstereo_jax.sampling.conditions import Conditions, Guidance, anchor, ga
 from worldstereo_jax.sampling.denoise import denoise
 from worldstereo_jax.sampling.detail import restore_detail
 from worldstereo_jax.sampling.loop import sample
-from worldstereo_jax.sampling.prediction import anchored_velocity
+from worldstereo_jax.sampling.prediction import anchored_source, anchored_velocity
 from worldstereo_jax.sampling.schedules import flow_schedule
 from worldstereo_jax.sampling.solvers import euler
 from worldstereo_jax.sampling.world import Cameras, World, WorldMemory, WorldParams, remember
@@ -54,7 +54,7 @@ def generate_clip(
     *,
     on_step: Callable[[int], None] | None = None,
 ) -> Float[Array, "f h w 3"]:
-    """Denoise one clip from noise under its conditions and decode it.
+    """Denoise one clip from its noised anchor under its conditions and decode it.
 
     With the stereo memory enabled, texture that the latent cannot hold is taken from its warp
     (see `restore_detail`).
@@ -78,7 +78,8 @@ def generate_clip(
 
     schedule = flow_schedule(world.rollout.steps, world.rollout.shift)
     noise = jax.random.normal(key, base.shape, jnp.float32)
-    latent = sample(velocity, noise, schedule, euler, on_step=on_step)
+    source = anchored_source(base, noise)
+    latent = sample(velocity, source, schedule, euler, on_step=on_step)
     warped_latent = conditions.warped_features[..., 0, :16]
     video, coded_warp = decode_frames(world.vae, params.vae, jnp.stack([latent[0], warped_latent]))
     detailed = restore_detail(video, guidance.warped_image, coded_warp, guidance.warped_mask)

@@ -9,12 +9,15 @@ from worldstereo_jax.array_types import Array, Float, Key, PyTree
 from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.conditions import Conditions, anchor
 from worldstereo_jax.sampling.denoise import denoise
-from worldstereo_jax.sampling.prediction import add_noise, anchored_target
+from worldstereo_jax.sampling.prediction import add_noise, anchored_source, anchored_target
 from worldstereo_jax.sampling.schedules import TRAIN_TIMESTEPS, shift_sigmas
 
 # How often a training clip sees only the global memory, and how often no memory at all.
 DROP_STEREO = 0.15
 DROP_BOTH = 0.1
+# Share of the clips taken at sigma 1, where sampling starts and nearly all that is unknown is
+# decided; later levels mostly repeat it.
+AT_START = 0.5
 
 
 def drop_memories(conditions: Conditions, key: Key[Array, ""]) -> Conditions:
@@ -54,26 +57,30 @@ def clip_loss(
         shift: flow shift of the noise levels drawn.
 
     Returns:
-        The loss and figures to log: the error of the anchor alone beside the model's, with the
-        stereo memory and without it.
+        The loss and figures to log: the error of the anchor alone beside the model's; over all
+        clips, over those with the stereo memory, and of these over those at sigma 1.
     """
     drop_key, sigma_key, noise_key = jax.random.split(key, 3)
     conditions = drop_memories(conditions, drop_key)
     batch = target.shape[0]
     # One noise level per stratum of the batch: less variance from step to step.
     u = (jnp.arange(batch) + jax.random.uniform(sigma_key, (batch,))) / batch
-    sigma = shift_sigmas(u, shift)
+    is_start = u >= 1 - AT_START
+    sigma = jnp.where(is_start, 1.0, shift_sigmas(u / (1 - AT_START), shift))
     noise = jax.random.normal(noise_key, target.shape)
-    x = add_noise(target, noise, sigma)
+    base = anchor(conditions)
+    x = add_noise(target, anchored_source(base, noise), sigma)
     output = denoise(model, params, x, sigma * TRAIN_TIMESTEPS, conditions)
-    truth = anchored_target(target, anchor(conditions))
+    truth = anchored_target(target, base)
     weights = channel_weights[None, None, None, None, :]
     error = (weights * (output - truth) ** 2).mean((1, 2, 3, 4))
     still = (weights * truth**2).mean((1, 2, 3, 4))
     stereo = conditions.stereo_enabled
-    count = jnp.maximum(stereo.sum(), 1)
     return error.mean(), {
         "anchor_error": still.mean(),
-        "stereo_error": jnp.where(stereo, error, 0).sum() / count,
-        "stereo_anchor_error": jnp.where(stereo, still, 0).sum() / count,
+        **{
+            f"{name}_{kind}": jnp.where(chosen, value, 0).sum() / jnp.maximum(chosen.sum(), 1)
+            for name, chosen in (("stereo", stereo), ("start", stereo & is_start))
+            for kind, value in (("error", error), ("anchor_error", still))
+        },
     }
