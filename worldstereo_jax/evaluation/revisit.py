@@ -1,5 +1,6 @@
 """Which pixels of a later clip an earlier clip had shown, and what it had shown there."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ class Revisited(NamedTuple):
     image: Float[Array, "g h w 3"]
 
 
+@functools.partial(jax.jit, static_argnames="tolerance")
 def revisited_pixels(
     earlier_video: Float[Array | ndarray, "f h w 3"],
     earlier_depth: Float[Array | ndarray, "f h w"],

@@ -175,14 +175,16 @@ def gather_conditions(
     # The official form: frame 0 of a render is the input image, without holes.
     render_image = render.image.at[0].set(first_image)
     render_mask = render.mask.at[0].set(0.0)
-    fill = jax.vmap(fill_holes)
-    render_filled = fill(render_image, render_mask, render.depth)
-
     # Division of labour (row S26): where no view is remembered, the coarse points speak first.
     depth = jnp.where(warped.depth > 0, warped.depth, render.depth)
     by_points = (warped.mask > 0.5) & (render_mask < 0.5)
     fused = jnp.where(by_points[..., None], render_image, warped.features)
-    fused = fill(fused, warped.mask * render_mask, depth)
+    # One call for both: the pyramid takes longer to compile than to compute.
+    render_filled, fused = jax.vmap(jax.vmap(fill_holes))(
+        jnp.stack([render_image, fused]),
+        jnp.stack([render_mask, warped.mask * render_mask]),
+        jnp.stack([render.depth, depth]),
+    )
     features, log_weight = _candidate_latents(world, vae_params, fused, warped, seen)
 
     attended = chosen[: config.references]

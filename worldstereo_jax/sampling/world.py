@@ -1,6 +1,7 @@
 """What a rollout is made of: sizes, networks, parameters, cameras and the two memories."""
 
 import dataclasses
+import functools
 import typing
 
 import jax
@@ -146,6 +147,8 @@ def remember(
     return WorldMemory(points=points, stereo=stereo)
 
 
+# Compiled even when called from plain Python, where its many small operations start slowly.
+@functools.partial(jax.jit, static_argnames="config")
 def init_memory(
     config: RolloutConfig,
     image: Float[Array, "h w 3"],
