@@ -3,17 +3,10 @@ import pytest
 from scipy import stats
 
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.evaluation.paired import paired_difference, student_quantile
+from worldstereo_jax.evaluation.paired import paired_difference
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 5, 19, 100])
-@pytest.mark.parametrize("probability", [0.9, 0.975, 0.995])
-def test_student_quantile(probability, freedom):
-    expected = stats.t.ppf(probability, freedom)
-    np.testing.assert_allclose(student_quantile(probability, freedom), expected, rtol=1e-4)
-
-
-def test_intervals_equal_scipy():
+def test_intervals_of_paired_values():
     rng = np.random.default_rng(0)
     a = rng.normal(size=20) + 1
     b = 0.5 * a + rng.normal(size=20)
@@ -42,6 +35,11 @@ def test_coverage_is_about_the_level():
         ).student
         inside += low < 0.3 < high
     assert 38 <= inside <= 57
+
+
+def test_equal_differences_have_an_interval_of_one_point():
+    found = paired_difference(np.arange(5.0) + 2.0, np.arange(5.0))
+    assert found.student == found.bootstrap == (2.0, 2.0)
 
 
 @pytest.mark.parametrize(

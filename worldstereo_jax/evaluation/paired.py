@@ -2,9 +2,8 @@
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import betainc
+from scipy import stats
 
 from worldstereo_jax.array_types import Float, ndarray
 from worldstereo_jax.errors import InputError
@@ -48,20 +47,21 @@ def paired_difference(
         bad = int(np.flatnonzero(~np.isfinite(difference))[0])
         raise InputError(f"scene {bad} has no finite value to compare")
     mean = float(difference.mean())
-    reach = student_quantile(0.5 + level / 2, n - 1) * difference.std(ddof=1) / np.sqrt(n)
-    picks = np.random.default_rng(seed).integers(0, n, size=(resamples, n))
-    tail = 50 * (1 - level)
-    low, high = np.percentile(difference[picks].mean(axis=1), [tail, 100 - tail])
-    student = (mean - float(reach), mean + float(reach))
-    return PairedDifference(mean, student, (float(low), float(high)), n)
-
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """Return the quantile of Student's t for probability in [0.5, 1), to about 1e-5 relative."""
-    low, high = 0.0, 1e4
-    for _ in range(64):
-        middle = (low + high) / 2
-        share = freedom / (freedom + middle**2)
-        below = 1 - 0.5 * float(betainc(freedom / 2, 0.5, jnp.float32(share)))
-        low, high = (middle, high) if below < probability else (low, middle)
-    return (low + high) / 2
+    if np.all(difference == difference[0]):
+        # Without spread both intervals are the point itself, which scipy calls undefined.
+        return PairedDifference(mean, (mean, mean), (mean, mean), n)
+    student = stats.ttest_1samp(difference, 0.0).confidence_interval(level)
+    resampled = stats.bootstrap(
+        (difference,),
+        np.mean,
+        confidence_level=level,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return PairedDifference(
+        mean,
+        (float(student.low), float(student.high)),
+        (float(resampled.low), float(resampled.high)),
+        n,
+    )
