@@ -9,7 +9,9 @@ from jax import Array
 from jaxtyping import Float
 
 from pallas_kernels.block_mask import BlockMask
+from pallas_kernels.gpu_device import cannot_run_triton
 from pallas_kernels.pallas_tpu import tpu_attention, tpu_cannot_run, tpu_cannot_take
+from pallas_kernels.pallas_triton import cannot_take_triton, triton_attention
 from pallas_kernels.patterns import dense_pattern
 from pallas_kernels.reference import reference_attention
 from pallas_kernels.xla_chunked import chunked_attention
@@ -51,7 +53,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "xla_chunked": Implementation(chunked_attention),
     "pallas_tpu": Implementation(tpu_attention, tpu_cannot_run, tpu_cannot_take),
     "pallas_mosaic_gpu": Implementation(None, lambda: _NOT_BUILT),
-    "pallas_triton": Implementation(None, lambda: _NOT_BUILT),
+    "pallas_triton": Implementation(triton_attention, cannot_run_triton, cannot_take_triton),
 }
 _NOT_BUILT = "the kernel is not part of this version of the package"
 # Kernels that are better than the portable implementations where they run, best first.
