@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import pack_partial_tiles
+from pallas_kernels import bounding_box, order_geometry, order_tokens, pack_partial_tiles
 from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.geometry.cameras import camera_vector, plucker_rays
@@ -14,6 +14,7 @@ from worldstereo_jax.memory.masks import reference_block_mask
 from worldstereo_jax.models.worldstereo import (
     ControlInput,
     References,
+    StreamOrder,
     WarpedMemory,
     WorldStereo,
 )
@@ -76,6 +77,12 @@ def model_inputs(
         ),
     )
     text = jnp.zeros((batch, 1, config.text_dim), noisy_latent.dtype)
+    seen, wanted = conditions.reference_geometry, conditions.target_geometry
+    # One curve through the world for both sequences: tiles of either meet few of the other.
+    box = bounding_box(seen, wanted)
+    order = StreamOrder(
+        target=order_tokens(wanted, box=box), references=order_tokens(seen, box=box)
+    )
     return Inputs(
         args=(latent, timestep, text, None),
         kwargs={
@@ -84,8 +91,11 @@ def model_inputs(
             "camera": jax.vmap(camera_vector)(target_w2c),
             # All layers share the mask: its geometry is evaluated once, not once a layer.
             "block_mask": pack_partial_tiles(
-                reference_block_mask(conditions.reference_geometry, conditions.target_geometry)
+                reference_block_mask(
+                    order_geometry(seen, order.references), order_geometry(wanted, order.target)
+                )
             ),
+            "token_order": order,
             "warped": warped,
         },
     )

@@ -1,0 +1,53 @@
+"""A clip's conditions laid out for the transformer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from worldstereo_jax.memory.masks import reference_block_mask
+from worldstereo_jax.sampling.conditions import gather_conditions
+from worldstereo_jax.sampling.denoise import denoise, model_inputs
+
+
+@pytest.fixture(scope="module")
+def batch(world, params, memory, cameras):
+    conditions = jax.jit(lambda m, c: gather_conditions(world, params.vae, m, c)[0])(
+        memory, cameras
+    )
+    return jax.tree.map(lambda leaf: leaf[None], conditions)
+
+
+@pytest.mark.slow
+@pytest.mark.row("S20")
+def test_the_order_of_tokens_changes_nothing_but_rounding(world, params, batch):
+    """Ordered along a curve through the world, or as they lie in the image: the same output."""
+    x = jax.random.normal(jax.random.key(3), batch.render_latent.shape)
+    time = jnp.array([700.0])
+
+    @jax.jit
+    def in_raster_order(conditions):
+        args, kwargs = model_inputs(world.denoiser.config, x, time, conditions)
+        kwargs["token_order"] = None
+        kwargs["block_mask"] = reference_block_mask(
+            conditions.reference_geometry, conditions.target_geometry
+        )
+        return world.denoiser.apply({"params": params.denoiser}, *args, **kwargs)
+
+    ordered = jax.jit(lambda c: denoise(world.denoiser, params.denoiser, x, time, c))(batch)
+    np.testing.assert_allclose(ordered, in_raster_order(batch), atol=2e-4)
+
+
+def test_tokens_run_along_the_surface_they_lie_on(world, batch):
+    """Consecutive tokens are nearer to each other in the world than in raster order."""
+    x = jnp.zeros(batch.render_latent.shape)
+    _, kwargs = jax.jit(lambda c: model_inputs(world.denoiser.config, x, jnp.ones(1), c))(batch)
+    geometry = batch.target_geometry
+
+    def mean_step(position, valid):
+        step = np.linalg.norm(np.diff(np.asarray(position), axis=0), axis=-1)
+        return step[np.asarray(valid[1:] & valid[:-1])].mean()
+
+    order = kwargs["token_order"].target
+    ordered = mean_step(order.apply(geometry.position)[0], order.apply(geometry.valid)[0])
+    assert ordered < 0.6 * mean_step(geometry.position[0], geometry.valid[0])
