@@ -12,6 +12,7 @@ from worldstereo_jax.array_types import Array, Float, ndarray
 from worldstereo_jax.cli.scene_input import AnyScene, image_size, middle_depth
 from worldstereo_jax.data.scene_folders import SingleViewScene, default_intrinsics
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.panorama_depth import agree_on_depth, share_a_centre
 from worldstereo_jax.geometry.pivot import pivot_depth
 from worldstereo_jax.memory.folder import load_memory
 from worldstereo_jax.memory.global_geometric import init_global_memory
@@ -65,8 +66,9 @@ def begin_memory(
     """The memory that a scene starts with: its image, or the panorama's views.
 
     The image of a single view stands at the first camera of its path, or, without a path, at the
-    world's origin with `default_intrinsics`. Depth that is not given is estimated, and brought to
-    the unit of `paths`, the cameras to come that are given in the scene's world.
+    world's origin with `default_intrinsics`. Depth that is not given is estimated: views of one
+    centre are made to agree, and all is brought to the unit of `paths`, the cameras to come that
+    are given in the scene's world.
     """
     if isinstance(scene, SingleViewScene):
         images = scene.image[None]
@@ -78,6 +80,8 @@ def begin_memory(
         images, w2c, intrinsics = scene.bank.images, scene.bank.w2c, scene.bank.intrinsics
     if known_depth is None:
         depth = estimate_depth(world, params, images)
+        if len(images) > 1 and share_a_centre(w2c, np.asarray(depth)):
+            depth = agree_on_depth(depth, jnp.asarray(w2c), jnp.asarray(intrinsics[: len(images)]))
         depth = depth * path_unit(np.asarray(depth), w2c, [np.asarray(p.w2c) for p in paths])
     else:
         depth = jnp.asarray(known_depth)[None]
