@@ -20,6 +20,7 @@ COMMANDS = {
         "two clips of a room made on the spot, through one memory",
     ),
     "generate": ("worldstereo_jax.cli.generate", "a clip from an image or scene and a camera path"),
+    "memory": ("worldstereo_jax.cli.memory", "look into the memory that a run wrote"),
 }
 
 

@@ -129,6 +129,15 @@ def load_memory(
     )
 
 
+def model_of_memory(folder: str | os.PathLike[str]) -> str:
+    """Identity of the model that a memory folder was made by.
+
+    Raises:
+        InputError: when the folder or its header is missing, foreign or of another version.
+    """
+    return str(_read_header(Path(folder)).get("model"))
+
+
 def load_optional_fields(folder: str | os.PathLike[str]) -> dict[str, Shaped[ndarray, "..."]]:
     """The arrays of rows S1 to S8 that a folder stores beyond the keyframes, by name.
 

@@ -80,9 +80,7 @@ def model_inputs(
     seen, wanted = conditions.reference_geometry, conditions.target_geometry
     # One curve through the world for both sequences: tiles of either meet few of the other.
     box = bounding_box(seen, wanted)
-    order = StreamOrder(
-        target=order_tokens(wanted, box=box), references=order_tokens(seen, box=box)
-    )
+    seen_order, wanted_order = order_tokens(seen, box=box), order_tokens(wanted, box=box)
     return Inputs(
         args=(latent, timestep, text, None),
         kwargs={
@@ -92,10 +90,10 @@ def model_inputs(
             # All layers share the mask: its geometry is evaluated once, not once a layer.
             "block_mask": pack_partial_tiles(
                 reference_block_mask(
-                    order_geometry(seen, order.references), order_geometry(wanted, order.target)
+                    order_geometry(seen, seen_order), order_geometry(wanted, wanted_order)
                 )
             ),
-            "token_order": order,
+            "token_order": StreamOrder(target=wanted_order, references=seen_order),
             "warped": warped,
         },
     )

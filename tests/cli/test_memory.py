@@ -1,0 +1,67 @@
+"""`worldstereo memory inspect`."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from worldstereo_jax.cli.main import main
+from worldstereo_jax.memory.folder import save_memory
+from worldstereo_jax.memory.global_geometric import init_global_memory
+from worldstereo_jax.memory.spatial_stereo import init_spatial_memory, insert_keyframes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    stereo = insert_keyframes(
+        init_spatial_memory(3, 32, 48),
+        jnp.zeros((2, 32, 48, 3)),
+        jnp.full((2, 32, 48), 2.0),
+        jnp.stack([jnp.eye(4), jnp.eye(4).at[0, 3].set(-0.2)]),
+        jnp.broadcast_to(jnp.array([[40.0, 0, 24], [0, 40, 16], [0, 0, 1]]), (2, 3, 3)),
+        source=7,
+    )
+    optional = {"descriptor.census": np.zeros((5, 2), np.uint32)}
+    save_memory(
+        tmp_path / "memory", init_global_memory(10), stereo, model="tiny", optional=optional
+    )
+    return tmp_path / "memory"
+
+
+def test_inspect_prints_and_draws(folder, capsys):
+    assert main(["memory", "inspect", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "2 of 3 (2 of clip 7), 32 x 48 pixels" in said
+    assert "made by model tiny" in said
+    assert "descriptor.census uint32 5 x 2" in said
+    assert "0 of 10" in said
+    with Image.open(folder.parent / "memory.png") as picture:
+        assert picture.size[0] > 800
+
+
+def test_the_picture_goes_where_it_is_wanted(folder, tmp_path, capsys):
+    assert main(["memory", "inspect", str(folder), "--picture", str(tmp_path / "p.png")]) == 0
+    assert (tmp_path / "p.png").is_file()
+    assert not (tmp_path / "memory.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["inspect", "nowhere"], "memory folder nowhere does not exist"),
+        (["inspekt", "x"], "invalid choice"),
+        ([], "required: ACTION"),
+    ],
+)
+def test_mistakes_are_one_sentence(capsys, arguments, said):
+    assert main(["memory", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_truncated_memory_is_refused(folder, capsys):
+    path = folder / "spatial_stereo.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert main(["memory", "inspect", str(folder)]) == 2
+    assert "truncated" in capsys.readouterr().err

@@ -1,0 +1,73 @@
+"""Figures of a stored memory."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from worldstereo_jax.evaluation.memory_picture import memory_picture
+from worldstereo_jax.evaluation.memory_report import report_memory, shared_surface
+from worldstereo_jax.memory.spatial_stereo import init_spatial_memory, insert_keyframes
+
+_H, _W = 32, 48
+_K = np.array([[40.0, 0, 24.0], [0, 40.0, 16.0], [0, 0, 1]], np.float32)
+
+
+def _wall(shifts, *, capacity=6, source=0):
+    """Views of a wall at z = 2, from cameras shifted along x (world units)."""
+    count = len(shifts)
+    w2c = np.tile(np.eye(4, dtype=np.float32), (count, 1, 1))
+    w2c[:, 0, 3] = -np.asarray(shifts, np.float32)
+    images = np.random.default_rng(0).uniform(-1, 1, (count, _H, _W, 3)).astype(np.float32)
+    depth = np.full((count, _H, _W), 2.0, np.float32)
+    return insert_keyframes(
+        init_spatial_memory(capacity, _H, _W),
+        jnp.asarray(images),
+        jnp.asarray(depth),
+        jnp.asarray(w2c),
+        jnp.broadcast_to(jnp.asarray(_K), (count, 3, 3)),
+        source=source,
+    )
+
+
+@pytest.mark.row("S8")
+def test_the_shared_surface_is_what_lies_in_both_views():
+    # A shift of 0.6 at depth 2 and focal length 40 moves the wall by 12 of 48 pixels.
+    memory = _wall([0.0, 0.6])
+    shared = shared_surface(
+        memory.depth[:2], memory.w2c[:2], memory.intrinsics[:2], memory.valid[:2]
+    )
+    np.testing.assert_allclose(np.diag(shared), 1.0)
+    np.testing.assert_allclose(shared[0, 1], 0.75, atol=0.03)
+    np.testing.assert_allclose(shared[1, 0], 0.75, atol=0.03)
+
+
+def test_counts_are_those_of_the_stored_views():
+    memory = _wall([0.0, 0.6, 3.0], source=4)
+    report = report_memory(memory)
+    assert report.views == 3
+    assert report.sources == {4: 3}
+    assert report.confidence.sum() == 3 * _H * _W
+    assert report.bytes_per_view == 4 * (_H * _W * 5 + 16 + 9)
+    np.testing.assert_allclose(report.known, 1.0)
+    assert report.shared[0, 2] == 0
+    # A view without depth is known nowhere and shares nothing.
+    blind = dataclasses.replace(memory, depth=memory.depth.at[1].set(0.0))
+    report = report_memory(blind)
+    np.testing.assert_allclose(report.known, [1, 0, 1])
+    assert report.shared[1].max() == 0
+
+
+def test_an_empty_memory_has_no_figures():
+    report = report_memory(init_spatial_memory(2, _H, _W))
+    assert (report.views, report.sources, report.confidence.sum()) == (0, {}, 0)
+
+
+@pytest.mark.parametrize("shifts", [[0.0], [0.0, 3.0], [0.0, 0.3, 0.6]])
+def test_any_memory_can_be_drawn(shifts):
+    memory = _wall(shifts)
+    picture = memory_picture(memory, report_memory(memory), title="a wall")
+    assert picture.shape[2] == 4
+    assert picture.dtype == np.uint8
+    assert len(np.unique(picture.reshape(-1, 4), axis=0)) > 20

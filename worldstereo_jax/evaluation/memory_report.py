@@ -1,0 +1,83 @@
+"""What a spatial-stereo memory holds: counts, confidence, bytes, and how its views overlap."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from worldstereo_jax.array_types import Array, Bool, Float, Int, ndarray
+from worldstereo_jax.memory.correspondence import bank_correspondence
+from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
+
+CONFIDENCE_BINS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryReport:
+    """Figures of one memory.
+
+    Attributes:
+        views: number of stored views, v.
+        sources: views per clip that they come from, clip number -> count.
+        known: share of pixels with depth, of each view [v].
+        confidence: histogram of the confidence of known pixels, `CONFIDENCE_BINS` bins over 0..1.
+        shared: [v, v], share of the known pixels of view i that correspond to a pixel of view j.
+        bytes_per_view: of the keyframe fields, uncompressed.
+    """
+
+    views: int
+    sources: dict[int, int]
+    known: Float[ndarray, "v"]
+    confidence: Int[ndarray, "bins"]
+    shared: Float[ndarray, "v v"]
+    bytes_per_view: int
+
+
+@functools.partial(jax.jit, static_argnames="stride")
+def shared_surface(
+    depth: Float[Array, "v h w"],
+    w2c: Float[Array, "v 4 4"],
+    intrinsics: Float[Array, "v 3 3"],
+    valid: Bool[Array, "v"],
+    *,
+    stride: int = 1,
+) -> Float[Array, "v v"]:
+    """Share of each view's known pixels (row) that another view (column) shows too (row S8).
+
+    Every `stride`-th pixel along both axes is asked.
+    """
+
+    def one(view: tuple[Array, Array, Array]) -> Array:
+        _, found = bank_correspondence(*view, depth, w2c, intrinsics, valid)
+        asked = jnp.zeros_like(found[0]).at[stride // 2 :: stride, stride // 2 :: stride].set(True)
+        asked &= view[0] > 0
+        return (found & asked[None]).sum((1, 2)) / jnp.maximum(asked.sum(), 1)
+
+    return jax.lax.map(one, (depth, w2c, intrinsics))
+
+
+def report_memory(memory: SpatialStereoMemory) -> MemoryReport:
+    """Figures of the stored views; empty slots do not count."""
+    held = np.flatnonzero(np.asarray(memory.valid))
+    depth = np.asarray(memory.depth)[held]
+    confidence = np.asarray(memory.confidence)[held]
+    known = depth > 0
+    histogram, _ = np.histogram(confidence[known], bins=CONFIDENCE_BINS, range=(0.0, 1.0))
+    numbers, counts = np.unique(np.asarray(memory.source)[held], return_counts=True)
+    shared = np.zeros((len(held), len(held)), np.float32)
+    if len(held):
+        part = [jnp.asarray(np.asarray(a)[held]) for a in (memory.w2c, memory.intrinsics)]
+        shared = np.asarray(
+            shared_surface(jnp.asarray(depth), *part, jnp.ones(len(held), bool)), np.float32
+        )
+    fields = (memory.images, memory.depth, memory.confidence, memory.w2c, memory.intrinsics)
+    return MemoryReport(
+        views=len(held),
+        sources={int(n): int(c) for n, c in zip(numbers, counts, strict=True)},
+        known=known.mean((1, 2)) if len(held) else np.zeros(0),
+        confidence=histogram,
+        shared=shared,
+        bytes_per_view=sum(field[0].nbytes for field in fields) if memory.capacity else 0,
+    )
