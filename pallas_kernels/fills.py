@@ -8,11 +8,18 @@ head axes of size 1 are shared by all.
 import typing
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Int, UInt32
 
-from pallas_kernels.geometry import CorrespondenceRule, Pairs, TokenGeometry, correspondence
+from pallas_kernels.geometry import (
+    CorrespondenceRule,
+    Pairs,
+    TokenGeometry,
+    geometry_pairs,
+    token_fields,
+)
 
 __all__ = [
     "EMPTY",
@@ -173,27 +180,25 @@ class GeometryFill:
         def keys(x):
             return take_tokens(x, index.batch, index.k, tile_k)
 
-        query_group, key_group = queries(self.query_group), keys(self.key_group)
-        rows, columns = query_group[..., :, None], key_group[..., None, :]
-        exists = (rows >= 0) & (columns >= 0)
-        exists &= queries(self.query.segment)[..., :, None] == keys(self.key.segment)[..., None, :]
-        dense = exists & (rows == columns)
-        cross = exists & ((rows == 0) != (columns == 0))
-        if not self.token_level:
-            return Pairs(dense | cross)
         query, key = (
-            TokenGeometry(**{name: take(getattr(side, name)) for name in _FIELDS})
-            for side, take in ((self.query, queries), (self.key, keys))
+            token_fields(
+                TokenGeometry(**{name: take(getattr(side, name)) for name in _FIELDS}),
+                take(group),
+                other.visibility.shape[-1],
+            )
+            for side, group, other, take in (
+                (self.query, self.query_group, self.key, queries),
+                (self.key, self.key_group, self.query, keys),
+            )
         )
-        pairs = correspondence(
-            query,
-            key,
+        return geometry_pairs(
+            jax.tree.map(lambda x: x[..., :, None], query),
+            jax.tree.map(lambda x: x[..., None, :], key),
             self.rule,
             soft=self.soft,
-            query_is_target=query_group == 0 if self.two_way else None,
+            token_level=self.token_level,
+            two_way=self.two_way,
         )
-        pairs = pairs.restricted(dense | (cross & pairs.allowed))
-        return pairs.free_where(dense)
 
 
 _FIELDS = tuple(TokenGeometry.__dataclass_fields__)

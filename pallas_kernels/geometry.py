@@ -15,12 +15,16 @@ from jaxtyping import Bool, Float, Int, UInt32
 
 __all__ = [
     "CorrespondenceRule",
+    "PairFields",
     "Pairs",
     "TokenGeometry",
     "correspondence",
+    "correspondence_pairs",
     "ellipse_metric",
+    "geometry_pairs",
     "make_token_geometry",
     "sphere_metric",
+    "token_fields",
 ]
 
 ALL_VIEWS = 0xFFFFFFFF
@@ -206,29 +210,104 @@ class Pairs:
         return attraction / jnp.square(1.0 + strength) - penalty
 
 
-def _rows(x: Array) -> Array:
-    return x[..., :, None]
+class PairFields(typing.NamedTuple):
+    """What the predicate needs of a token; all arrays of one shape, float32 unless said.
+
+    frame_bits   uint32 words: the token's view, as a bit of the other side's visibility.
+    """
+
+    position: tuple[Array, ...]
+    metric: tuple[Array, ...]
+    normal: tuple[Array, ...]
+    normal_unknown: Array  # bool
+    log_weight: Array
+    segment: Array  # int32
+    group: Array  # int32, see GeometryFill
+    known: Array  # bool: the token exists and has geometry
+    visibility: tuple[Array, ...]  # uint32 words
+    frame_bits: tuple[Array, ...]
 
 
-def _columns(x: Array) -> Array:
-    return x[..., None, :]
+def _split(x: Array) -> tuple[Array, ...]:
+    return tuple(x[..., i] for i in range(x.shape[-1]))
 
 
-def _seen(visibility: Array, frame: Array) -> Bool[Array, "*n i j"]:
-    """Whether bit frame[j] of visibility[i] is set: [*n, i, words], [*n, j] -> [*n, i, j]."""
-    word, bit = frame >> 5, (frame & 31).astype(jnp.uint32)
-    seen = jnp.zeros((*visibility.shape[:-1], frame.shape[-1]), bool)
-    for index in range(visibility.shape[-1]):
-        hit = (_rows(visibility[..., index]) >> _columns(bit)) & jnp.uint32(1)
-        here = (hit == 1) & _columns(word == index)
-        seen = seen | here
-    return seen
+def token_fields(geometry: TokenGeometry, group: Array, other_words: int) -> PairFields:
+    """Fields of tokens, all of the shape of `group`.
+
+    other_words: words of the other side's visibility bitsets.
+    """
+    bit = jnp.uint32(1) << (geometry.frame & 31).astype(jnp.uint32)
+    word = geometry.frame >> 5
+    return PairFields(
+        position=_split(geometry.position),
+        metric=_split(geometry.metric),
+        normal=_split(geometry.normal),
+        normal_unknown=jnp.all(geometry.normal == 0.0, axis=-1),
+        log_weight=geometry.log_weight,
+        segment=geometry.segment,
+        group=group,
+        known=geometry.valid & geometry.exists,
+        visibility=_split(geometry.visibility),
+        frame_bits=tuple(jnp.where(word == i, bit, jnp.uint32(0)) for i in range(other_words)),
+    )
 
 
-def _distance(offset: tuple[Array, ...], metric: Array, spread) -> Array:
+def _distance(offset: tuple[Array, ...], metric: tuple[Array, ...]) -> Array:
     x, y, z = offset
-    xx, yy, zz, xy, xz, yz = (spread(metric[..., i]) for i in range(6))
+    xx, yy, zz, xy, xz, yz = metric
     return x * (xx * x + 2.0 * (xy * y + xz * z)) + y * (yy * y + 2.0 * yz * z) + zz * z * z
+
+
+def _seen(visibility: tuple[Array, ...], frame_bits: tuple[Array, ...]) -> Array:
+    """Whether the view is one of those that see the token."""
+    common: typing.Any = None
+    for mine, theirs in zip(visibility, frame_bits, strict=True):
+        both = mine & theirs
+        common = both if common is None else common | both
+    return common != 0
+
+
+def correspondence_pairs(
+    query: PairFields, key: PairFields, rule: CorrespondenceRule, *, soft: bool, two_way: bool
+) -> Pairs:
+    """`correspondence` of fields that broadcast; `two_way`: the target token's field decides."""
+    offset = tuple(k - q for q, k in zip(query.position, key.position, strict=True))
+    distance = _distance(offset, query.metric)
+    if two_way:
+        distance = jnp.where(query.group == 0, distance, _distance(offset, key.metric))
+    known = query.known & key.known & (query.segment == key.segment)
+    cosine = sum(q * k for q, k in zip(query.normal, key.normal, strict=True))
+    unknown = query.normal_unknown | key.normal_unknown
+    key_seen = _seen(key.visibility, query.frame_bits)
+    query_seen = _seen(query.visibility, key.frame_bits)
+    if not soft:
+        agree = unknown | (cosine >= rule.normal_cos)
+        return Pairs(known & (distance <= 1.0) & agree & key_seen & query_seen)
+    penalty = jnp.maximum(distance - 1.0, 0.0)
+    penalty += jnp.where(unknown, 0.0, jnp.maximum(rule.normal_cos - cosine, 0.0))
+    penalty += jnp.where(key_seen, 0.0, 1.0) + jnp.where(query_seen, 0.0, 1.0)
+    attraction = key.log_weight - rule.falloff * distance
+    return Pairs(known & (distance <= rule.reach**2), attraction, penalty)
+
+
+def geometry_pairs(
+    query: PairFields,
+    key: PairFields,
+    rule: CorrespondenceRule,
+    *,
+    soft: bool,
+    token_level: bool,
+    two_way: bool,
+) -> Pairs:
+    """What a GeometryFill answers: dense within a group, by correspondence across."""
+    exists = (query.group >= 0) & (key.group >= 0) & (query.segment == key.segment)
+    dense = exists & (query.group == key.group)
+    cross = exists & ((query.group == 0) != (key.group == 0))
+    if not token_level:
+        return Pairs(dense | cross)
+    pairs = correspondence_pairs(query, key, rule, soft=soft, two_way=two_way)
+    return pairs.restricted(dense | (cross & pairs.allowed)).free_where(dense)
 
 
 def correspondence(
@@ -250,27 +329,18 @@ def correspondence(
     `query_is_target` marks the queries whose own field decides; for the others the key's field
     does, which makes the mask of reference queries the transpose of the target's.
     """
-    offset = tuple(_columns(key.position[..., i]) - _rows(query.position[..., i]) for i in range(3))
-    distance = _distance(offset, query.metric, _rows)
-    if query_is_target is not None:
-        transposed = _distance(offset, key.metric, _columns)
-        distance = jnp.where(_rows(query_is_target), distance, transposed)
-    known = _rows(query.valid & query.exists) & _columns(key.valid & key.exists)
-    known = known & (_rows(query.segment) == _columns(key.segment))
-
-    cosine = sum(_rows(query.normal[..., i]) * _columns(key.normal[..., i]) for i in range(3))
-    unknown = _rows(jnp.all(query.normal == 0.0, axis=-1)) | _columns(
-        jnp.all(key.normal == 0.0, axis=-1)
+    groups = (
+        jnp.zeros_like(query.frame)
+        if query_is_target is None
+        else jnp.where(query_is_target, 0, 1),
+        jnp.zeros_like(key.frame),
     )
-    key_seen = jnp.swapaxes(_seen(key.visibility, query.frame), -1, -2)
-    query_seen = _seen(query.visibility, key.frame)
-
-    if not soft:
-        agree = unknown | (cosine >= rule.normal_cos)
-        return Pairs(known & (distance <= 1.0) & agree & key_seen & query_seen)
-
-    penalty = jnp.maximum(distance - 1.0, 0.0)
-    penalty += jnp.where(unknown, 0.0, jnp.maximum(rule.normal_cos - cosine, 0.0))
-    penalty += jnp.where(key_seen, 0.0, 1.0) + jnp.where(query_seen, 0.0, 1.0)
-    attraction = _columns(key.log_weight) - rule.falloff * distance
-    return Pairs(known & (distance <= rule.reach**2), attraction, penalty)
+    fields = token_fields(query, groups[0], key.visibility.shape[-1])
+    others = token_fields(key, groups[1], query.visibility.shape[-1])
+    return correspondence_pairs(
+        jax.tree.map(lambda x: x[..., :, None], fields),
+        jax.tree.map(lambda x: x[..., None, :], others),
+        rule,
+        soft=soft,
+        two_way=query_is_target is not None,
+    )

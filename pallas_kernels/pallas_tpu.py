@@ -6,6 +6,7 @@ ahead of their use, and computes them as one large tile; the mask is looked at i
 partial tile, once for all heads of the group. Work is proportional to the listed tiles.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxtyping import Float
 
 from pallas_kernels.block_mask import BlockMask
 from pallas_kernels.compat import reduce_like
-from pallas_kernels.fills import BitFill
+from pallas_kernels.fills import BitFill, GeometryFill
 from pallas_kernels.folding import fold_vmap
 from pallas_kernels.packing import pack_partial_tiles
 from pallas_kernels.pallas_tpu_calls import backward_keys, backward_queries, forward
@@ -43,8 +44,8 @@ def tpu_cannot_take(q: Any, k: Any, mask: BlockMask) -> str:
         return f"TPU kernels take float32 and bfloat16, not {q.dtype}"
     if mask.tile_q % 8 or mask.tile_k % 8:
         return f"tiles must be multiples of 8 tokens, not {mask.tile_q}x{mask.tile_k}"
-    if mask.soft:
-        return "it evaluates no soft constraint"
+    if mask.soft and not isinstance(mask.fill, GeometryFill):
+        return "a soft constraint is evaluated for masks straight from geometry, not combined ones"
     return ""
 
 
@@ -60,7 +61,8 @@ def tpu_attention(
 ) -> tuple[Float[Array, "b tq heads dv"], Float[Array, "b tq heads"]]:
     """Attention and LSE as `reference_attention` defines them, by TPU kernels.
 
-    Masks whose partial tiles are no BitFill are packed into bits first, by `pack_partial_tiles`.
+    Partial tiles are decided in the kernels by packed bits (BitFill) or by the correspondence
+    predicate (GeometryFill); others are packed into bits first, by `pack_partial_tiles`.
     config: sizes of the steps, by default `choose_config`'s. interpret: False, or
     `pltpu.InterpretParams` to interpret the kernels on another device, in tests.
     Raises ValueError for operands that the kernels cannot take.
@@ -68,34 +70,43 @@ def tpu_attention(
     reason = tpu_cannot_take(q, k, mask)
     if reason:
         raise ValueError(reason)
-    if mask.fill is not None and not isinstance(mask.fill, BitFill):
+    if mask.fill is not None and not isinstance(mask.fill, (BitFill, GeometryFill)):
         mask = pack_partial_tiles(mask)
     config = config or choose_config(mask, q.shape[2])
     config.check(mask, q.shape[2])
     # The kernels compare logits before they scale them.
     q, scale = (-q, -scale) if scale < 0 else (q, scale)
-    return _attention(float(scale), config, interpret, q, k, v, mask)
+    plain = dataclasses.replace(mask, strength=None)
+    return _attention(float(scale), config, interpret, q, k, v, mask.strength, plain)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attention(scale, config, interpret, q, k, v, mask):
-    return _attention_forward(scale, config, interpret, q, k, v, mask)[0]
+def _attention(scale, config, interpret, q, k, v, strength, mask):
+    return _attention_forward(scale, config, interpret, q, k, v, strength, mask)[0]
 
 
-def _attention_forward(scale, config, interpret, q, k, v, mask):
-    out, lse = fold_vmap(functools.partial(forward, scale, config, interpret))(q, k, v, mask)
-    return (out, lse), (q, k, v, mask, out, lse)
+def _attention_forward(scale, config, interpret, q, k, v, strength, mask):
+    run = fold_vmap(functools.partial(forward, scale, config, interpret))
+    out, lse = run(q, k, v, strength, mask)
+    return (out, lse), (q, k, v, strength, mask, out, lse)
 
 
 def _attention_backward(scale, config, interpret, saved, cotangents):
-    q, k, v, mask, out, lse = saved
+    q, k, v, strength, mask, out, lse = saved
     d_out, d_lse = cotangents
     delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     delta = jnp.where(lse > -jnp.inf, delta - d_lse, 0.0)
-    operands = (q, k, v, d_out, lse, delta, mask)
-    dq = fold_vmap(functools.partial(backward_queries, scale, config, interpret))(*operands)
+    operands = (q, k, v, d_out, lse, delta, strength, mask)
+    run = fold_vmap(functools.partial(backward_queries, scale, config, interpret))
+    dq, d_strength = run(*operands)
     dk, dv = fold_vmap(functools.partial(backward_keys, scale, config, interpret))(*operands)
-    return *(reduce_like(*pair) for pair in ((dq, q), (dk, k), (dv, v))), None
+    dq, dk, dv = (reduce_like(*pair) for pair in ((dq, q), (dk, k), (dv, v)))
+    if strength is None:
+        return dq, dk, dv, None, None
+    for axis in (0, 1):
+        if strength.shape[axis] == 1:
+            d_strength = jnp.sum(d_strength, axis=axis, keepdims=True)
+    return dq, dk, dv, reduce_like(d_strength, strength), None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)

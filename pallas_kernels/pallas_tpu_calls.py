@@ -11,9 +11,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.block_mask import BlockMask
 from pallas_kernels.compat import output_like
+from pallas_kernels.fills import BitFill
 from pallas_kernels.pallas_tpu_kernels import forward_body, key_body, query_body
-from pallas_kernels.pallas_tpu_masks import BitMask
-from pallas_kernels.pallas_tpu_plan import TpuConfig, make_rows, row_bits
+from pallas_kernels.pallas_tpu_masks import mask_source
+from pallas_kernels.pallas_tpu_plan import TpuConfig, make_rows
 from pallas_kernels.pallas_tpu_walk import LOG2E, lanes_of
 
 __all__ = ["backward_keys", "backward_queries", "forward"]
@@ -35,7 +36,10 @@ class _Call:
     The grid is (sample, mask head, group of heads, own tile).
     """
 
-    def __init__(self, mask: BlockMask, config: TpuConfig, batch: int, heads: int, inverse: bool):
+    def __init__(
+        self, mask: BlockMask, strength: Array | None, config: TpuConfig, batch: int, heads: int,
+        *, inverse: bool,
+    ):  # fmt: skip
         self.heads = config.heads
         self.groups = heads // mask.heads // config.heads
         self.batch, self.all_heads = batch, heads
@@ -45,13 +49,14 @@ class _Call:
         self.width = self.tiles * self.other
         self.count = self.lists.count.shape[2]
         self.grid = (batch, mask.heads, self.groups, self.count)
-        slot = None if mask.fill is None else mask.fill.slot
+        slot = mask.fill.slot if isinstance(mask.fill, BitFill) else None
         if slot is not None and inverse:
             slot = jnp.swapaxes(slot, 2, 3)
         ragged = not inverse and mask.k_len % mask.tile_k != 0
         self.rows = make_rows(self.lists, slot, tiles=self.tiles, ragged=ragged)
-        words = row_bits(mask, transposed=inverse)
-        self.mask = BitMask(words, rows=self.own, tiles=self.tiles, columns=self.other)
+        self.mask = mask_source(
+            mask, strength, tiles=self.tiles, inverse=inverse, batch=batch, heads=heads
+        )
 
     def row_spec(self) -> Any:
         """One row of the lists, in scalar memory."""
@@ -85,6 +90,16 @@ class _Call:
         """float32 memory for all heads of the group."""
         return pltpu.VMEM((self.heads, *shape), jnp.float32)
 
+    def tile_spec(self, lanes: int) -> Any:
+        """A line per own tile, [heads, 1, lanes]."""
+        groups = self.groups
+        shape = (None, self.heads, None, 1, lanes)
+        return pl.BlockSpec(shape, lambda b, m, g, i: (b, m * groups + g, i, 0, 0))
+
+    def tile_shape(self, lanes: int) -> tuple:
+        """Of a result with a line per own tile."""
+        return (self.batch, self.all_heads, self.count, 1, lanes), jnp.float32
+
     def shape(self, dtype: Any, *tail: int, lines: int | None = None) -> tuple:
         """Of a result over all heads and tokens."""
         tokens = self.count * self.own
@@ -94,11 +109,14 @@ class _Call:
     def __call__(
         self, body: Callable, own: Sequence, others: Sequence, results: Sequence,
         scratch: Sequence, *, name: str, interpret: Any, operands: Any,
-    ) -> Sequence[Array]:  # fmt: skip
-        """Run the kernel. own, results: (array or shape, spec); others stay in HBM."""
+    ) -> Any:  # fmt: skip
+        """Run the kernel. own: (array, spec); others stay in HBM; results: trees of (shape, spec).
+
+        A shape is (sizes, dtype).
+        """
         body = functools.partial(body, mask=self.mask, tiles=self.tiles, tile=self.other)
-        hbm = pl.BlockSpec(memory_space=pl.ANY)
-        semaphores = pltpu.SemaphoreType.DMA((2, len(others) + len(self.mask.operands)))
+        hbm = pl.BlockSpec(memory_space=pltpu.HBM)
+        semaphores = pltpu.SemaphoreType.DMA((2, len(others) + 1))
         call = pl.pallas_call(
             body,
             grid=self.grid,
@@ -119,10 +137,11 @@ class _Call:
 
 
 def forward(
-    scale: float, config: TpuConfig, interpret: Any, q: Array, k: Array, v: Array, mask: BlockMask
-) -> tuple[Array, Array]:
+    scale: float, config: TpuConfig, interpret: Any, q: Array, k: Array, v: Array,
+    strength: Array | None, mask: BlockMask,
+) -> tuple[Array, Array]:  # fmt: skip
     """Output [b, tq, heads, dv] and LSE [b, tq, heads]."""
-    call = _Call(mask, config, q.shape[0], q.shape[2], inverse=False)
+    call = _Call(mask, strength, config, q.shape[0], q.shape[2], inverse=False)
     queries, keys, values = (
         _by_head(x, tile) for x, tile in ((q, mask.tile_q), (k, mask.tile_k), (v, mask.tile_k))
     )
@@ -144,7 +163,7 @@ def forward(
         ],
         name="block_sparse_forward",
         interpret=interpret,
-        operands=(q, k, v, mask),
+        operands=(q, k, v, strength, mask),
     )
     return _by_token(out, mask.q_len), _by_token(lse[:, :, 0], mask.q_len)
 
@@ -159,12 +178,14 @@ def _statistics(lse: Array, delta: Array, tile: int) -> Array:
 
 def backward_queries(
     scale: float, config: TpuConfig, interpret: Any,
-    q: Array, k: Array, v: Array, d_out: Array, lse: Array, delta: Array, mask: BlockMask,
-) -> Array:  # fmt: skip
-    """dq [b, tq, heads, d]."""
-    call = _Call(mask, config, q.shape[0], q.shape[2], inverse=False)
+    q: Array, k: Array, v: Array, d_out: Array, lse: Array, delta: Array,
+    strength: Array | None, mask: BlockMask,
+) -> tuple[Array, Array | None]:  # fmt: skip
+    """dq [b, tq, heads, d], and the strength's gradient [b, heads] of a soft mask."""
+    call = _Call(mask, strength, config, q.shape[0], q.shape[2], inverse=False)
     d, dv, lanes = q.shape[-1], v.shape[-1], lanes_of(call.width)
-    (dq,) = call(
+    soft = strength is not None
+    dq, *slope = call(
         functools.partial(query_body, factor=scale * LOG2E, scale=scale),
         [
             (_by_head(q, mask.tile_q), call.own_spec(d)),
@@ -172,26 +193,32 @@ def backward_queries(
             (_statistics(lse, delta, mask.tile_q), call.line_spec(2)),
         ],
         [_by_head(k, mask.tile_k), _by_head(v, mask.tile_k)],
-        [(call.shape(q.dtype, d), call.own_spec(d))],
+        [
+            (call.shape(q.dtype, d), call.own_spec(d)),
+            *([(call.tile_shape(lanes), call.tile_spec(lanes))] if soft else []),
+        ],
         [
             call.buffer(call.width, d, dtype=k.dtype),
             call.buffer(call.width, dv, dtype=v.dtype),
             call.scratch(2, call.own, lanes),
             call.scratch(call.own, d),
+            (call.scratch(1, lanes),) if soft else (),
         ],
         name="block_sparse_backward_queries",
         interpret=interpret,
-        operands=(q, k, v, d_out, lse, delta, mask),
+        operands=(q, k, v, d_out, lse, delta, strength, mask),
     )
-    return _by_token(dq, mask.q_len)
+    slopes = jnp.sum(slope[0], axis=(2, 3, 4)) if soft else None
+    return _by_token(dq, mask.q_len), slopes
 
 
 def backward_keys(
     scale: float, config: TpuConfig, interpret: Any,
-    q: Array, k: Array, v: Array, d_out: Array, lse: Array, delta: Array, mask: BlockMask,
+    q: Array, k: Array, v: Array, d_out: Array, lse: Array, delta: Array,
+    strength: Array | None, mask: BlockMask,
 ) -> tuple[Array, Array]:  # fmt: skip
     """dk [b, tk, heads, d] and dv [b, tk, heads, dv]."""
-    call = _Call(mask, config, q.shape[0], q.shape[2], inverse=True)
+    call = _Call(mask, strength, config, q.shape[0], q.shape[2], inverse=True)
     d, dv = q.shape[-1], v.shape[-1]
     dk, d_value = call(
         functools.partial(key_body, factor=scale * LOG2E, scale=scale),
@@ -217,6 +244,6 @@ def backward_keys(
         ],
         name="block_sparse_backward_keys",
         interpret=interpret,
-        operands=(q, k, v, d_out, lse, delta, mask),
+        operands=(q, k, v, d_out, lse, delta, strength, mask),
     )
     return _by_token(dk, mask.k_len), _by_token(d_value, mask.k_len)

@@ -2,7 +2,8 @@
 
 References that a body gets: the row of `make_rows`, blocks of the program's own tokens
 [heads, tile, d], whole arrays in HBM whose listed tiles are fetched, the mask's arrays, results,
-and scratch memory.
+and scratch memory. Products of several heads are written side by side, so that one's latency
+hides behind the others.
 """
 
 from typing import Any
@@ -15,6 +16,8 @@ from pallas_kernels.pallas_tpu_walk import (
     LOG2E,
     dot,
     each_head,
+    heads_together,
+    some_heads,
     spread,
     token_stream,
     walk,
@@ -23,17 +26,42 @@ from pallas_kernels.pallas_tpu_walk import (
 __all__ = ["forward_body", "key_body", "query_body"]
 
 
-def _first_head(heads: int) -> tuple[Any, Any, Any]:
-    """Sample, mask head, and the first attention head of this program."""
-    batch, mask_head, group = (pl.program_id(i) for i in range(3))
-    return batch, mask_head, (mask_head * pl.num_programs(2) + group) * heads
+class _Group:
+    """The heads of a program, and its mask."""
 
+    def __init__(self, heads: int, mask: Any, refs: Any, scratch: Any):
+        self.batch, self.mask_head, group = (pl.program_id(i) for i in range(3))
+        self.first = (self.mask_head * pl.num_programs(2) + group) * heads
+        self.heads = heads
+        self.mask, self.refs, self.scratch = mask, refs, scratch
 
-def _fetched(pairs, first, heads: int, batch, tile: int) -> list:
-    """Streams of token arrays [b, heads, t, d], tiles of `tile` tokens."""
-    return [
-        token_stream(hbm.at[batch, pl.ds(first, heads)], buffer, tile, 1) for hbm, buffer in pairs
-    ]
+    def fetched(self, pairs, tile: int, axis: int = 1) -> list:
+        """Streams of token arrays [b, heads, ...], tiles of `tile` tokens along axis + 1."""
+        first, heads = self.first, self.heads
+        return [
+            token_stream(hbm.at[self.batch, pl.ds(first, heads)], buffer, tile, axis)
+            for hbm, buffer in pairs
+        ]
+
+    def masks(self) -> list:
+        """Streams of the mask."""
+        return list(self.mask.streams(self.refs, self.scratch, self.batch, self.mask_head))
+
+    def evaluate(self, buffer, slots) -> None:
+        """Look at the mask of a step."""
+        self.mask.evaluate(self.refs, self.scratch, buffer, slots)
+
+    def biased(self, logits: list, heads) -> list:
+        """Logits of some heads under the mask."""
+        place = self.refs, self.scratch, self.batch
+        return [
+            x + self.mask.bias(*place, self.first + head)
+            for x, head in zip(logits, heads, strict=True)
+        ]
+
+    def slope(self, head):
+        """Derivative of the bias of a head by the strength."""
+        return self.mask.slope(self.refs, self.scratch, self.batch, self.first + head)
 
 
 def forward_body(
@@ -41,39 +69,43 @@ def forward_body(
     *, mask, factor: float, tiles: int, tile: int,
 ):  # fmt: skip
     """Output and LSE of a query tile."""
-    heads, lanes = top.shape[0], top.shape[-1]
-    batch, mask_head, first = _first_head(heads)
+    heads, own, lanes = top.shape
+    width = tiles * tile
+    group = _Group(heads, mask, mask_refs, mask_scratch)
     top[...] = jnp.full_like(top, EXCLUDED)
     total[...] = jnp.zeros_like(total)
     acc[...] = jnp.zeros_like(acc)
-    mask.start(mask_refs, mask_scratch)
 
-    def compute(step, buffer, masked):
+    def compute(buffer, masked, slots):
         if masked:
-            mask.evaluate(mask_scratch, buffer)
+            group.evaluate(buffer, slots)
 
-        def one(head):
-            logits = dot(q[head], k[buffer, head], (1, 1)) * factor
-            width = logits.shape[1]
+        def some(chosen):
+            logits = [dot(q[h], k[buffer, h], (1, 1)) * factor for h in chosen]
             if masked:
-                logits = logits + mask.bias(mask_scratch, head)
-            before = top[head]
-            now = jnp.maximum(before, jnp.max(logits, axis=1, keepdims=True))
-            weights = jnp.exp2(logits - spread(now, width))
-            decay = jnp.exp2(before - now)
-            # Lanes are summed at the end of the row only.
-            added = sum(weights[:, i : i + lanes] for i in range(0, width, lanes))
-            top[head] = now
-            total[head] = decay * total[head] + added
-            value = v[buffer, head]
-            product = dot(weights.astype(value.dtype), value, (1, 0))
-            acc[head] = spread(decay, acc.shape[-1]) * acc[head] + product
+                logits = group.biased(logits, chosen)
+            before = [top[h] for h in chosen]
+            now = [
+                jnp.maximum(b, jnp.max(x, axis=1, keepdims=True))
+                for b, x in zip(before, logits, strict=True)
+            ]
+            weights = [jnp.exp2(x - spread(n, width)) for x, n in zip(logits, now, strict=True)]
+            products = [
+                dot(w.astype(v.dtype), v[buffer, h], (1, 0))
+                for w, h in zip(weights, chosen, strict=True)
+            ]
+            for i, h in enumerate(chosen):
+                decay = jnp.exp2(before[i] - now[i])
+                # Lanes are summed at the end of the row only.
+                added = sum(weights[i][:, at : at + lanes] for at in range(0, width, lanes))
+                top[h] = now[i]
+                total[h] = decay * total[h] + added
+                acc[h] = spread(decay, acc.shape[-1]) * acc[h] + products[i]
 
-        each_head(heads, one)
+        some_heads(heads, heads_together(heads, own * width), some)
 
-    streams = _fetched(((k_hbm, k), (v_hbm, v)), first, heads, batch, tile)
-    masks = mask.streams(mask_refs, mask_scratch, batch, mask_head)
-    walk(row, tiles, streams, masks, semaphores, compute)
+    streams = group.fetched(((k_hbm, k), (v_hbm, v)), tile)
+    walk(row, tiles, streams, group.masks(), semaphores, compute)
 
     def finish(head):
         highest = top[head]
@@ -89,44 +121,63 @@ def forward_body(
 
 
 def query_body(
-    row, q, d_out, stats, k_hbm, v_hbm, mask_refs, dq, k, v, columns, acc, mask_scratch, semaphores,
-    *, mask, factor: float, scale: float, tiles: int, tile: int,
+    row, q, d_out, stats, k_hbm, v_hbm, mask_refs, *rest,
+    mask, factor: float, scale: float, tiles: int, tile: int,
 ):  # fmt: skip
-    """dq of a query tile. stats [heads, 2, tile]: LSE in powers of two, and delta."""
-    heads = acc.shape[0]
-    batch, mask_head, first = _first_head(heads)
+    """dq of a query tile. stats [heads, 2, tile]: LSE in powers of two, and delta.
+
+    Of a soft mask also the gradient of the strength, [heads, 1, lanes].
+    """
+    dq, *slope, k, v, columns, acc, slopes, mask_scratch, semaphores = rest
+    heads, own, _ = acc.shape
+    lanes, width = columns.shape[-1], tiles * tile
+    group = _Group(heads, mask, mask_refs, mask_scratch)
     acc[...] = jnp.zeros_like(acc)
-    mask.start(mask_refs, mask_scratch)
-    lanes = columns.shape[-1]
+    for each in slopes:
+        each[...] = jnp.zeros_like(each)
 
     def prepare(head):
         for i in range(2):
-            line = jnp.broadcast_to(stats[head, pl.ds(i, 1)], (lanes, columns.shape[2]))
+            line = jnp.broadcast_to(stats[head, pl.ds(i, 1)], (lanes, own))
             columns[head, i] = jnp.transpose(line)
 
     each_head(heads, prepare)
 
-    def compute(step, buffer, masked):
+    def compute(buffer, masked, slots):
         if masked:
-            mask.evaluate(mask_scratch, buffer)
+            group.evaluate(buffer, slots)
 
-        def one(head):
-            key = k[buffer, head]
-            logits = dot(q[head], key, (1, 1)) * factor
-            width = logits.shape[1]
+        def some(chosen):
+            logits = [dot(q[h], k[buffer, h], (1, 1)) * factor for h in chosen]
+            d_weights = [dot(d_out[h], v[buffer, h], (1, 1)) for h in chosen]
             if masked:
-                logits = logits + mask.bias(mask_scratch, head)
-            weights = jnp.exp2(logits - spread(columns[head, 0], width))
-            d_weights = dot(d_out[head], v[buffer, head], (1, 1))
-            d_logits = weights * (d_weights - spread(columns[head, 1], width))
-            acc[head] += dot(d_logits.astype(key.dtype), key, (1, 0))
+                logits = group.biased(logits, chosen)
+            weights = [
+                jnp.exp2(x - spread(columns[h, 0], width))
+                for x, h in zip(logits, chosen, strict=True)
+            ]
+            d_logits = [
+                w * (d - spread(columns[h, 1], width))
+                for w, d, h in zip(weights, d_weights, chosen, strict=True)
+            ]
+            products = [
+                dot(d.astype(k.dtype), k[buffer, h], (1, 0))
+                for d, h in zip(d_logits, chosen, strict=True)
+            ]
+            for i, h in enumerate(chosen):
+                acc[h] += products[i]
+                if masked:
+                    for each in slopes:
+                        lines = jnp.sum(d_logits[i] * group.slope(h), axis=0, keepdims=True)
+                        each[h] += sum(lines[:, at : at + lanes] for at in range(0, width, lanes))
 
-        each_head(heads, one)
+        some_heads(heads, heads_together(heads, own * width), some)
 
-    streams = _fetched(((k_hbm, k), (v_hbm, v)), first, heads, batch, tile)
-    masks = mask.streams(mask_refs, mask_scratch, batch, mask_head)
-    walk(row, tiles, streams, masks, semaphores, compute)
+    streams = group.fetched(((k_hbm, k), (v_hbm, v)), tile)
+    walk(row, tiles, streams, group.masks(), semaphores, compute)
     dq[...] = (acc[...] * scale).astype(dq.dtype)
+    for result, each in zip(slope, slopes, strict=True):
+        result[...] = each[...]
 
 
 def key_body(
@@ -135,33 +186,44 @@ def key_body(
     *, mask, factor: float, scale: float, tiles: int, tile: int,
 ):  # fmt: skip
     """dk and dv of a key tile; all pairs stand as [keys, queries], so that stats are rows."""
-    heads = k_acc.shape[0]
-    batch, mask_head, first = _first_head(heads)
+    heads, own, _ = k_acc.shape
+    group = _Group(heads, mask, mask_refs, mask_scratch)
     k_acc[...] = jnp.zeros_like(k_acc)
     v_acc[...] = jnp.zeros_like(v_acc)
-    mask.start(mask_refs, mask_scratch)
 
-    def compute(step, buffer, masked):
+    def compute(buffer, masked, slots):
         if masked:
-            mask.evaluate(mask_scratch, buffer)
+            group.evaluate(buffer, slots)
 
-        def one(head):
-            query, d_row = q[buffer, head], d_out[buffer, head]
-            logits = dot(k[head], query, (1, 1)) * factor
+        def some(chosen):
+            logits = [dot(k[h], q[buffer, h], (1, 1)) * factor for h in chosen]
+            d_weights = [dot(v[h], d_out[buffer, h], (1, 1)) for h in chosen]
             if masked:
-                logits = logits + mask.bias(mask_scratch, head)
-            lse, delta = (stats[buffer, head, pl.ds(i, 1)] for i in range(2))
-            weights = jnp.exp2(logits - lse)
-            v_acc[head] += dot(weights.astype(d_row.dtype), d_row, (1, 0))
-            d_weights = dot(v[head], d_row, (1, 1))
-            d_logits = weights * (d_weights - delta)
-            k_acc[head] += dot(d_logits.astype(query.dtype), query, (1, 0))
+                logits = group.biased(logits, chosen)
+            weights = [
+                jnp.exp2(x - stats[buffer, h, pl.ds(0, 1)])
+                for x, h in zip(logits, chosen, strict=True)
+            ]
+            values = [
+                dot(w.astype(d_out.dtype), d_out[buffer, h], (1, 0))
+                for w, h in zip(weights, chosen, strict=True)
+            ]
+            d_logits = [
+                w * (d - stats[buffer, h, pl.ds(1, 1)])
+                for w, d, h in zip(weights, d_weights, chosen, strict=True)
+            ]
+            keys = [
+                dot(d.astype(q.dtype), q[buffer, h], (1, 0))
+                for d, h in zip(d_logits, chosen, strict=True)
+            ]
+            for i, h in enumerate(chosen):
+                v_acc[h] += values[i]
+                k_acc[h] += keys[i]
 
-        each_head(heads, one)
+        some_heads(heads, heads_together(heads, own * tiles * tile), some)
 
-    streams = _fetched(((q_hbm, q), (d_hbm, d_out)), first, heads, batch, tile)
-    streams.append(token_stream(stats_hbm.at[batch, pl.ds(first, heads)], stats, tile, 2))
-    masks = mask.streams(mask_refs, mask_scratch, batch, mask_head)
-    walk(row, tiles, streams, masks, semaphores, compute)
+    streams = group.fetched(((q_hbm, q), (d_hbm, d_out)), tile)
+    streams += group.fetched(((stats_hbm, stats),), tile, axis=2)
+    walk(row, tiles, streams, group.masks(), semaphores, compute)
     dk[...] = (k_acc[...] * scale).astype(dk.dtype)
     dv[...] = v_acc[...].astype(dv.dtype)

@@ -2,33 +2,50 @@
 
 A source of masks brings its arrays, their buffers and copies, and turns the fetched tiles of a
 step into a bias per pair, [rows, columns], once for all heads of the group. Rows are the tokens
-that a grid program owns, columns those of the listed tiles.
+that a grid program owns, columns those of the listed tiles: queries and keys, or keys and queries
+when `inverse`.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.pallas_tpu_plan import word_rows
-from pallas_kernels.pallas_tpu_walk import EXCLUDED, Stream, word_stream
+from pallas_kernels.block_mask import BlockMask
+from pallas_kernels.fills import GeometryFill
+from pallas_kernels.geometry import PairFields, Pairs, geometry_pairs, token_fields
+from pallas_kernels.pallas_tpu_plan import (
+    EMPTY_SLOT,
+    FIRST_SLOT,
+    RAGGED_SLOT,
+    row_bits,
+    word_rows,
+)
+from pallas_kernels.pallas_tpu_walk import EXCLUDED, LOG2E, Stream, token_stream, word_stream
 
-__all__ = ["BitMask"]
+__all__ = ["BitMask", "GeometryMask", "MaskSource", "mask_source"]
+
+_CHUNK = 64  # rows of pairs evaluated at once: few enough to stay in registers
 
 
 class BitMask:
     """Packed bits, fetched for every listed tile of a step that needs a mask.
 
-    words   int32 [b or 1, heads, slots, word rows, columns] of `row_bits`.
-    rows    tokens of the program's own tile; tiles, columns: listed tiles per step, tokens in each.
+    tiles: listed tiles per step.
     """
 
-    def __init__(self, words: Array, *, rows: int, tiles: int, columns: int):
+    soft = False
+
+    def __init__(self, mask: BlockMask, *, tiles: int, inverse: bool):
+        rows, columns = (mask.tile_k, mask.tile_q) if inverse else (mask.tile_q, mask.tile_k)
+        words = row_bits(mask, transposed=inverse)
         self.operands = (words,)
-        self.specs = (pl.BlockSpec(memory_space=pl.ANY),)
+        self.specs = (pl.BlockSpec(memory_space=pltpu.HBM),)
         self.scratch = (
             pltpu.VMEM((2, word_rows(rows), tiles * columns), jnp.int32),
             pltpu.VMEM((rows, tiles * columns), jnp.float32),
@@ -36,16 +53,13 @@ class BitMask:
         self.columns = columns
         self.shared_batch = words.shape[0] == 1
 
-    def streams(self, operands: Any, scratch: Any, batch: Any, head: Any) -> Sequence[Stream]:
+    def streams(self, refs: Any, scratch: Any, batch: Any, head: Any) -> Sequence[Stream]:
         """Copies of a step's tiles."""
-        source = operands[0].at[0 if self.shared_batch else batch, head]
+        source = refs[0].at[0 if self.shared_batch else batch, head]
         return [word_stream(source, scratch[0], self.columns)]
 
-    def start(self, operands: Any, scratch: Any) -> None:
-        """Once per grid program: nothing to do."""
-
-    def evaluate(self, scratch: Any, buffer: Array) -> None:
-        """Bias of a step's tiles from the fetched words."""
+    def evaluate(self, refs: Any, scratch: Any, buffer: Array, slots: Sequence[Array]) -> None:
+        """Bias of a step's tiles, kept for all heads; slots: of the listed tiles."""
         words, bias = scratch
         packed = words[buffer]
         group = packed.shape[0]
@@ -54,6 +68,159 @@ class BitMask:
             allowed = lax.bitwise_and(packed, chosen) != 0
             bias[pl.ds(bit * group, group), :] = jnp.where(allowed, 0.0, EXCLUDED)
 
-    def bias(self, scratch: Any, head: Any) -> Array:
-        """Added to the logits (in powers of two) of a head."""
+    def bias(self, refs: Any, scratch: Any, batch: Any, head: Any) -> Array:
+        """Added to the logits (in powers of two) of an attention head."""
         return scratch[1][...]
+
+
+class GeometryMask:
+    """The correspondence predicate, evaluated in the partial tiles; hard or soft.
+
+    The fields of the program's own tokens are a block [rows, fields], those of the listed tiles
+    are fetched as [fields, columns], all as int32. strength: [b, heads] of a soft mask.
+    """
+
+    def __init__(
+        self, mask: BlockMask, strength: Array | None, *, tiles: int, inverse: bool, batch: int,
+        heads: int,
+    ):  # fmt: skip
+        fill: GeometryFill = mask.fill
+        query = token_fields(fill.query, fill.query_group, fill.key.visibility.shape[-1])
+        key = token_fields(fill.key, fill.key_group, fill.query.visibility.shape[-1])
+        own, other = (key, query) if inverse else (query, key)
+        rows, columns = (mask.tile_k, mask.tile_q) if inverse else (mask.tile_q, mask.tile_k)
+        self.fill, self.inverse, self.soft = fill, inverse, fill.soft
+        self.rows, self.columns, self.tiles = rows, columns, tiles
+        # Of the last key tile; the rows' own ragged ends are of no consequence.
+        self.left = columns if inverse else mask.k_len - (mask.k_tiles - 1) * mask.tile_k
+        self.own_layout, own_table = _pack_fields(own, axis=-1, multiple=1)
+        self.other_layout, other_table = _pack_fields(other, axis=-2, multiple=8)
+        self.operands: tuple[Array, ...] = (own_table, other_table)
+        self.shared_batch = own_table.shape[0] == 1
+        self.specs: tuple[Any, ...] = (
+            pl.BlockSpec((None, rows, own_table.shape[-1]), self._own_place),
+            pl.BlockSpec(memory_space=pltpu.HBM),
+        )
+        pairs = pltpu.VMEM((rows, tiles * columns), jnp.float32)
+        buffer = pltpu.VMEM((2, other_table.shape[-2], tiles * columns), jnp.int32)
+        self.scratch = (buffer, pairs, *((pairs,) if self.soft else ()))
+        if strength is not None:
+            table = jnp.broadcast_to(strength, (batch, heads))
+            numbers = (
+                (1.0 - 1.0 / (1.0 + table)) * LOG2E,
+                table * LOG2E,
+                jnp.square(1 / (1 + table)),
+            )
+            self.operands += (jnp.stack(numbers, axis=-1),)
+            self.specs += (pl.BlockSpec(memory_space=pltpu.SMEM),)
+
+    def _own_place(self, b, m, g, i):
+        return 0 if self.shared_batch else b, i, 0
+
+    def streams(self, refs: Any, scratch: Any, batch: Any, head: Any) -> Sequence[Stream]:
+        """Copies of a step's tiles."""
+        source = refs[1].at[0 if self.shared_batch else batch]
+        return [token_stream(source, scratch[0], self.columns, 1)]
+
+    def evaluate(self, refs: Any, scratch: Any, buffer: Array, slots: Sequence[Array]) -> None:
+        """Bias of a step's tiles, kept for all heads; slots: of the listed tiles."""
+        for place, slot in enumerate(slots):
+            columns = pl.ds(place * self.columns, self.columns)
+            decide = (
+                lambda columns=columns: self._predicate(refs, scratch, buffer, columns),
+                lambda columns=columns, slot=slot: self._constant(scratch, slot, columns),
+            )
+            pl.when(slot >= FIRST_SLOT)(decide[0])
+            pl.when(slot < FIRST_SLOT)(decide[1])
+
+    def _constant(self, scratch: Any, slot: Array, columns: Any) -> None:
+        kept = jnp.where(slot == RAGGED_SLOT, self.left, self.columns)
+        kept = jnp.where(slot == EMPTY_SLOT, 0, kept)
+        column = lax.broadcasted_iota(jnp.int32, (self.rows, self.columns), 1)
+        scratch[1][:, columns] = jnp.where(column < kept, 0.0, EXCLUDED)
+        if self.soft:
+            scratch[2][:, columns] = jnp.zeros((self.rows, self.columns), jnp.float32)
+
+    def _predicate(self, refs: Any, scratch: Any, buffer: Array, columns: Any) -> None:
+        chunk = math.gcd(self.rows, _CHUNK)
+        table = scratch[0][buffer, :, columns]
+        other = _unpack_fields(self.other_layout, lambda i: table[i : i + 1])
+
+        def part(at: Any) -> None:
+            rows = pl.ds(pl.multiple_of(at * chunk, chunk), chunk)
+            block = refs[0][rows, :]
+            own = _unpack_fields(self.own_layout, lambda i: block[:, i : i + 1])
+            query, key = (other, own) if self.inverse else (own, other)
+            pairs: Pairs = geometry_pairs(
+                query,
+                key,
+                self.fill.rule,
+                soft=self.soft,
+                token_level=self.fill.token_level,
+                two_way=self.fill.two_way,
+            )
+            if not self.soft:
+                scratch[1][rows, columns] = jnp.where(pairs.allowed, 0.0, EXCLUDED)
+                return
+            attraction, penalty = pairs.constraint()
+            scratch[1][rows, columns] = jnp.where(pairs.allowed, attraction, EXCLUDED)
+            scratch[2][rows, columns] = penalty
+
+        lax.fori_loop(0, self.rows // chunk, lambda at, _: part(at), None)
+
+    def bias(self, refs: Any, scratch: Any, batch: Any, head: Any) -> Array:
+        """Added to the logits (in powers of two) of an attention head."""
+        attraction = scratch[1][...]
+        if not self.soft:
+            return attraction
+        penalty = scratch[2][...]
+        weight, strength = refs[2][batch, head, 0], refs[2][batch, head, 1]
+        # Not strength * 0: an infinite strength must leave agreeing pairs alone.
+        bias = weight * attraction - jnp.where(penalty > 0, strength * penalty, 0.0)
+        return jnp.where(attraction > EXCLUDED, jnp.maximum(bias, EXCLUDED), EXCLUDED)
+
+    def slope(self, refs: Any, scratch: Any, batch: Any, head: Any) -> Array:
+        """Derivative of a soft mask's bias (in natural logits) by the strength."""
+        return scratch[1][...] * refs[2][batch, head, 2] - scratch[2][...]
+
+
+MaskSource = BitMask | GeometryMask
+
+
+def mask_source(
+    mask: BlockMask, strength: Array | None, *, tiles: int, inverse: bool, batch: int, heads: int
+) -> MaskSource:
+    """The source of a mask whose fill is None, a BitFill or a GeometryFill."""
+    if isinstance(mask.fill, GeometryFill):
+        return GeometryMask(mask, strength, tiles=tiles, inverse=inverse, batch=batch, heads=heads)
+    return BitMask(mask, tiles=tiles, inverse=inverse)
+
+
+_Layout = tuple[Any, tuple[Any, ...]]
+
+
+def _pack_fields(fields: PairFields, *, axis: int, multiple: int) -> tuple[_Layout, Array]:
+    """All fields as one int32 array, stacked along `axis`, and how to take them apart again."""
+    leaves, structure = jax.tree.flatten(fields)
+    kinds = tuple(leaf.dtype for leaf in leaves)
+    numbers = [
+        leaf.astype(jnp.int32)
+        if leaf.dtype in (jnp.bool_, jnp.int32)
+        else lax.bitcast_convert_type(leaf, jnp.int32)
+        for leaf in leaves
+    ]
+    numbers += [jnp.zeros_like(numbers[0])] * (-len(numbers) % multiple)
+    return (structure, kinds), jnp.stack(numbers, axis=axis)
+
+
+def _unpack_fields(layout: _Layout, read: Callable[[int], Array]) -> PairFields:
+    """Fields from the int32 numbers that `read(i)` gives."""
+    structure, kinds = layout
+
+    def one(i: int, kind: Any) -> Array:
+        number = read(i)
+        if kind == jnp.bool_:
+            return number != 0
+        return pltpu.bitcast(number, jnp.float32) if kind == jnp.float32 else number
+
+    return jax.tree.unflatten(structure, [one(i, kind) for i, kind in enumerate(kinds)])

@@ -17,7 +17,9 @@ __all__ = [
     "Stream",
     "dot",
     "each_head",
+    "heads_together",
     "lanes_of",
+    "some_heads",
     "spread",
     "token_stream",
     "walk",
@@ -28,6 +30,7 @@ __all__ = [
 EXCLUDED = -1e30
 # Kernels count logits in powers of two, which the hardware has.
 LOG2E = math.log2(math.e)
+_PAIRS = 512 * 512
 
 # (place within the step, tile, slot, buffer) -> source and destination of a copy.
 Stream = Callable[[int, Array, Array, Array], tuple[Any, Any]]
@@ -60,9 +63,9 @@ def walk(
     streams: Sequence[Stream],
     masks: Sequence[Stream],
     semaphores: Any,
-    compute: Callable[[Array, Array, bool], None],
+    compute: Callable[[Array, bool, Sequence[Array]], None],
 ) -> None:
-    """Call `compute(step, buffer, masked)` for all steps of a row, its tiles fetched by then.
+    """Call `compute(buffer, masked, slots)` for all steps of a row, its tiles fetched by then.
 
     row: reference [1, width] to numbers laid out by `make_rows`. `masks` are fetched for the steps
     that need the mask only. semaphores: one per buffer and stream, [2, streams + masks].
@@ -73,13 +76,15 @@ def walk(
     def needs_mask(step: Array) -> Array:
         return (step < head) | (step >= end)
 
+    def listed(step: Array) -> list[tuple[Array, Array]]:
+        places = (HEADER + step * tiles + place for place in range(tiles))
+        return [(row[0, at], row[0, at + capacity]) for at in places]
+
     def each(step: Array, act: Callable[[Any], None]) -> None:
         buffer = lax.bitwise_and(step, 1)
 
         def copies(chosen: Sequence[Stream], first: int) -> None:
-            for place in range(tiles):
-                at = HEADER + step * tiles + place
-                tile, slot = row[0, at], row[0, at + capacity]
+            for place, (tile, slot) in enumerate(listed(step)):
                 for i, stream in enumerate(chosen):
                     source, target = stream(place, tile, slot, buffer)
                     act(pltpu.make_async_copy(source, target, semaphores.at[buffer, first + i]))
@@ -94,8 +99,9 @@ def walk(
         each(step, lambda copy: copy.wait())
         buffer = lax.bitwise_and(step, 1)
         masked = needs_mask(step)
-        pl.when(masked)(lambda: compute(step, buffer, True))
-        pl.when(jnp.logical_not(masked))(lambda: compute(step, buffer, False))
+        slots = [slot for _, slot in listed(step)]
+        pl.when(masked)(lambda: compute(buffer, True, slots))
+        pl.when(jnp.logical_not(masked))(lambda: compute(buffer, False, slots))
 
     lax.fori_loop(0, total, body, None)
 
@@ -122,7 +128,24 @@ def spread(x: Array, width: int) -> Array:
 
 def each_head(heads: int, body: Callable[[Any], None]) -> None:
     """Call body(head) for every head of the group, one after the other."""
-    if heads == 1:
-        body(0)
-    else:
-        lax.fori_loop(0, heads, lambda head, _: body(head), None)
+    some_heads(heads, 1, lambda chosen: body(chosen[0]))
+
+
+def some_heads(heads: int, together: int, body: Callable[[Sequence[Any]], None]) -> None:
+    """Call body([head, ...]) for all heads of the group, `together` at a time."""
+    if together == heads:
+        body(range(heads))
+        return
+
+    def step(at: Any, _: None) -> None:
+        body([at * together + i for i in range(together)])
+
+    lax.fori_loop(0, heads // together, step, None)
+
+
+def heads_together(heads: int, pairs: int) -> int:
+    """How many heads are computed side by side, for compute tiles of so many pairs.
+
+    Of a small tile every product waits for the one before; those of other heads fill the time.
+    """
+    return max(n for n in range(1, heads + 1) if heads % n == 0 and n * pairs <= max(_PAIRS, pairs))
