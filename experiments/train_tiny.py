@@ -61,7 +61,7 @@ def channel_weights(vae: TinyVae, params: PyTree, shape: tuple[int, ...]) -> jax
 def main() -> None:
     """Run the training."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--cache", type=Path, required=True, help="prepared clips")
+    parser.add_argument("--cache", type=Path, nargs="+", required=True, help="prepared clips")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=4)
@@ -93,11 +93,11 @@ def main() -> None:
 
     print("channel weights", [round(float(w), 2) for w in weights])
     state = init_train_state(denoiser, optimizer, train_key)
-    source = ClipCache(options.cache)
+    sources = [ClipCache(folder) for folder in options.cache]
     state = train(
         state,
         make_train_step(loss_fn, optimizer),
-        cached_batches(source, options.batch, options.seed),
+        cached_batches(sources, options.batch, options.seed),
         steps=options.steps,
         out=options.out,
         resume=options.resume,

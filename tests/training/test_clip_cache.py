@@ -144,7 +144,7 @@ def test_batches_are_a_function_of_the_seed(tmp_path):
     source = ClipCache(tmp_path)
 
     def epochs(seed: int) -> list[list[float]]:
-        batches = cached_batches(source, 4, seed)
+        batches = cached_batches([source], 4, seed)
         flat = [n for _ in range(6) for n in _numbers(next(batches))]
         return [flat[i : i + 8] for i in range(0, 24, 8)]
 
@@ -159,13 +159,23 @@ def test_batches_are_a_function_of_the_seed(tmp_path):
 def test_a_restored_position_goes_on_as_the_unbroken_run(tmp_path):
     _filled(tmp_path, 7)
     source = ClipCache(tmp_path)
-    unbroken = cached_batches(source, 2, 3)
+    unbroken = cached_batches([source], 2, 3)
     assert isinstance(unbroken, Batches)
     for _ in range(5):
         next(unbroken)
     state = unbroken.get_state()
     rest = [_numbers(next(unbroken)) for _ in range(6)]
-    resumed = cached_batches(source, 2, 3)
+    resumed = cached_batches([source], 2, 3)
     # What a checkpoint holds has gone through JSON.
     resumed.set_state(json.loads(json.dumps(state)))
     assert [_numbers(next(resumed)) for _ in range(6)] == rest
+
+
+def test_several_caches_are_one(tmp_path):
+    _filled(tmp_path / "a", 5)
+    writer = ClipCacheWriter(tmp_path / "b", 4, _clip(0), _RECIPE)
+    for number in (5, 6, 7):
+        writer.append(_clip(number))
+    batches = cached_batches([ClipCache(tmp_path / "a"), ClipCache(tmp_path / "b")], 4, 0)
+    seen = [n for _ in range(2) for n in _numbers(next(batches))]
+    assert sorted(seen) == list(range(8))

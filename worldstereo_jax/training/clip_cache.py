@@ -7,7 +7,7 @@ step on them, and none of it depends on the weights that are trained; so it is d
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -163,9 +163,15 @@ class ClipCache(grain.sources.RandomAccessDataSource):
         return ClipCache, (Path(self.folder),)
 
 
-def cached_batches(source: ClipCache, batch_size: int, seed: int) -> grain.DatasetIterator:
-    """Endless shuffled batches whose position can be saved; a pure function of `seed`."""
-    data = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
+def cached_batches(
+    sources: Sequence[ClipCache], batch_size: int, seed: int
+) -> grain.DatasetIterator:
+    """Endless shuffled batches from all caches, whose position can be saved.
+
+    A pure function of `seed` and the caches in their order, all made with the same sizes.
+    """
+    parts = [grain.MapDataset.source(source) for source in sources]
+    data = grain.MapDataset.concatenate(parts).seed(seed).shuffle().repeat().batch(batch_size)
     return iter(data.to_iter_dataset())
 
 
