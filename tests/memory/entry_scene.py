@@ -1,0 +1,96 @@
+"""Small frames of the room for tests of the entry bank; all of one shape, so all compile once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from worldstereo_jax.memory.entries import EntryConfig, init_entries
+from worldstereo_jax.memory.entry_features import pyramid_widths
+from worldstereo_jax.memory.entry_frame import make_entry_frame
+from worldstereo_jax.memory.entry_update import EntryRule, update_entries
+
+HEIGHT, WIDTH = 32, 48
+INTRINSICS = np.array([[42.0, 0, WIDTH / 2], [0, 42.0, HEIGHT / 2], [0, 0, 1]], np.float32)
+NOISE = 0.01
+RULE = EntryRule(noise=NOISE)
+CONFIG = EntryConfig(6000, pyramid_widths())
+# (axis, value) of every plane of the room: see `_quads` in conftest.
+FACES = [(2, 6.0), (1, 2.0), (0, -5.0), (0, 5.0), (2, 3.4), (2, 4.2), (0, -1.6), (0, -0.5)]
+FACES += [(1, 0.2), (2, 2.9), (2, 3.7), (0, 0.6), (0, 1.7), (1, 0.8)]
+
+
+def cameras(room, count):
+    """World-to-camera of `count` places on a small loop, all looking at the middle of the room."""
+    turns = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    eyes = [[0.35 * np.cos(t), 0.2 * np.sin(t) - 0.2, 0.2 * np.sin(2 * t)] for t in turns]
+    return np.stack([room.look(eye, [0.0, 0.4, 4.0]) for eye in eyes]).astype(np.float32)
+
+
+def photographs(room, w2c):
+    """Images [f, h, w, 3] and exact depth [f, h, w] of the room."""
+    taken = [room.take(camera, INTRINSICS, HEIGHT, WIDTH) for camera in w2c]
+    return np.stack([image for image, _ in taken]), np.stack([depth for _, depth in taken])
+
+
+def noisy(depth, seed=0, noise=NOISE):
+    random = np.random.default_rng(seed)
+    return (depth * (1 + noise * random.standard_normal(depth.shape))).astype(np.float32)
+
+
+@functools.cache
+def _maker():
+    def make(image, depth, w2c, intrinsics, confidence, view, source):
+        return make_entry_frame(
+            image, depth, w2c, intrinsics, view=view, source=source, confidence=confidence
+        )
+
+    return jax.jit(jax.vmap(make))
+
+
+def frames(images, depth, w2c, *, confidence=None, views=None, source=0, scale=1.0):
+    """Stacked frames; every pixel with depth is certain unless told otherwise."""
+    count = len(images)
+    depth = jnp.asarray(depth, jnp.float32)
+    if confidence is None:
+        confidence = (depth > 0).astype(jnp.float32)
+    views = jnp.arange(count) if views is None else jnp.asarray(views)
+    w2c = jnp.asarray(w2c, jnp.float32).at[:, :3, 3].multiply(scale)
+    return _maker()(
+        jnp.asarray(images, jnp.float32),
+        scale * depth,
+        w2c,
+        jnp.broadcast_to(jnp.asarray(INTRINSICS), (count, 3, 3)),
+        jnp.asarray(confidence, jnp.float32),
+        views.astype(jnp.int32),
+        jnp.full((count,), source, jnp.int32),
+    )
+
+
+def one(stacked, index):
+    return jax.tree.map(lambda x: x[index], stacked)
+
+
+def build(stacked, order=None, bank=None):
+    bank = init_entries(CONFIG) if bank is None else bank
+    for index in range(len(stacked.view)) if order is None else order:
+        bank = update_entries(bank, one(stacked, index), rule=RULE)
+    return bank
+
+
+def surface_error(position):
+    """Distance of points to the nearest plane of the room."""
+    position = np.asarray(position)
+    return np.min([np.abs(position[:, axis] - value) for axis, value in FACES], axis=0)
+
+
+def assert_equal_banks(left, right):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_finite(bank):
+    for leaf in jax.tree.leaves(bank):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            assert np.isfinite(leaf).all()

@@ -1,0 +1,134 @@
+"""What a new frame says of stored entries: seen, denied, or nothing (rows S10, S34).
+
+An entry is projected into the frame and compared with the surface there.
+"""
+
+import typing
+
+import flax.struct
+import jax.numpy as jnp
+from jax import lax
+
+from worldstereo_jax.array_types import Array, Bool, Float
+from worldstereo_jax.memory.entries import EntryBank
+from worldstereo_jax.memory.entry_frame import (
+    FrameSurface,
+    SurfaceSample,
+    sample_surface_at,
+    surface_points,
+)
+
+# An entry whose normal turns this far from the camera shows its back: cosine. Slightly below
+# zero, because normals of noisy depth are noisy too.
+_BACK = -0.1
+_MARCH = 8  # steps along an entry's line of sight
+_BISECT = 6  # halvings of the step in which that line meets a surface
+
+
+@typing.no_type_check
+@flax.struct.dataclass
+class Sighting:
+    """What the frame says of n entries.
+
+    agrees [n]: it shows the entry's surface where the entry lies. denies [n]: it looks through
+    the entry at something behind, or shows a surface across the line along which the entry was
+    seen. weight [n]: confidence of either statement. point [n, 3]: where the entry's ray meets
+    the frame's surface. normal [n, 3]: of that surface. pixel [n, 2]. depth [n]: of that point.
+    footprint [n]: world size of one pixel there. direction [n, 3]: unit, to the camera.
+    distance [n]: to it.
+    """
+
+    agrees: Bool[Array, "n"]
+    denies: Bool[Array, "n"]
+    weight: Float[Array, "n"]
+    point: Float[Array, "n 3"]
+    normal: Float[Array, "n 3"]
+    pixel: Float[Array, "n 2"]
+    depth: Float[Array, "n"]
+    footprint: Float[Array, "n"]
+    direction: Float[Array, "n 3"]
+    distance: Float[Array, "n"]
+
+
+def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sighting:
+    """Compare every entry with the surface that a frame shows (rows S10, S34).
+
+    Within `gate` (a share of depth) of the surface an entry is seen, unless it faces away. In
+    front of all that is around by three gates it is looked through, which denies it. Behind the
+    surface it is hidden, which says nothing, unless the surface also lies across the line along
+    which the entry is said to have been seen: then one of the two is wrong.
+    """
+    sample = sample_surface_at(surface, bank.anchor)
+    known = bank.valid & (sample.confidence > 0)
+    ratio = sample.ratio
+    direction, distance = _towards(surface.centre, bank.anchor)
+    facing = (bank.normal * direction).sum(-1)
+    agrees = known & (jnp.abs(ratio - 1.0) <= gate) & (facing > _BACK)
+    margin = 1.0 + 3.0 * gate
+    through = known & (sample.depth * sample.nearest * margin < 1.0)
+    behind = known & (ratio > margin)
+    blocked, blocking = _line_is_crossed(bank, surface, behind, gate=gate)
+    depth = 1.0 / jnp.where(known, sample.inverse, 1.0)
+    return Sighting(
+        agrees=agrees,
+        denies=through | blocked,
+        weight=jnp.where(blocked, blocking, jnp.where(agrees | through, sample.confidence, 0.0)),
+        point=surface_points(surface, sample),
+        normal=sample.normal,
+        pixel=sample.pixel,
+        depth=depth,
+        footprint=depth / surface.focal,
+        direction=direction,
+        distance=distance,
+    )
+
+
+def _line_is_crossed(
+    bank: EntryBank, surface: FrameSurface, behind: Bool[Array, " n"], *, gate: float
+) -> tuple[Bool[Array, " n"], Float[Array, " n"]]:
+    """Whether the frame's surface cuts the line from an entry behind it to its camera.
+
+    The line leaves the surface's shadow either through the surface, which contradicts the entry,
+    or past its silhouette, which is an ordinary occlusion. The step in which it comes out is
+    halved until the two differ: on the surface the line's depth and the frame's are equal just
+    before and just after; at a silhouette they jump. Returns that and the surface's confidence.
+    """
+    line = bank.direction * bank.distance[:, None]
+
+    def at(share: Float[Array, " n"]) -> SurfaceSample:
+        return sample_surface_at(surface, bank.anchor + share[:, None] * line)
+
+    def march(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = state
+        share = jnp.full(low.shape, k / _MARCH, jnp.float32)
+        ratio = at(share).ratio
+        searching = high > 1.0
+        out = searching & (ratio > 0) & (ratio < 1.0)
+        low = jnp.where(searching & (ratio >= 1.0), share, low)
+        return low, jnp.where(out, share, high)
+
+    def halve(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = state
+        middle = 0.5 * (low + high)
+        ratio = at(middle).ratio
+        hidden = ratio >= 1.0
+        return jnp.where(hidden, middle, low), jnp.where(hidden, high, middle)
+
+    start = jnp.zeros(behind.shape, jnp.float32), jnp.full(behind.shape, 2.0, jnp.float32)
+    low, high = lax.fori_loop(1, _MARCH, march, start)
+    came_out = behind & (high <= 1.0)
+    low, high = lax.fori_loop(0, _BISECT, halve, (low, jnp.minimum(high, 1.0)))
+    before, after = at(low), at(high)
+    both = (before.confidence > 0) & (after.confidence > 0)
+    continuous = (jnp.abs(before.ratio - 1.0) < gate) & (jnp.abs(after.ratio - 1.0) < gate)
+    crossed = came_out & both & continuous
+    return crossed, jnp.where(crossed, jnp.minimum(before.confidence, after.confidence), 0.0)
+
+
+def _towards(
+    centre: Float[Array, "3"], points: Float[Array, "n 3"]
+) -> tuple[Float[Array, "n 3"], Float[Array, " n"]]:
+    away = centre[None] - points
+    distance = jnp.linalg.norm(away, axis=-1)
+    # No small constant: a world in another unit must give the same directions.
+    return away / jnp.where(distance > 0, distance, 1.0)[:, None], distance

@@ -1,0 +1,351 @@
+"""Growing the entry bank by a frame: match, fuse, contradict, insert (rows S9 to S13).
+
+One program with static shapes: `update_entries` can be the body of a `lax.scan` over a trajectory
+with the bank donated.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from worldstereo_jax.array_types import Array, Bool, Float, Int
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.cameras import unproject
+from worldstereo_jax.memory.entries import (
+    EntryBank,
+    append_entries,
+    map_entries,
+    put_entries,
+    take_entries,
+)
+from worldstereo_jax.memory.entry_features import sample_map
+from worldstereo_jax.memory.entry_frame import EntryFrame, FrameSurface, frame_surface
+from worldstereo_jax.memory.entry_match import Sighting, sight_entries
+from worldstereo_jax.memory.entry_views import entry_confidence, has_view, set_view
+from worldstereo_jax.memory.surface import tangent_planes
+
+# Grazing views give a feature at least this share of a frontal view's weight.
+_LEAST_COSINE = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class EntryRule:
+    """How frames enter the bank.
+
+    stride: pixels between neighbouring entries of one frame. noise: standard deviation of depth,
+    as a share of depth. tolerance: share of depth by which two measurements of one surface may
+    differ for reasons other than noise. least_confidence: pixels below it put no entry.
+    """
+
+    stride: int = 1
+    noise: float = 0.005
+    tolerance: float = 0.02
+    least_confidence: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or self.noise <= 0 or self.tolerance <= 0:
+            raise InputError(
+                "an entry rule needs a stride of at least 1 pixel, and noise and tolerance above "
+                f"0, got {self.stride}, {self.noise} and {self.tolerance}"
+            )
+
+    @property
+    def gate(self) -> float:
+        """Share of depth within which a measurement is matched to an entry.
+
+        Four standard deviations of the difference of two measurements, since cutting the tails
+        off would draw the mean towards the first one.
+        """
+        return max(self.tolerance, 4.0 * 2.0**0.5 * self.noise)
+
+
+@functools.partial(jax.jit, static_argnames=("rule",))
+def update_entries(
+    bank: EntryBank,
+    frame: EntryFrame,
+    *,
+    rule: EntryRule = EntryRule(),
+    candidates: Int[Array, " m"] | None = None,
+) -> EntryBank:
+    """The bank after one more frame (rows S9 to S13).
+
+    Entries that the frame shows are fused with it (row S12): position, normal and features are
+    means weighted by what each frame knows, so errors fall as one over the root of their number.
+    Entries that it contradicts lose confidence. What lies within the footprint of no such entry is
+    inserted, in one scatter (row S11); what finds no room is counted. A frame whose view an entry
+    has already answered changes nothing there, so the same frame twice changes nothing.
+
+    Args:
+        bank: may be donated by the caller's jit.
+        frame: features, depth and camera.
+        rule: static.
+        candidates: the entries that may be in view, each once, others out of range, for instance
+            from a frustum query; all when None. The cost then no longer grows with the bank.
+    """
+    surface = frame_surface(frame)
+    part = bank if candidates is None else take_entries(bank, candidates)
+    sighting = sight_entries(part, surface, gate=rule.gate)
+    fused = _fuse(part, frame, sighting, rule)
+    if candidates is None:
+        bank = fused
+    else:
+        there = (candidates >= 0) & (candidates < bank.capacity)
+        bank = put_entries(bank, jnp.where(there, candidates, bank.capacity), fused)
+    fresh, new = _propose(part, frame, surface, sighting, rule)
+    return append_entries(bank, fresh, new)
+
+
+def _fuse(part: EntryBank, frame: EntryFrame, sighting: Sighting, rule: EntryRule) -> EntryBank:
+    """Entries after the frame's word on each: weighted means, votes, bits (row S12)."""
+    seen = sighting.agrees & ~has_view(part.views, frame.view)
+    denied = sighting.denies & ~has_view(part.denied, frame.view)
+    denied &= ~has_view(part.views, frame.view)
+    measured = _measure(frame, sighting, part.normal, rule)
+    kept = _combine(part, measured, seen)
+    against = part.against + jnp.where(denied, sighting.weight, 0.0)
+    kept = kept.replace(
+        views=set_view(part.views, frame.view, seen),
+        denied=set_view(part.denied, frame.view, denied),
+        against=against,
+    )
+    kept = rate_entries(kept, rule)
+    # Entries of which the frame says nothing stay the same bit by bit.
+    told = seen | denied
+    return map_entries(lambda new, old: jnp.where(_like(told, new), new, old), kept, part)
+
+
+def rate_entries(bank: EntryBank, rule: EntryRule) -> EntryBank:
+    """The bank with every entry's confidence told anew from what is stored of it (row S6)."""
+    confidence = entry_confidence(
+        bank.support,
+        bank.against,
+        bank.scatter,
+        bank.feature_variance,
+        bank.distance,
+        gate=rule.gate,
+    )
+    return bank.replace(confidence=jnp.where(bank.valid, confidence, 0.0))
+
+
+def combine_entries(
+    left: EntryBank, right: EntryBank, where: Bool[Array, " n"], rule: EntryRule
+) -> EntryBank:
+    """Entry by entry the two banks' knowledge of one place, `where` asked; `left` elsewhere.
+
+    For merging banks (row S33): what both say is summed by weight as if all their frames had been
+    seen by one. Anchor, source and protection are those of `left`.
+    """
+    joined = _combine(left, right, where)
+    take = where[:, None]
+    joined = joined.replace(
+        views=jnp.where(take, left.views | right.views, left.views),
+        denied=jnp.where(take, left.denied | right.denied, left.denied),
+        against=jnp.where(where, left.against + right.against, left.against),
+        protected=left.protected | (where & right.protected),
+    )
+    return rate_entries(joined, rule)
+
+
+def _combine(left: EntryBank, right: EntryBank, where: Bool[Array, " n"]) -> EntryBank:
+    """Weighted means and variances of both, entry by entry (Chan et al. 1979 for variances)."""
+    count = left.observations + jnp.where(where, right.observations, 0)
+    by_position = _Mix(left.information, jnp.where(where, right.information, 0.0))
+    by_feature = _Mix(left.feature_weight, jnp.where(where, right.feature_weight, 0.0))
+    by_view = _Mix(left.observations, jnp.where(where, right.observations, 0))
+    by_support = _Mix(left.support, jnp.where(where, right.support, 0.0))
+    position, scatter = by_position.moments(
+        (left.position, left.scatter), (right.position, right.scatter)
+    )
+    features = [by_feature.mean(a, b) for a, b in zip(left.features, right.features, strict=True)]
+    width = left.features[0].shape[-1]
+    _, variance = by_feature.moments(
+        (left.features[0], width * left.feature_variance),
+        (right.features[0], width * right.feature_variance),
+    )
+    # Mean normals: unit vectors times how long their mean is.
+    normal = by_support.mean(
+        left.normal * left.normal_agreement[:, None],
+        right.normal * right.normal_agreement[:, None],
+    )
+    length = jnp.linalg.norm(normal, axis=-1)
+    return left.replace(
+        position=position,
+        scatter=scatter,
+        information=by_position.total,
+        normal=normal / jnp.where(length > 0, length, 1.0)[:, None],
+        normal_agreement=length,
+        footprint=jnp.where(where, jnp.minimum(left.footprint, right.footprint), left.footprint),
+        direction=by_view.mean(left.direction, right.direction),
+        distance=by_view.mean(left.distance, right.distance),
+        support=by_support.total,
+        observations=count,
+        features=tuple(features),
+        feature_weight=by_feature.total,
+        feature_variance=variance / width,
+    )
+
+
+class _Mix:
+    """Weighted means of two sides, with weights per entry."""
+
+    def __init__(self, left: Array, right: Array) -> None:
+        self.total = left + right
+        safe = jnp.where(self.total > 0, self.total, 1)
+        self.share = (right / safe).astype(jnp.float32)
+
+    def mean(self, left: Array, right: Array) -> Array:
+        return left + _like_values(self.share, left) * (right - left)
+
+    def moments(self, left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Mean [n, c] and variance [n] (summed over channels) from those of both sides."""
+        (a, spread_a), (b, spread_b) = left, right
+        apart = jnp.square(b - a).sum(-1)
+        within = spread_a + self.share * (spread_b - spread_a)
+        return self.mean(a, b), within + self.share * (1.0 - self.share) * apart
+
+
+def _measure(
+    frame: EntryFrame, sighting: Sighting, known_normal: Float[Array, "n 3"], rule: EntryRule
+) -> EntryBank:
+    """The frame's measurement of each of n places, as entries seen once."""
+    height, width = frame.depth.shape
+    n = sighting.depth.shape[0]
+    weight = jnp.where(sighting.agrees, sighting.weight, 0.0)
+    # One over the variance of depth; a doubtful pixel counts as a share of a certain one.
+    information = weight / jnp.square(rule.noise * sighting.depth)
+    normal = jnp.where(_like(sighting.normal.any(-1), known_normal), sighting.normal, known_normal)
+    cosine = jnp.abs((normal * sighting.direction).sum(-1))
+    cosine = jnp.where(normal.any(-1), jnp.maximum(cosine, _LEAST_COSINE), 0.5)
+    features = tuple(
+        sample_map(level, sighting.pixel, height=height, width=width) for level in frame.features
+    )
+    views = jnp.zeros((n, 1), jnp.uint32)
+    return EntryBank(
+        position=sighting.point,
+        anchor=sighting.point,
+        normal=normal,
+        normal_agreement=normal.any(-1).astype(jnp.float32),
+        footprint=sighting.footprint,
+        direction=sighting.direction,
+        distance=sighting.distance,
+        views=views,
+        denied=views,
+        confidence=weight,
+        support=weight,
+        against=jnp.zeros_like(weight),
+        observations=jnp.ones((n,), jnp.int32),
+        information=information,
+        scatter=jnp.zeros_like(weight),
+        features=features,
+        # Sharper views count more, by the number of their pixels on the surface (row S15).
+        feature_weight=weight * cosine / jnp.square(sighting.footprint),
+        feature_variance=jnp.zeros_like(weight),
+        valid=sighting.agrees,
+        protected=jnp.zeros((n,), bool),
+        source=jnp.broadcast_to(frame.source, (n,)),
+        count=jnp.asarray(n, jnp.int32),
+        overflow=jnp.zeros((), jnp.int32),
+    )
+
+
+def _propose(
+    part: EntryBank, frame: EntryFrame, surface: FrameSurface, sighting: Sighting, rule: EntryRule
+) -> tuple[EntryBank, Bool[Array, " m"]]:
+    """The frame's own entries, one per site, and which of them are new (row S11)."""
+    start, step = rule.stride // 2, rule.stride
+    inverse = surface.inverse[start::step, start::step]
+    confidence = surface.confidence[start::step, start::step]
+    rows, columns = inverse.shape
+    covered = _covered(inverse, sighting, rule)
+    new = (confidence >= rule.least_confidence) & (inverse > 0) & ~covered
+    x = jnp.arange(columns, dtype=jnp.float32) * step + (start + 0.5)
+    y = jnp.arange(rows, dtype=jnp.float32) * step + (start + 0.5)
+    shape = (rows, columns)
+    pixel = jnp.stack(
+        [jnp.broadcast_to(x[None, :], shape), jnp.broadcast_to(y[:, None], shape)], -1
+    ).reshape(-1, 2)
+    known = (inverse > 0).reshape(-1)
+    depth = jnp.where(known, 1.0 / jnp.where(known, inverse.reshape(-1), 1.0), 0.0)
+    point = unproject(pixel, depth, frame.w2c, frame.intrinsics)
+    away = surface.centre[None] - point
+    distance = jnp.linalg.norm(away, axis=-1)
+    normal = surface.table[:, 5:8].reshape(*surface.inverse.shape, 3)
+    own = Sighting(
+        agrees=known,
+        denies=jnp.zeros_like(known),
+        weight=confidence.reshape(-1),
+        point=point,
+        normal=normal[start::step, start::step].reshape(-1, 3),
+        pixel=pixel,
+        depth=jnp.where(known, depth, 1.0),
+        footprint=depth / surface.focal,
+        direction=away / jnp.where(distance > 0, distance, 1.0)[:, None],
+        distance=distance,
+    )
+    own = own.replace(footprint=jnp.where(known, own.footprint, 1.0))
+    entries = _measure(frame, own, jnp.zeros_like(point), rule)
+    bits = jnp.zeros((known.shape[0], part.views.shape[-1]), jnp.uint32)
+    entries = entries.replace(views=set_view(bits, frame.view, known), denied=bits)
+    return rate_entries(entries, rule), new.reshape(-1)
+
+
+def _covered(
+    inverse: Float[Array, "gh gw"], sighting: Sighting, rule: EntryRule
+) -> Bool[Array, "gh gw"]:
+    """Sites with an agreeing entry within one site's footprint on the same surface.
+
+    Entries that agree with the frame are written into a grid of half sites, nearest and farthest
+    of each; a site then reads the twelve half sites whose centres lie within its radius, and
+    asks each whether what is there lies on its tangent plane.
+    """
+    rows, columns = inverse.shape
+    fine = jnp.floor(sighting.pixel * (2.0 / rule.stride)).astype(jnp.int32)
+    inside = sighting.agrees & (fine[:, 0] < 2 * columns) & (fine[:, 1] < 2 * rows)
+    index = jnp.where(inside, fine[:, 1] * (2 * columns) + fine[:, 0], 4 * rows * columns)
+    value = 1.0 / sighting.depth
+    near = jnp.zeros((4 * rows * columns,), jnp.float32).at[index].max(value, mode="drop")
+    far = jnp.full((4 * rows * columns,), jnp.inf, jnp.float32)
+    far = far.at[index].min(value, mode="drop")
+    planes = tangent_planes(inverse)
+    column = jnp.arange(columns, dtype=jnp.float32)[None, :]
+    row = jnp.arange(rows, dtype=jnp.float32)[:, None]
+    covered = jnp.zeros((rows, columns), bool)
+    padded = [
+        jnp.pad(buffer.reshape(2 * rows, 2 * columns), 1, constant_values=empty)
+        for buffer, empty in ((near, 0.0), (far, jnp.inf))
+    ]
+    for dy in range(-1, 3):
+        for dx in range(-1, 3):
+            if dy in (-1, 2) and dx in (-1, 2):
+                continue  # the corners lie beyond the radius
+            x, y = column + 0.5 * dx + 0.25, row + 0.5 * dy + 0.25
+            meant = planes[..., 0] * x + planes[..., 1] * y + planes[..., 2]
+            for buffer in padded:
+                there = buffer[dy + 1 :: 2, dx + 1 :: 2][:rows, :columns]
+                covered |= jnp.abs(there - meant) <= 2.0 * rule.gate * inverse
+    return covered & (inverse > 0)
+
+
+def _like(mask: Bool[Array, " n"], field: Array) -> Bool[Array, "..."]:
+    """The mask with trailing axes of length one, as many as `field` has."""
+    return mask.reshape((-1,) + (1,) * (field.ndim - 1))
+
+
+def _like_values(values: Float[Array, " n"], field: Array) -> Float[Array, "..."]:
+    return values.reshape((-1,) + (1,) * (field.ndim - 1))
+
+
+def build_entries(
+    bank: EntryBank,
+    frames: EntryFrame,
+    *,
+    rule: EntryRule = EntryRule(),
+) -> EntryBank:
+    """`update_entries` over frames stacked along a leading axis, as one scan."""
+
+    def step(bank: EntryBank, frame: EntryFrame) -> tuple[EntryBank, None]:
+        return update_entries(bank, frame, rule=rule), None
+
+    return jax.lax.scan(step, bank, frames)[0]

@@ -1,0 +1,68 @@
+"""Who saw an entry, and how far to believe it (rows S5, S6)."""
+
+import jax.numpy as jnp
+from jax import lax
+
+from worldstereo_jax.array_types import Array, Bool, Float, Int, UInt32
+
+# Summed confidence that one certain observation has to be weighed against.
+_PRIOR = 0.25
+# Variance of the finest features, in squared units of [-1, 1] colours, that halves confidence:
+# about what two views of a mirror differ by.
+_RESTLESS = 0.1
+
+
+def has_view(bits: UInt32[Array, "n words"], view: Int[Array, ""]) -> Bool[Array, " n"]:
+    """Whether the bit of `view` is set; False for views beyond the bitset."""
+    return (bits & _mask(view, bits.shape[-1])).any(-1)
+
+
+def set_view(
+    bits: UInt32[Array, "n words"], view: Int[Array, ""], where: Bool[Array, " n"]
+) -> UInt32[Array, "n words"]:
+    """The bit of `view` set `where` asked; views beyond the bitset set none."""
+    return bits | jnp.where(where[:, None], _mask(view, bits.shape[-1]), jnp.uint32(0))
+
+
+def count_views(bits: UInt32[Array, "n words"]) -> Int[Array, " n"]:
+    """How many bits are set."""
+    return lax.population_count(bits).astype(jnp.int32).sum(-1)
+
+
+def entry_confidence(
+    support: Float[Array, " n"],
+    against: Float[Array, " n"],
+    scatter: Float[Array, " n"],
+    feature_variance: Float[Array, " n"],
+    distance: Float[Array, " n"],
+    *,
+    gate: float,
+) -> Float[Array, " n"]:
+    """Confidence of entries in [0, 1] (row S6): a product of four factors, each in [0, 1].
+
+    How much was seen of it, support / (support + 1/4); the square of the share of votes for it;
+    how little the measured positions scatter, against the scatter that the gate lets through;
+    and how little its appearance changes with the view, so that mirrors and moving things lose
+    confidence instead of being copied (row S24).
+
+    Args:
+        support: summed confidence of the frames that saw it; each is high for certain depth, seen
+            frontally, away from depth edges.
+        against: summed confidence of the frames that contradict it.
+        scatter: variance of measured positions, world units squared.
+        feature_variance: variance of the finest features.
+        distance: mean distance to the cameras, world units.
+        gate: share of depth within which a measurement is matched.
+    """
+    seen = support / (support + _PRIOR)
+    votes = support / jnp.maximum(support + against, 1e-12)
+    allowed = jnp.square(jnp.maximum(gate * distance, 1e-20))
+    steady = 1.0 / (1.0 + scatter / jnp.maximum(allowed, 1e-30))
+    calm = 1.0 / (1.0 + feature_variance / _RESTLESS)
+    return seen * jnp.square(votes) * steady * calm
+
+
+def _mask(view: Int[Array, ""], words: int) -> UInt32[Array, "1 words"]:
+    word = jnp.arange(words, dtype=jnp.int32)
+    bit = jnp.uint32(1) << (view % 32).astype(jnp.uint32)
+    return jnp.where(word == view // 32, bit, jnp.uint32(0))[None]
