@@ -9,6 +9,7 @@ moving mean, for the same reason.
 
 import dataclasses
 import typing
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -176,7 +177,7 @@ def append_entries(bank: EntryBank, entries: EntryBank, keep: Bool[Array, " m"])
     )
 
 
-def map_entries(function: typing.Callable[..., Array], *banks: EntryBank) -> EntryBank:
+def map_entries(function: Callable[..., Array], *banks: EntryBank) -> EntryBank:
     """`function` on every field with a leading entry axis; counters are those of the first."""
     first = banks[0]
     counters = {"count": first.count, "overflow": first.overflow}

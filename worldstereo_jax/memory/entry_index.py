@@ -252,9 +252,7 @@ def renumber_entries(index: EntryIndex, new_id: Int[Array, "n"]) -> EntryIndex:
     return index.replace(runs=runs, count=count)
 
 
-def _search_runs(
-    index: EntryIndex, hits: Hits, search: Callable[[CurveRun, Hits], Hits]
-) -> Hits:
+def _search_runs(index: EntryIndex, hits: Hits, search: Callable[[CurveRun, Hits], Hits]) -> Hits:
     for run in index.runs:
         found = functools.partial(search, run)
         hits = lax.cond(run.count > 0, found, lambda hits: hits, hits)

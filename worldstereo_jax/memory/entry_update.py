@@ -61,12 +61,16 @@ class EntryRule:
         return max(self.tolerance, 4.0 * 2.0**0.5 * self.noise)
 
 
+DEFAULT_RULE = EntryRule()
+"""Every pixel an entry, for depth that is good to half a percent."""
+
+
 @functools.partial(jax.jit, static_argnames=("rule",))
 def update_entries(
     bank: EntryBank,
     frame: EntryFrame,
     *,
-    rule: EntryRule = EntryRule(),
+    rule: EntryRule = DEFAULT_RULE,
     candidates: Int[Array, " m"] | None = None,
 ) -> EntryBank:
     """The bank after one more frame (rows S9 to S13).
@@ -341,7 +345,7 @@ def build_entries(
     bank: EntryBank,
     frames: EntryFrame,
     *,
-    rule: EntryRule = EntryRule(),
+    rule: EntryRule = DEFAULT_RULE,
 ) -> EntryBank:
     """`update_entries` over frames stacked along a leading axis, as one scan."""
 

@@ -1,0 +1,130 @@
+"""Entry banks as fields of a memory folder, exactly (row S33).
+
+What `folder_format` names is stored under that name: positions, normals, views, the pyramid. What
+fusing needs besides, the running weights and votes, is packed side by side into two more arrays,
+`descriptor.state` and `descriptor.record`, whose columns are listed here.
+"""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+from worldstereo_jax.array_types import Shaped, ndarray
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.memory.entries import EntryBank, EntryConfig, init_entries
+from worldstereo_jax.memory.entry_codec import QuantisedEntries
+
+_NAMED = {
+    "position": "position",
+    "normal": "normal",
+    "views": "views",
+    "direction": "direction",
+    "distance": "distance",
+    "footprint": "footprint",
+    "confidence": "entry_confidence",
+}
+_STATE = (
+    "normal_agreement",
+    "support",
+    "against",
+    "information",
+    "scatter",
+    "feature_weight",
+    "feature_variance",
+)
+# The last two are counters of the whole bank, in row 0.
+_RECORD = ("observations", "valid", "protected", "source", "count", "overflow")
+_Fields = dict[str, Shaped[ndarray, "..."]]
+
+
+def entry_fields(bank: EntryBank | QuantisedEntries) -> _Fields:
+    """The bank's slots in use as arrays for `save_memory(..., optional=...)`.
+
+    descriptor.state is float32 [n, 10]: anchor, then the columns of `_STATE`. descriptor.record is
+    uint32 [n, 6 + words]: the columns of `_RECORD`, then the bitset `denied`. Quantised features
+    are stored as they are, 8 or 4 bits, with `pyramid_scale`. An empty bank stores one empty slot.
+    """
+    rest = bank.rest if isinstance(bank, QuantisedEntries) else bank
+    levels = bank.codes if isinstance(bank, QuantisedEntries) else bank.features
+    n = max(int(rest.count), 1)
+    fields: _Fields = {name: np.asarray(getattr(rest, field))[:n] for field, name in _NAMED.items()}
+    fields |= {f"pyramid.{i}": np.asarray(level)[:n] for i, level in enumerate(levels)}
+    if isinstance(bank, QuantisedEntries):
+        fields |= {f"pyramid_scale.{i}": np.asarray(x) for i, x in enumerate(bank.scales)}
+    columns = [np.asarray(getattr(rest, name))[:n, None] for name in _STATE]
+    fields["descriptor.state"] = np.concatenate([np.asarray(rest.anchor)[:n], *columns], -1)
+    record = np.zeros((n, len(_RECORD)), np.uint32)
+    for i, name in enumerate(_RECORD):
+        value = np.asarray(getattr(rest, name))
+        if value.ndim:
+            record[:, i] = value[:n].astype(np.int64).astype(np.uint32)
+        else:
+            record[0, i] = value
+    fields["descriptor.record"] = np.concatenate([record, np.asarray(rest.denied)[:n]], -1)
+    return {name: np.ascontiguousarray(value) for name, value in fields.items()}
+
+
+def entries_from_fields(
+    fields: Mapping[str, Shaped[ndarray, "..."]], *, capacity: int
+) -> EntryBank | QuantisedEntries:
+    """The bank that `entry_fields` wrote, bit by bit, with room for `capacity` entries.
+
+    Args:
+        fields: what `load_optional_fields` returned; fields of other things are passed over.
+        capacity: at least the number of slots in use.
+
+    Returns:
+        A `QuantisedEntries` when the features were stored quantised.
+
+    Raises:
+        InputError: when a field is missing, of a wrong shape, or the capacity too small.
+    """
+    wanted = [*_NAMED.values(), "pyramid.0", "descriptor.state", "descriptor.record"]
+    for name in wanted:
+        if name not in fields:
+            raise InputError(f"the memory holds no entries: its field {name!r} is missing")
+    state, record = fields["descriptor.state"], fields["descriptor.record"]
+    words = fields["views"].shape[-1]
+    if state.shape[1:] != (3 + len(_STATE),) or record.shape[1:] != (len(_RECORD) + words,):
+        raise InputError(
+            f"fields descriptor.state and descriptor.record must have {3 + len(_STATE)} and "
+            f"{len(_RECORD) + words} columns, found {state.shape[-1]} and {record.shape[-1]}"
+        )
+    count, overflow = (int(record[0, _RECORD.index(name)]) for name in ("count", "overflow"))
+    if count > capacity or count > state.shape[0]:
+        raise InputError(
+            f"the memory holds {count} entries in {state.shape[0]} rows, which do not fit a "
+            f"capacity of {capacity}"
+        )
+    levels = []
+    while f"pyramid.{len(levels)}" in fields:
+        levels.append(fields[f"pyramid.{len(levels)}"])
+    scales = [fields.get(f"pyramid_scale.{i}") for i in range(len(levels))]
+    values: _Fields = {field: fields[name] for field, name in _NAMED.items()}
+    values["anchor"] = state[:, :3]
+    values |= {name: state[:, 3 + i] for i, name in enumerate(_STATE)}
+    values |= {name: record[:, i] for i, name in enumerate(_RECORD[:-2])}
+    values["denied"] = record[:, len(_RECORD) :]
+
+    def fill(like: np.ndarray, value: np.ndarray) -> jnp.ndarray:
+        filled = np.zeros((capacity, *value.shape[1:]), like.dtype)
+        filled[:count] = value[:count].astype(like.dtype)
+        return jnp.asarray(filled)
+
+    empty = init_entries(EntryConfig(1, tuple(x.shape[-1] for x in levels), 32 * words))
+    bank = empty.replace(
+        count=jnp.asarray(count, jnp.int32),
+        overflow=jnp.asarray(overflow, jnp.int32),
+        **{name: fill(np.asarray(getattr(empty, name)), value) for name, value in values.items()},
+    )
+    stored = tuple(fill(level, level) for level in levels)
+    if all(scale is None for scale in scales):
+        return bank.replace(features=stored)
+    if any(scale is None for scale in scales):
+        raise InputError("some levels of the pyramid have a field pyramid_scale, others have none")
+    return QuantisedEntries(
+        rest=bank.replace(features=()),
+        codes=stored,
+        scales=tuple(jnp.asarray(scale) for scale in scales),
+    )
