@@ -9,7 +9,8 @@ from jax import Array
 from jaxtyping import Float
 
 from pallas_kernels.block_mask import BlockMask
-from pallas_kernels.gpu_device import cannot_run_triton
+from pallas_kernels.gpu_device import cannot_run_mosaic_gpu, cannot_run_triton
+from pallas_kernels.pallas_mosaic_gpu import cannot_take_mosaic_gpu, mosaic_gpu_attention
 from pallas_kernels.pallas_tpu import tpu_attention, tpu_cannot_run, tpu_cannot_take
 from pallas_kernels.pallas_triton import cannot_take_triton, triton_attention
 from pallas_kernels.patterns import dense_pattern
@@ -37,13 +38,13 @@ SMALL_LOGITS = 2**19
 class Implementation:
     """How one implementation runs, and what stands in its way.
 
-    attend         the function (q, k, v, mask, scale) -> (out, lse); None when there is none.
+    attend         the function (q, k, v, mask, scale) -> (out, lse).
     cannot_run     why it cannot run on the devices at hand; empty when it can. Asked when needed,
                    since the answer starts jax's devices.
     cannot_take    why it cannot take such q, k and mask, by shape and dtype; empty when it can.
     """
 
-    attend: Callable | None
+    attend: Callable
     cannot_run: Callable[[], str] = str
     cannot_take: Callable[[Operand, Operand, BlockMask], str] = lambda q, k, mask: ""
 
@@ -52,10 +53,11 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(reference_attention),
     "xla_chunked": Implementation(chunked_attention),
     "pallas_tpu": Implementation(tpu_attention, tpu_cannot_run, tpu_cannot_take),
-    "pallas_mosaic_gpu": Implementation(None, lambda: _NOT_BUILT),
+    "pallas_mosaic_gpu": Implementation(
+        mosaic_gpu_attention, cannot_run_mosaic_gpu, cannot_take_mosaic_gpu
+    ),
     "pallas_triton": Implementation(triton_attention, cannot_run_triton, cannot_take_triton),
 }
-_NOT_BUILT = "the kernel is not part of this version of the package"
 # Kernels that are better than the portable implementations where they run, best first.
 KERNELS = ("pallas_mosaic_gpu", "pallas_triton")
 
@@ -176,7 +178,7 @@ def block_sparse_attention(
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {tuple(IMPLEMENTATIONS)}, got {name!r}")
     function, reason = IMPLEMENTATIONS[name].attend, obstacle(name, q, k, mask)
-    if function is None or reason:
+    if reason:
         raise ValueError(f"implementation {name!r} cannot run: {reason}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     out, lse = function(q, k, v, mask, scale)

@@ -12,7 +12,7 @@ from pallas_kernels.block_mask import BlockMask, TileLists
 from pallas_kernels.fills import BitFill
 from pallas_kernels.packing import pack_partial_tiles
 
-__all__ = ["KernelTables", "RowTables", "kernel_tables", "loop_trips"]
+__all__ = ["KernelTables", "RowTables", "kernel_tables", "loop_trips", "row_tables"]
 
 
 @flax.struct.dataclass
@@ -70,8 +70,8 @@ def kernel_tables(mask: BlockMask) -> KernelTables:
     slot = None if fill is None else fill.slot
     inverse = None if slot is None else jnp.swapaxes(slot, 2, 3)
     return KernelTables(
-        keys=_row_tables(mask.keys, slot),
-        queries=_row_tables(mask.queries, inverse),
+        keys=row_tables(mask.keys, slot),
+        queries=row_tables(mask.queries, inverse),
         words=words,
         q_len=mask.q_len,
         k_len=mask.k_len,
@@ -80,7 +80,8 @@ def kernel_tables(mask: BlockMask) -> KernelTables:
     )
 
 
-def _row_tables(lists: TileLists, slot: Array | None) -> RowTables:
+def row_tables(lists: TileLists, slot: Int[Array, "b heads nq nk"] | None) -> RowTables:
+    """One side's tables; slot: where each tile pair's bits are, or None without partial tiles."""
     order = jnp.argsort(-lists.count, axis=-1, stable=True).astype(jnp.int32)
     if slot is None:
         listed = jnp.zeros((*lists.count.shape[:2], 1, 1), jnp.int32)
