@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from worldstereo_jax.memory.hole_filling import fill_holes, nearest_known
+from worldstereo_jax.memory.hole_filling import fill_holes, nearest_known, row_prior
 
 
 def test_known_pixels_stay_and_a_constant_stays_constant():
@@ -66,3 +66,26 @@ def test_what_touches_a_hole_goes_on_into_it():
     filled = fill_holes(image, hole)[..., 0]
     contrast = float(jnp.abs(filled[:, 22] - filled[:, 22].mean()).mean())
     assert contrast > 0.3
+
+
+def test_far_from_what_is_known_a_hole_turns_into_the_prior():
+    image = jnp.ones((20, 90, 1))
+    hole = jnp.ones((20, 90)).at[:, 0].set(0.0)
+    prior = jnp.full((20, 90, 1), -1.0)
+    filled = fill_holes(image, hole, prior=prior)[..., 0]
+    assert float(filled[:, 1].min()) > 0.5
+    assert float(filled[:, 60:].max()) < -0.95
+    assert (np.diff(np.asarray(filled), axis=1) < 1e-6).all()
+    nothing = fill_holes(image, jnp.ones((20, 90)), prior=prior)
+    np.testing.assert_allclose(nothing, prior, atol=1e-6)
+
+
+def test_the_prior_of_rows_keeps_the_sky_above():
+    image = jnp.linspace(1, -1, 40)[:, None, None] + jax.random.normal(
+        jax.random.key(0), (40, 30, 2)
+    )
+    prior = row_prior(image)
+    assert prior.shape == image.shape
+    np.testing.assert_array_equal(prior, jnp.broadcast_to(prior[:, :1], prior.shape))
+    np.testing.assert_allclose(prior[:, 0, 0], jnp.linspace(1, -1, 40), atol=0.25)
+    np.testing.assert_allclose(prior.mean(), image.mean(), atol=0.05)

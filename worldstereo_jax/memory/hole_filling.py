@@ -20,12 +20,16 @@ _FAR_PREFERENCE = 4.0
 # And is taken for nearest up to its depth to this power times as far away.
 _FAR_REACH = 0.5
 _DIFFUSIONS = 10
+# Share of the shorter side over which a hole turns into the prior.
+_PRIOR_REACH = 0.4
+_ROWS = 6  # rows to either side that a row's mean is smoothed over
 
 
 def fill_holes(
     image: Float[Array, "h w c"],
     hole: Float[Array, "h w"],
     depth: Float[Array, "h w"] | None = None,
+    prior: Float[Array, "h w c"] | None = None,
 ) -> Float[Array, "h w c"]:
     """Replace the holes of an image by a smooth continuation of what surrounds them.
 
@@ -33,9 +37,11 @@ def fill_holes(
         image: any channels; its values in holes are not read.
         hole: 1 where there is nothing, 0 where the image is known.
         depth: camera z of known pixels; when given, holes continue the farther surface.
+        prior: what to expect far from all that is known; when given, holes turn into it over
+            `_PRIOR_REACH` of the shorter side.
 
     Returns:
-        The image, unchanged where known; 0 everywhere when nothing is known.
+        The image, unchanged where known; where nothing at all is known the prior, or 0.
     """
     known = hole < 0.5
     relative = jnp.ones_like(hole)
@@ -45,8 +51,29 @@ def fill_holes(
     colour = jnp.where(known[..., None], image, 0.0)
     broad, _ = _pull_push(colour, known * relative**_FAR_PREFERENCE)
     row, column = nearest_known(known, jnp.where(known, relative, 1.0) ** _FAR_REACH)
-    mixed = jnp.where(known[..., None], colour, 0.5 * (broad + colour[row, column]))
+    mixed = 0.5 * (broad + colour[row, column])
+    if prior is not None:
+        rows, columns = jnp.indices(known.shape)
+        away = jnp.hypot(
+            *((a - b).astype(jnp.float32) for a, b in ((row, rows), (column, columns)))
+        )
+        trust = jnp.exp(-away / (_PRIOR_REACH * min(known.shape))) * known.any()
+        mixed = prior + trust[..., None] * (mixed - prior)
+    mixed = jnp.where(known[..., None], colour, mixed)
     return jnp.where(known[..., None], image, _diffuse(mixed, known))
+
+
+def row_prior(image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    """The smoothed means of an image's rows: what a level camera of the same world may expect.
+
+    Sky stays above and ground below, whichever way the camera turns.
+    """
+    height, width, channels = image.shape
+    means = image.mean(1)
+    around = jnp.clip(
+        jnp.arange(height)[:, None] + jnp.arange(-_ROWS, _ROWS + 1)[None], 0, height - 1
+    )
+    return jnp.broadcast_to(means[around].mean(1)[:, None], (height, width, channels))
 
 
 def nearest_known(

@@ -17,7 +17,7 @@ from pallas_kernels import TokenGeometry
 from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.memory.coverage import retrieve_by_coverage
 from worldstereo_jax.memory.global_geometric import render_global_memory
-from worldstereo_jax.memory.hole_filling import fill_holes
+from worldstereo_jax.memory.hole_filling import fill_holes, row_prior
 from worldstereo_jax.memory.masks import ViewSet, token_geometry
 from worldstereo_jax.memory.warping import Candidates, Warped, fuse_candidates, warp_candidates
 from worldstereo_jax.models.vae_tiny import encode_frames
@@ -180,10 +180,12 @@ def gather_conditions(
     by_points = (warped.mask > 0.5) & (render_mask < 0.5)
     fused = jnp.where(by_points[..., None], render_image, warped.features)
     # One call for both: the pyramid takes longer to compile than to compute.
-    render_filled, fused = jax.vmap(jax.vmap(fill_holes))(
+    fill = jax.vmap(jax.vmap(fill_holes, in_axes=(0, 0, 0, None)), in_axes=(0, 0, 0, None))
+    render_filled, fused = fill(
         jnp.stack([render_image, fused]),
         jnp.stack([render_mask, warped.mask * render_mask]),
         jnp.stack([render.depth, depth]),
+        row_prior(first_image),
     )
     features, log_weight = _candidate_latents(world, vae_params, fused, warped, seen)
 
