@@ -3,8 +3,8 @@
 An entry is a surfel (point-based fusion, Keller et al. 2013) that carries a feature pyramid. What
 it stores are weighted means with their weights, so that fusing is a sum: the order in which
 frames come does not matter (row S12), and two banks can be merged (row S33). Measurements are
-taken on lines through `anchor`, the place where the entry was first put, and not through the
-moving mean, for the same reason.
+taken on lines through `anchor`, the place where the entry was first put, and compared with the line
+along which it was first seen, and not with moving means, for the same reason.
 """
 
 import dataclasses
@@ -50,7 +50,8 @@ class EntryConfig:
 class EntryBank:
     """At most n entries; slots below `count` are in use, and hold an entry where `valid`.
 
-    position [n, 3]: fused, world units (row S3). anchor [n, 3]: where the entry was first put.
+    position [n, 3]: fused, world units (row S3). anchor [n, 3]: where the entry was first put;
+    eye [n, 3]: the camera that saw it there.
     normal [n, 3]: unit, facing the cameras; 0 = unknown (row S4). normal_agreement [n]: length of
     the mean of the unit normals, 1 = all the same. footprint [n]: world size of one pixel of the
     sharpest view. direction [n, 3]: mean of the unit vectors to the cameras. distance [n]: mean
@@ -68,6 +69,7 @@ class EntryBank:
 
     position: Float[Array, "n 3"]
     anchor: Float[Array, "n 3"]
+    eye: Float[Array, "n 3"]
     normal: Float[Array, "n 3"]
     normal_agreement: Float[Array, "n"]
     footprint: Float[Array, "n"]
@@ -112,6 +114,7 @@ def init_entries(config: EntryConfig) -> EntryBank:
     return EntryBank(
         position=zeros(n, 3),
         anchor=zeros(n, 3),
+        eye=zeros(n, 3),
         normal=zeros(n, 3),
         normal_agreement=zeros(n),
         footprint=zeros(n),

@@ -41,9 +41,10 @@ _Fields = dict[str, Shaped[ndarray, "..."]]
 def entry_fields(bank: EntryBank | QuantisedEntries) -> _Fields:
     """The bank's slots in use as arrays for `save_memory(..., optional=...)`.
 
-    descriptor.state is float32 [n, 10]: anchor, then the columns of `_STATE`. descriptor.record is
-    uint32 [n, 6 + words]: the columns of `_RECORD`, then the bitset `denied`. Quantised features
-    are stored as they are, 8 or 4 bits, with `pyramid_scale`. An empty bank stores one empty slot.
+    descriptor.state is float32 [n, 13]: anchor, eye, then the columns of `_STATE`.
+    descriptor.record is uint32 [n, 6 + words]: the columns of `_RECORD`, then the bitset `denied`.
+    Quantised features are stored as they are, 8 or 4 bits, with `pyramid_scale`. An empty bank
+    stores one empty slot.
     """
     rest = bank.rest if isinstance(bank, QuantisedEntries) else bank
     levels = bank.codes if isinstance(bank, QuantisedEntries) else bank.features
@@ -53,7 +54,9 @@ def entry_fields(bank: EntryBank | QuantisedEntries) -> _Fields:
     if isinstance(bank, QuantisedEntries):
         fields |= {f"pyramid_scale.{i}": np.asarray(x) for i, x in enumerate(bank.scales)}
     columns = [np.asarray(getattr(rest, name))[:n, None] for name in _STATE]
-    fields["descriptor.state"] = np.concatenate([np.asarray(rest.anchor)[:n], *columns], -1)
+    fields["descriptor.state"] = np.concatenate(
+        [np.asarray(rest.anchor)[:n], np.asarray(rest.eye)[:n], *columns], -1
+    )
     record = np.zeros((n, len(_RECORD)), np.uint32)
     for i, name in enumerate(_RECORD):
         value = np.asarray(getattr(rest, name))
@@ -86,9 +89,9 @@ def entries_from_fields(
             raise InputError(f"the memory holds no entries: its field {name!r} is missing")
     state, record = fields["descriptor.state"], fields["descriptor.record"]
     words = fields["views"].shape[-1]
-    if state.shape[1:] != (3 + len(_STATE),) or record.shape[1:] != (len(_RECORD) + words,):
+    if state.shape[1:] != (6 + len(_STATE),) or record.shape[1:] != (len(_RECORD) + words,):
         raise InputError(
-            f"fields descriptor.state and descriptor.record must have {3 + len(_STATE)} and "
+            f"fields descriptor.state and descriptor.record must have {6 + len(_STATE)} and "
             f"{len(_RECORD) + words} columns, found {state.shape[-1]} and {record.shape[-1]}"
         )
     count, overflow = (int(record[0, _RECORD.index(name)]) for name in ("count", "overflow"))
@@ -102,8 +105,8 @@ def entries_from_fields(
         levels.append(fields[f"pyramid.{len(levels)}"])
     scales = [fields.get(f"pyramid_scale.{i}") for i in range(len(levels))]
     values: _Fields = {field: fields[name] for field, name in _NAMED.items()}
-    values["anchor"] = state[:, :3]
-    values |= {name: state[:, 3 + i] for i, name in enumerate(_STATE)}
+    values["anchor"], values["eye"] = state[:, :3], state[:, 3:6]
+    values |= {name: state[:, 6 + i] for i, name in enumerate(_STATE)}
     values |= {name: record[:, i] for i, name in enumerate(_RECORD[:-2])}
     values["denied"] = record[:, len(_RECORD) :]
 

@@ -18,9 +18,9 @@ from worldstereo_jax.memory.entry_frame import (
     surface_points,
 )
 
-# An entry whose normal turns this far from the camera shows its back: cosine. Slightly below
-# zero, because normals of noisy depth are noisy too.
-_BACK = -0.1
+# Cosine between two lines of sight beyond which they are held to see the two sides of one wall: no
+# normals are asked, which noise turns, and which change with every frame.
+_BACK = -0.5
 _MARCH = 8  # steps along an entry's line of sight
 _BISECT = 6  # halvings of the step in which that line meets a surface
 
@@ -53,7 +53,7 @@ class Sighting:
 def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sighting:
     """Compare every entry with the surface that a frame shows (rows S10, S34).
 
-    Within `gate` (a share of depth) of the surface an entry is seen, unless it faces away. In
+    Within `gate` (a share of depth) of the surface an entry is seen, unless from behind. In
     front of all that is around by three gates it is looked through, which denies it. Behind the
     surface it is hidden, which says nothing, unless the surface also lies across the line along
     which the entry is said to have been seen: then one of the two is wrong.
@@ -61,8 +61,9 @@ def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sig
     sample = sample_surface_at(surface, bank.anchor)
     known = bank.valid & (sample.confidence > 0)
     ratio = sample.ratio
-    direction, distance = _towards(surface.centre, bank.anchor)
-    facing = (bank.normal * direction).sum(-1)
+    direction, distance = _towards(surface.centre[None], bank.anchor)
+    first, _ = _towards(bank.eye, bank.anchor)
+    facing = (first * direction).sum(-1)
     agrees = known & (jnp.abs(ratio - 1.0) <= gate) & (facing > _BACK)
     margin = 1.0 + 3.0 * gate
     through = known & (sample.depth * sample.nearest * margin < 1.0)
@@ -93,7 +94,7 @@ def _line_is_crossed(
     halved until the two differ: on the surface the line's depth and the frame's are equal just
     before and just after; at a silhouette they jump. Returns that and the surface's confidence.
     """
-    line = bank.direction * bank.distance[:, None]
+    line = bank.eye - bank.anchor
 
     def at(share: Float[Array, " n"]) -> SurfaceSample:
         return sample_surface_at(surface, bank.anchor + share[:, None] * line)
@@ -126,9 +127,9 @@ def _line_is_crossed(
 
 
 def _towards(
-    centre: Float[Array, "3"], points: Float[Array, "n 3"]
+    centre: Float[Array, "#n 3"], points: Float[Array, "n 3"]
 ) -> tuple[Float[Array, "n 3"], Float[Array, " n"]]:
-    away = centre[None] - points
+    away = jnp.broadcast_to(centre, points.shape) - points
     distance = jnp.linalg.norm(away, axis=-1)
     # No small constant: a world in another unit must give the same directions.
     return away / jnp.where(distance > 0, distance, 1.0)[:, None], distance

@@ -75,6 +75,7 @@ def entries_from_points(
     entries = empty.replace(
         position=points,
         anchor=points,
+        eye=points,  # seen by none: neither its back nor its line of sight is known
         normal=normal,
         normal_agreement=normal.any(-1).astype(jnp.float32),
         footprint=size,

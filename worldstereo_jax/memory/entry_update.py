@@ -139,7 +139,7 @@ def combine_entries(
     """Entry by entry the two banks' knowledge of one place, `where` asked; `left` elsewhere.
 
     For merging banks (row S33): what both say is summed by weight as if all their frames had been
-    seen by one. Anchor, source and protection are those of `left`.
+    seen by one. Anchor, eye and source are those of `left`.
     """
     joined = _combine(left, right, where)
     take = where[:, None]
@@ -229,6 +229,7 @@ def _measure(
     return EntryBank(
         position=sighting.point,
         anchor=sighting.point,
+        eye=sighting.point + sighting.direction * sighting.distance[:, None],
         normal=normal,
         normal_agreement=normal.any(-1).astype(jnp.float32),
         footprint=sighting.footprint,
