@@ -139,7 +139,7 @@ def insert_entries(
     held = jnp.stack([run.count for run in runs])
     needed = new.count + jnp.cumsum(held)
     sizes = jnp.array([run.code.shape[0] for run in runs])
-    fits = needed <= sizes
+    fits = (needed <= sizes) & (needed[-1] <= index.capacity)
     level = jnp.where(fits.any(), jnp.argmax(fits), len(runs))
 
     def into(target: int, runs: tuple[CurveRun, ...]) -> tuple[CurveRun, ...]:
