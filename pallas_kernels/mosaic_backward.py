@@ -22,6 +22,7 @@ from pallas_kernels.mosaic_kernels import (
     Static,
     mask_logits,
     product,
+    read,
     spread,
     stage_loop,
 )
@@ -34,7 +35,7 @@ PARTS = TILE // HALF  # steps per listed tile
 
 def _words(rows: Rows, buffer: Any, part: Array, warpgroup: Array) -> Array:
     """The words of the half tile at hand, shifted to bit 0."""
-    words = plgpu.load(buffer, layout=plgpu.Layout.WGMMA)
+    words = read(buffer, plgpu.Layout.WGMMA)
     return lax.shift_right_logical(words, 16 * warpgroup + 8 * part)
 
 
@@ -113,8 +114,8 @@ def backward_q_body(static: Static, rows: Rows, q, k, v, d_out, lse, delta, dq, 
         plgpu.copy_gmem_to_smem(rows.values(delta, start, HALF), delta_smem.at[warpgroup], here)
         plgpu.barrier_wait(here)
         per_row = plgpu.Layout.WGMMA.reduce(1)
-        top = plgpu.load(lse_smem.at[warpgroup], layout=per_row) * LOG2_E
-        offset = plgpu.load(delta_smem.at[warpgroup], layout=per_row)
+        top = read(lse_smem.at[warpgroup], per_row) * LOG2_E
+        offset = read(delta_smem.at[warpgroup], per_row)
         shape = (HALF, HALF)
 
         def run(found):
@@ -138,7 +139,7 @@ def backward_q_body(static: Static, rows: Rows, q, k, v, d_out, lse, delta, dq, 
             _walk(rows, static.backward_stages, step)
             return found[...]
 
-        found = pl.run_scoped(run, plgpu.ACC((HALF, q.shape[-1]), jnp.float32))
+        found = pl.run_scoped(run, plgpu.WGMMAAccumulatorRef((HALF, q.shape[-1]), jnp.float32))
         own_q[...] = (found * static.scale).astype(dq.dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(own_q, rows.tokens(dq, start, HALF))
@@ -189,14 +190,14 @@ def backward_kv_body(static: Static, rows: Rows, q, k, v, d_out, lse, delta, dk,
                     plgpu.barrier_wait(words_ready.at[stage])
                     words = _words(rows, words_smem.at[stage], part, warpgroup)
                     logits = mask_logits(logits, words)
-                top = plgpu.load(lse_smem.at[stage], layout=per_column) * LOG2_E
+                top = read(lse_smem.at[stage], per_column) * LOG2_E
                 weights = jnp.exp2(logits * (static.scale * LOG2_E) - spread(top, shape, 1))
                 buffer = weights_smem and weights_smem.at[warpgroup]
                 plgpu.barrier_wait(d_ready.at[stage])
                 left = _operand(static, weights.astype(d_out.dtype), buffer)
                 plgpu.wgmma(found_v, left, d_smem.at[stage])
                 d_weights = product(own_v, d_smem.at[stage].transpose((1, 0)), shape)
-                offset = plgpu.load(delta_smem.at[stage], layout=per_column)
+                offset = read(delta_smem.at[stage], per_column)
                 plgpu.barrier_arrive(d_released.at[stage])
                 d_logits = weights * (d_weights - spread(offset, shape, 1))
                 left = _operand(static, d_logits.astype(q.dtype), buffer)
@@ -207,7 +208,7 @@ def backward_kv_body(static: Static, rows: Rows, q, k, v, d_out, lse, delta, dk,
             _walk(rows, static.backward_stages, step)
             return found_k[...], found_v[...]
 
-        sums = (plgpu.ACC((HALF, x.shape[-1]), jnp.float32) for x in (k, v))
+        sums = (plgpu.WGMMAAccumulatorRef((HALF, x.shape[-1]), jnp.float32) for x in (k, v))
         found_k, found_v = pl.run_scoped(run, *sums)
         own_k[...] = (found_k * static.scale).astype(dk.dtype)
         own_v[...] = found_v.astype(dv.dtype)

@@ -86,7 +86,7 @@ def product(a: Any, b: Any, shape: tuple[int, int]) -> Array:
         plgpu.wgmma(acc, a, b)
         return acc[...]
 
-    return pl.run_scoped(run, plgpu.ACC(shape, jnp.float32))
+    return pl.run_scoped(run, plgpu.WGMMAAccumulatorRef(shape, jnp.float32))
 
 
 def mask_logits(logits: Array, words: Array, first: int = 0) -> Array:
@@ -96,7 +96,13 @@ def mask_logits(logits: Array, words: Array, first: int = 0) -> Array:
     return jnp.where(jnp.concatenate(pieces, axis=1) != 0, logits, -jnp.inf)
 
 
-def spread(x: Array, shape: tuple[int, int], axis: int = 0) -> Array:
+def read(buffer: Any, layout: Any) -> Array:
+    """Shared memory into registers, in a layout of the tensor cores."""
+    # jax 0.10 has another signature; the kernels need 0.11.
+    return plgpu.load(buffer, layout=layout)  # pyright: ignore[reportCallIssue]
+
+
+def spread(x: Array, shape: tuple[int, ...], axis: int = 0) -> Array:
     """A value per row (axis 0) or column (axis 1), over a matrix."""
     return lax.broadcast_in_dim(x, shape, (axis,))
 
@@ -144,7 +150,7 @@ def forward_body(static: Static, rows: Rows, q, k, v, out, lse, scoped: Any) -> 
             plgpu.barrier_wait(k_ready.at[stage])
             if masked:
                 plgpu.barrier_wait(words_ready.at[stage])
-                words = plgpu.load(words_smem.at[stage], layout=plgpu.Layout.WGMMA)
+                words = read(words_smem.at[stage], plgpu.Layout.WGMMA)
                 words = lax.shift_right_logical(words, 16 * warpgroup)
             logits = product(own, k_smem.at[stage].transpose((1, 0)), (HALF, TILE))
             change_turn()

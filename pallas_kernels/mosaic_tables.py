@@ -80,7 +80,7 @@ def mosaic_tables(mask: BlockMask) -> tuple[MosaicTables, MosaicTables]:
     inverse = None if slot is None else jnp.swapaxes(slot, 2, 3)
     queries = MosaicTables(row_tables(mask.queries, inverse), turned)
     if ragged:
-        if bits is None:
+        if bits is None or slot is None:
             bits = jnp.zeros((1, 1, 0, TILE, TILE // 32), jnp.uint32)
             slot = jnp.zeros((1, 1, mask.q_tiles, mask.k_tiles), jnp.int32)
         edge = _columns_below(ragged)[None, None, None]

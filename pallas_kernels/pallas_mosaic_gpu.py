@@ -209,6 +209,9 @@ def _run(
 
         pl.run_scoped(run, *scratch, collective_axes="wg")
 
+    # The interpreter came with jax 0.11.
+    mode = getattr(plgpu, "InterpretGPUParams")() if interpret else None  # noqa: B009
+    kernel.__name__ = body.__name__.removesuffix("_body")
     batch, _, heads, _ = operands[0].shape
     call = plgpu.kernel(
         kernel,
@@ -218,6 +221,6 @@ def _run(
         num_threads=COMPUTE + 1,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True),
-        interpret=plgpu.InterpretGPUParams() if interpret else None,
+        interpret=mode,
     )
     return tuple(call(*lists, *words, *operands))
