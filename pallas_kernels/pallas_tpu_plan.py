@@ -1,14 +1,14 @@
 """What the TPU kernels read instead of a mask: rows of listed tiles in steps, and their bits."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt32
 
 from pallas_kernels.block_mask import BlockMask, TileLists
-from pallas_kernels.fills import unpack_bits
 
 __all__ = [
     "EMPTY_SLOT",
@@ -121,14 +121,39 @@ def word_rows(tile: int) -> int:
     return next(rows for rows in range(8, tile + 1, 8) if tile % rows == 0 and tile <= 32 * rows)
 
 
-def _pack_rows(allowed: Bool[Array, "*n rows columns"]) -> Int[Array, "*n words columns"]:
-    *n, rows, columns = allowed.shape
+def _pack_rows(allowed: Bool[Array, "n rows columns"]) -> UInt32[Array, "n words columns"]:
+    """Bits of few tiles, from booleans."""
+    n, rows, columns = allowed.shape
     words = word_rows(rows)
-    bits = allowed.reshape(*n, rows // words, words, columns).astype(jnp.uint32)
+    bits = allowed.reshape(n, rows // words, words, columns).astype(jnp.uint32)
     weight = jnp.uint32(1) << jnp.arange(rows // words, dtype=jnp.uint32)
-    weight = weight.reshape((1,) * len(n) + (-1, 1, 1))
-    packed = jnp.sum(bits * weight, axis=-3, dtype=jnp.uint32)
-    return jax.lax.bitcast_convert_type(packed, jnp.int32)
+    return jnp.sum(bits * weight[None, :, None, None], axis=1, dtype=jnp.uint32)
+
+
+def _turn_words(
+    words: UInt32[Array, "b h n rows words"], transposed: bool
+) -> UInt32[Array, "b h n out columns"]:
+    """Words along the columns as words along the rows, bit by bit: never as booleans."""
+    rows, columns = words.shape[3], words.shape[4] * 32
+    bit = (jnp.arange(columns, dtype=jnp.uint32) % 32).reshape(1, 1, 1, 1, -1)
+
+    def row_block(first: int, count: int) -> Array:
+        """Rows of bits, one number each."""
+        block = jnp.repeat(words[:, :, :, first : first + count], 32, axis=4)
+        return (block >> bit) & jnp.uint32(1)
+
+    def column_block(first: int, count: int) -> Array:
+        """The same of the transposed tile."""
+        column = jnp.arange(first, first + count)
+        block = jnp.swapaxes(words[..., column // 32], 3, 4)
+        return (block >> (column % 32).astype(jnp.uint32)[None, None, None, :, None]) & jnp.uint32(
+            1
+        )
+
+    total, block = (columns, column_block) if transposed else (rows, row_block)
+    out = word_rows(total)
+    parts = (block(i * out, out) << jnp.uint32(i) for i in range(total // out))
+    return functools.reduce(jnp.bitwise_or, parts)
 
 
 def row_bits(mask: BlockMask, *, transposed: bool) -> Int[Array, "b heads slots words columns"]:
@@ -136,20 +161,18 @@ def row_bits(mask: BlockMask, *, transposed: bool) -> Int[Array, "b heads slots 
 
     Rows are queries, columns keys; the other way round when `transposed`. See `word_rows`.
     """
-
-    def turned(x):
-        return _pack_rows(jnp.swapaxes(x, -1, -2) if transposed else x)
-
     shape = (mask.tile_q, mask.tile_k)
     column = jnp.arange(mask.tile_k, dtype=jnp.int32)[None]
     left = mask.k_len - (mask.k_tiles - 1) * mask.tile_k
     special = [jnp.zeros(shape, bool), jnp.ones(shape, bool)]
     special.append(jnp.broadcast_to(column < left, shape))
-    special = turned(jnp.stack(special))[None, None]
+    special = jnp.stack(special)
+    special = _pack_rows(jnp.swapaxes(special, 1, 2) if transposed else special)[None, None]
     if mask.fill is None:
-        return jnp.broadcast_to(special, (1, mask.heads, *special.shape[2:]))
-    words = mask.fill.words
-    own = turned(unpack_bits(words))
-    own = jnp.broadcast_to(own, (own.shape[0], mask.heads, *own.shape[2:]))
-    special = jnp.broadcast_to(special, (*own.shape[:2], *special.shape[2:]))
-    return jnp.concatenate([special, own], axis=2)
+        packed = jnp.broadcast_to(special, (1, mask.heads, *special.shape[2:]))
+    else:
+        own = _turn_words(mask.fill.words, transposed)
+        own = jnp.broadcast_to(own, (own.shape[0], mask.heads, *own.shape[2:]))
+        special = jnp.broadcast_to(special, (*own.shape[:2], *special.shape[2:]))
+        packed = jnp.concatenate([special, own], axis=2)
+    return jax.lax.bitcast_convert_type(packed, jnp.int32)

@@ -92,18 +92,21 @@ def walk(
         copies(streams, 0)
         pl.when(needs_mask(step))(lambda: copies(masks, len(streams)))
 
-    pl.when(total > 0)(lambda: each(jnp.int32(0), lambda copy: copy.start()))
+    def body(at: Array, _: None) -> None:
+        # Once more than there are steps: the first time only fetches.
+        pl.when(at < total)(lambda: each(at, lambda copy: copy.start()))
+        step = at - 1
 
-    def body(step: Array, _: None) -> None:
-        pl.when(step + 1 < total)(lambda: each(step + 1, lambda copy: copy.start()))
-        each(step, lambda copy: copy.wait())
-        buffer = lax.bitwise_and(step, 1)
-        masked = needs_mask(step)
-        slots = [slot for _, slot in listed(step)]
-        pl.when(masked)(lambda: compute(buffer, True, slots))
-        pl.when(jnp.logical_not(masked))(lambda: compute(buffer, False, slots))
+        @pl.when(step >= 0)
+        def _arrived() -> None:
+            each(step, lambda copy: copy.wait())
+            buffer = lax.bitwise_and(step, 1)
+            masked = needs_mask(step)
+            slots = [slot for _, slot in listed(step)]
+            pl.when(masked)(lambda: compute(buffer, True, slots))
+            pl.when(jnp.logical_not(masked))(lambda: compute(buffer, False, slots))
 
-    lax.fori_loop(0, total, body, None)
+    lax.fori_loop(0, jnp.where(total > 0, total + 1, 0), body, None)
 
 
 def dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:

@@ -159,14 +159,17 @@ def _attention(implementation: str) -> Callable[..., typing.Any]:
     return functools.partial(block_sparse_attention, implementation=implementation)
 
 
-def compare(implementation: str, problem: Problem) -> dict[str, float]:
+def compare(implementation: str | Callable[..., typing.Any], problem: Problem) -> dict[str, float]:
     """Largest error of each result against the float32 reference, relative to its size.
+
+    implementation: a name, or a function that takes what `block_sparse_attention` does.
 
     Results: out, lse, dq, dk, dv, and d_strength for a soft mask. The error is divided by the
     largest value of the reference (or 1). Infinity where a NaN appears, an infinite LSE stands in
     another place, or a query without keys has an output or gradient that is not exactly zero.
     """
-    found = _run(_attention(implementation), problem)
+    attend = _attention(implementation) if isinstance(implementation, str) else implementation
+    found = _run(attend, problem)
     exact = problem._replace(
         **{name: getattr(problem, name).astype(jnp.float32) for name in ("q", "k", "v", "d_out")}
     )

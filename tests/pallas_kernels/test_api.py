@@ -153,13 +153,14 @@ def test_merge_is_one_softmax_over_both():
 def test_selftest_prints_a_table_and_says_what_is_missing(monkeypatch, capsys):
     small = make_problem("random", batch=1, heads=1, head_dim=8)
     monkeypatch.setattr(selftest, "_problems", lambda seed, quick: [("random", small, 2e-5)])
-    assert selftest.main(["--quick"]) == 1
+    assert selftest.main(["--quick"]) == 0
     table = capsys.readouterr().out
     assert "pallas_tpu         -                             -  cannot run" in table
-    assert "incomplete: pallas_tpu did not run" in table
-    assert table.count("pass") == 2
-    monkeypatch.setattr(selftest, "REQUIRED", ("reference", "xla_chunked"))
-    assert selftest.main([]) == 0
-    monkeypatch.setattr(selftest, "compare", lambda name, problem: {"out": float("inf")})
+    assert "interpreted instead" in table
+    assert table.count("pass") == 3
+    monkeypatch.setattr(selftest, "INTERPRETED", {})
+    assert selftest.main(["--quick"]) == 1
+    assert "incomplete: pallas_tpu did not run" in capsys.readouterr().out
+    monkeypatch.setattr(selftest, "compare", lambda attend, problem: {"out": float("inf")})
     assert selftest.main([]) == 1
     assert "FAIL" in capsys.readouterr().out

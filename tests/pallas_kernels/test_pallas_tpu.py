@@ -1,0 +1,190 @@
+"""The TPU kernels in interpret mode, with race detection and NaN in all memory not written."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+import pallas_kernels as pk
+from pallas_kernels import api
+from pallas_kernels.pallas_tpu import tpu_attention
+from pallas_kernels.pallas_tpu_plan import (
+    EMPTY_SLOT,
+    FIRST_SLOT,
+    FULL_SLOT,
+    HEADER,
+    RAGGED_SLOT,
+    TpuConfig,
+    choose_config,
+    make_rows,
+    row_bits,
+    word_rows,
+)
+from pallas_kernels.selftest_cases import make_problem
+from tests.pallas_kernels.attention_suite import AttentionSuite
+
+INTERPRET = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+
+
+def interpreted(q, k, v, mask, scale):
+    """Two listed tiles to a step, so that rows take several; all heads that share a mask."""
+    config = TpuConfig(q.shape[2] // mask.heads, 2, 2)
+    return tpu_attention(q, k, v, mask, scale, config=config, interpret=INTERPRET)
+
+
+def races_found() -> bool:
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    return bool(interpret_pallas_call.races.races_found)
+
+
+class TestPallasTpu(AttentionSuite):
+    implementation = "pallas_tpu"
+
+    @pytest.fixture(autouse=True)
+    def _interpret(self, monkeypatch):
+        monkeypatch.setitem(api.IMPLEMENTATIONS, "pallas_tpu", api.Implementation(interpreted))
+        yield
+        assert not races_found()
+
+
+@pytest.mark.row("S32")
+def test_programs_and_steps_follow_the_active_tiles():
+    """Grid programs and loop trips, counted by the interpreter itself."""
+    programs = []
+
+    def record(token, point, core):
+        programs.append(tuple(int(x) for x in point))
+        return token
+
+    params = pltpu.InterpretParams(grid_point_recorder=record)
+    tiles, config = 8, TpuConfig(1, 2, 2)
+    q = jnp.ones((1, tiles * 16, 1, 8))
+    k = jnp.ones((1, tiles * 32, 1, 8))
+
+    @jax.jit
+    def attend(mask):
+        out, _ = tpu_attention(q, k, k, mask, 1.0, config=config, interpret=params)
+        return out, make_rows(mask.keys, None, tiles=2, ragged=False)
+
+    def run(count):
+        index = np.broadcast_to(np.arange(tiles), (1, 1, tiles, tiles))
+        mask = pk.from_tile_lists(
+            jnp.asarray(index, jnp.int32),
+            jnp.asarray(count, jnp.int32)[None, None],
+            q_len=tiles * 16,
+            k_len=tiles * 32,
+            tile_q=16,
+            tile_k=32,
+        )
+        programs.clear()
+        _, rows = jax.block_until_ready(attend(mask))
+        return len(programs), np.asarray(rows[0, 0, :, 0, :3])
+
+    for count in (np.zeros(tiles, int), np.array([8, 0, 1, 2, 0, 3, 0, 0]), np.full(tiles, 8)):
+        ran, header = run(count)
+        # One program for each row, empty or not; one trip for each two tiles, rounded up.
+        assert ran == tiles
+        np.testing.assert_array_equal(header[:, 2], -(-count // 2))
+        # Only a step that is not whole looks at the mask.
+        np.testing.assert_array_equal(header[:, 0], 0)
+        np.testing.assert_array_equal(header[:, 1], count // 2)
+
+
+def test_rows_name_tiles_and_slots_and_which_steps_need_the_mask():
+    state = np.array([[1, 2, 1, 2, 2], [0, 0, 0, 0, 0], [2, 2, 2, 2, 2], [0, 2, 0, 2, 0]])
+    mask = pk.block_mask.build_mask(
+        jnp.asarray(state, jnp.int8)[None, None], q_len=32, k_len=150, tile_q=8, tile_k=32
+    )
+    slot = jnp.asarray(np.where(state == 1, np.arange(5) + 10 * np.arange(4)[:, None], -1))
+    rows = np.asarray(make_rows(mask.keys, slot[None, None], tiles=2, ragged=True))[0, 0, :, 0]
+    assert rows.shape == (4, HEADER + 2 * 6)
+    index, kind = rows[:, HEADER : HEADER + 6], rows[:, HEADER + 6 :]
+    # Two partial tiles: one step; then two full ones; the last one ends the keys.
+    assert rows[0, :3].tolist() == [1, 2, 3]
+    assert index[0].tolist() == [0, 2, 1, 3, 4, 0]
+    partial = [FIRST_SLOT, FIRST_SLOT + 2]
+    assert kind[0].tolist() == [*partial, FULL_SLOT, FULL_SLOT, RAGGED_SLOT, EMPTY_SLOT]
+    assert rows[1, :3].tolist() == [0, 0, 0]
+    assert rows[2, :3].tolist() == [0, 2, 3]
+    assert rows[3, :3].tolist() == [0, 1, 1]
+    # A row whose partial tiles end within a step: that step needs the mask, the next does not.
+    mixed = jnp.asarray([[1, 2, 2, 2]], jnp.int8)[None, None]
+    mask = pk.block_mask.build_mask(mixed, q_len=8, k_len=128, tile_q=8, tile_k=32)
+    rows = np.asarray(make_rows(mask.keys, None, tiles=2, ragged=False))[0, 0, 0, 0]
+    assert rows[:3].tolist() == [1, 2, 2]
+
+
+@pytest.mark.parametrize(("tile", "rows"), [(8, 8), (16, 8), (128, 8), (256, 8), (512, 16)])
+def test_words_are_whole_registers(tile, rows):
+    assert word_rows(tile) == rows
+    assert word_rows(640) == 32
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_bits_stand_along_the_rows(transposed):
+    rng = np.random.default_rng(0)
+    dense = rng.random((1, 2, 150, 200)) < 0.5
+    mask = pk.from_dense(jnp.asarray(dense), 48, 64)
+    words = np.asarray(row_bits(mask, transposed=transposed))
+    slot = np.asarray(mask.fill.slot)
+    dense = np.pad(dense, ((0, 0), (0, 0), (0, 192 - 150), (0, 256 - 200)))
+    for head, q, k in ((0, 0, 0), (1, 2, 1), (1, 3, 3)):
+        tile = words[0, head, slot[0, head, q, k] + FIRST_SLOT]
+        bits = (64 if transposed else 48) // tile.shape[0]
+        rows = np.concatenate([(tile >> bit) & 1 for bit in range(bits)])
+        want = dense[0, head, q * 48 : q * 48 + 48, k * 64 : k * 64 + 64]
+        np.testing.assert_array_equal(rows.T if transposed else rows, want)
+    special = words[0, 1, :FIRST_SLOT]
+    assert not special[EMPTY_SLOT].any()
+    assert (special[FULL_SLOT] & 1).all()
+    first = special[RAGGED_SLOT] & 1
+    np.testing.assert_array_equal(first[:, 0] if transposed else first[0], np.arange(
+        first.shape[0] if transposed else 64) < 200 - 192)  # fmt: skip
+
+
+def test_config_follows_the_mask():
+    mask = pk.dense_pattern(4096, 4096, tile_q=512, tile_k=128)
+    assert choose_config(mask, 40) == TpuConfig(heads=4, key_tiles=4, query_tiles=1)
+    assert choose_config(mask, 3).heads == 3
+    assert choose_config(mask, 7).heads == 1
+    with pytest.raises(ValueError, match="groups of 4"):
+        TpuConfig(4, 1, 1).check(mask, 6)
+    with pytest.raises(ValueError, match="at least 1"):
+        TpuConfig(0, 1, 1)
+
+
+def test_says_why_it_cannot_run_and_what_it_cannot_take():
+    q = jax.ShapeDtypeStruct((1, 64, 1, 8), jnp.float16)
+    mask = pk.dense_pattern(64, 64, tile_q=16, tile_k=32)
+    assert "needs a TPU" in pk.available_implementations()["pallas_tpu"]
+    assert "float16" in api.obstacle("pallas_tpu", q, q, mask) or jax.default_backend() != "tpu"
+    take = api.IMPLEMENTATIONS["pallas_tpu"].cannot_take
+    assert "float16" in take(q, q, mask)
+    q = jax.ShapeDtypeStruct(q.shape, jnp.float32)
+    assert not take(q, q, mask)
+    assert "multiples of 8" in take(q, q, pk.dense_pattern(64, 64, tile_q=20, tile_k=32))
+    soft = make_problem("soft").mask
+    assert not take(q, q, soft)
+    assert "combined" in take(q, q, soft & make_problem("random").mask)
+
+
+def test_infinite_strength_is_the_hard_mask():
+    problem = make_problem("soft", batch=1, heads=1, q_len=32, k_len=64, head_dim=8)
+    hard = problem.mask.replace(strength=jnp.full((1, 1), jnp.inf))
+    got = jax.jit(interpreted, static_argnums=4)(*problem[:3], hard, 1.0)
+    want = pk.block_sparse_attention(
+        problem.q, problem.k, problem.v, hard, scale=1.0, implementation="reference",
+        return_lse=True,
+    )  # fmt: skip
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_negative_scale():
+    problem = make_problem("random", batch=1, heads=1, q_len=32, k_len=64, head_dim=8)
+    got = jax.jit(interpreted, static_argnums=4)(*problem[:4], -0.7)
+    want = pk.reference.reference_attention(*problem[:4], -0.7)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
