@@ -98,7 +98,7 @@ def sample_map(
 
 
 def _level_map(
-    image: Float[Array, "h w 3"], learned: Float[Array, "lh lw c"] | None, level: Level
+    image: Float[Array, "h w 3"], learned: Float[Array, "lh lw cl"] | None, level: Level
 ) -> Float[Array, "gh gw c"]:
     height, width = image.shape[:2]
     rows, columns = -(-height // level.cell), -(-width // level.cell)

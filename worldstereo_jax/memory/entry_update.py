@@ -149,7 +149,9 @@ def combine_entries(
         against=jnp.where(where, left.against + right.against, left.against),
         protected=left.protected | (where & right.protected),
     )
-    return rate_entries(joined, rule)
+    joined = rate_entries(joined, rule)
+    # What is not joined stays the same bit by bit.
+    return map_entries(lambda new, old: jnp.where(_like(where, new), new, old), joined, left)
 
 
 def _combine(left: EntryBank, right: EntryBank, where: Bool[Array, " n"]) -> EntryBank:

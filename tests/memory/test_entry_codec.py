@@ -1,0 +1,119 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.memory import entry_scene as es
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.cameras import project
+from worldstereo_jax.memory.entries import EntryConfig, init_entries
+from worldstereo_jax.memory.entry_codec import bytes_per_entry, quantise_entries, restore_entries
+from worldstereo_jax.memory.entry_features import pyramid_widths
+from worldstereo_jax.memory.entry_frame import make_entry_frame
+from worldstereo_jax.memory.entry_points import entry_colors
+from worldstereo_jax.memory.entry_prune import prune_entries
+from worldstereo_jax.memory.entry_update import update_entries
+
+
+@pytest.fixture(scope="module")
+def bank(room):
+    w2c = es.cameras(room, 2)
+    images, depth = es.photographs(room, w2c)
+    return es.build(es.frames(images, depth, w2c))
+
+
+def _psnr(bank, other, level):
+    held = np.asarray(bank.valid)
+    error = np.asarray(bank.features[level] - other.features[level])[held]
+    return 10 * np.log10(4.0 / np.mean(np.square(error)))
+
+
+@pytest.mark.row("S31")
+def test_eight_bits_lose_nothing_that_shows_and_take_a_quarter(bank):
+    coded = quantise_entries(bank)
+    back = restore_entries(coded)
+    for level in range(3):
+        assert _psnr(bank, back, level) > 52.0
+        step = np.asarray(coded.scales[level])[None]
+        away = np.abs(np.asarray(bank.features[level] - back.features[level]))
+        assert (away <= 0.501 * step)[np.asarray(bank.valid)].all()
+    es.assert_equal_banks(bank.replace(features=()), back.replace(features=()))
+    plain, small = bytes_per_entry(bank), bytes_per_entry(coded)
+    assert small["features"] == plain["features"] / 4 == 81
+    assert small["total"] == small["features"] + small["geometry"]
+    assert small["geometry"] == plain["geometry"]
+    assert small["total"] < 0.5 * plain["total"]
+
+
+@pytest.mark.row("S31")
+def test_four_bits_pack_two_channels_into_a_byte(bank):
+    coded = quantise_entries(bank, bits=(8, 4, 4))
+    assert [codes.shape[1] for codes in coded.codes] == [27, 14, 14]
+    back = restore_entries(coded)
+    for level in (1, 2):
+        assert _psnr(bank, back, level) > 25.0
+        step = np.asarray(coded.scales[level])[None]
+        away = np.abs(np.asarray(bank.features[level] - back.features[level]))
+        assert (away <= 0.501 * step)[np.asarray(bank.valid)].all()
+    assert bytes_per_entry(coded)["features"] == 27 + 14 + 14
+
+
+@pytest.mark.row("S31")
+def test_what_is_decoded_is_coded_the_same_and_an_empty_bank_is_no_trouble(bank):
+    once = quantise_entries(bank)
+    es.assert_equal_banks(once.codes, quantise_entries(restore_entries(once)).codes)
+    empty = init_entries(EntryConfig(5, (3, 2)))
+    es.assert_equal_banks(restore_entries(quantise_entries(empty, bits=(4, 8))), empty)
+    junk = empty.replace(features=(jnp.full((5, 3), 1e9), jnp.zeros((5, 2))))
+    assert float(quantise_entries(junk).scales[0].max()) == 1.0  # empty slots set no scale
+
+
+def test_other_numbers_of_bits_are_refused(bank):
+    for bits in ((8, 8), (8, 8, 5)):
+        with pytest.raises(InputError, match="8 or 4"):
+            quantise_entries(bank, bits=bits)
+
+
+@pytest.mark.row("S27")
+@pytest.mark.row("S31")
+@pytest.mark.row("S30")
+def test_a_real_scene_seen_from_the_other_eye_after_pruning_and_quantising(motorcycle):
+    """The left picture's entries, half of them and in 8 bits, against the right photograph."""
+    step, start = 5, 2
+    scale = jnp.array([[1 / step, 1, 1 / step], [1, 1 / step, 1 / step], [1, 1, 1]])
+    left, right = (
+        jax.image.resize(jnp.asarray(x), (100, 148, 3), "linear")
+        for x in (motorcycle.left[:500, :740], motorcycle.right[:500, :740])
+    )
+    frame = make_entry_frame(
+        left,
+        motorcycle.depth[start::step, start::step][:100, :148],
+        motorcycle.left_w2c,
+        motorcycle.left_intrinsics * scale,
+        view=0,
+    )
+    bank = update_entries(init_entries(EntryConfig(14800, pyramid_widths())), frame)
+    count = int(bank.count)
+    assert count > 9000
+    half = prune_entries(bank, count // 2)
+    half = restore_entries(quantise_entries(half))
+    assert int(half.count) == count // 2
+    pixel, _ = project(half.position, motorcycle.left_w2c, motorcycle.left_intrinsics)
+    there, z = project(half.position, motorcycle.right_w2c, motorcycle.right_intrinsics)
+    keep = np.asarray(half.valid)
+    x, y = np.floor(np.asarray(pixel)).astype(int)[keep].T
+    moved = np.asarray(pixel - there)[keep]
+    true = motorcycle.disparity[np.clip(y, 0, 499), np.clip(x, 0, 739)]
+    good = np.isfinite(true)
+    assert np.mean(np.abs(moved[good, 0] - true[good]) < 1.0) > 0.99
+    assert np.abs(moved[:, 1]).max() < 1e-2
+    # Colours against the real right photograph, of what is visible there.
+    column, row = (np.asarray(there)[keep] / step).astype(int).T
+    inside = (column >= 0) & (column < 148)
+    column, row, z = column[inside], row[inside], np.asarray(z)[keep][inside]
+    nearest = np.full((100, 148), np.inf)
+    np.minimum.at(nearest, (row, column), z)
+    visible = z < 1.02 * nearest[row, column]
+    colour = np.asarray(entry_colors(half))[keep][inside][visible]
+    error = colour - np.asarray(right)[row[visible], column[visible]]
+    assert 10 * np.log10(4.0 / np.mean(np.square(error))) > 20.0

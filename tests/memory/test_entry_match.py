@@ -1,0 +1,89 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.memory import entry_scene as es
+from worldstereo_jax.memory.entries import EntryConfig, init_entries
+from worldstereo_jax.memory.entry_frame import frame_surface
+from worldstereo_jax.memory.entry_match import sight_entries
+
+_sight = jax.jit(sight_entries, static_argnames="gate")
+
+
+def _entries(positions, cameras):
+    """Entries at `positions`, each said to have been seen from one of `cameras`."""
+    positions, cameras = np.asarray(positions, np.float32), np.asarray(cameras, np.float32)
+    away = cameras - positions
+    distance = np.linalg.norm(away, axis=-1)
+    n = len(positions)
+    direction = away / distance[:, None]
+    return init_entries(EntryConfig(n, (3,))).replace(
+        position=jnp.asarray(positions),
+        anchor=jnp.asarray(positions),
+        eye=jnp.asarray(cameras),
+        normal=jnp.asarray(direction),
+        direction=jnp.asarray(direction),
+        distance=jnp.asarray(distance),
+        valid=jnp.ones((n,), bool),
+    )
+
+
+def _frame(depth):
+    images = np.zeros((1, *depth.shape, 3), np.float32)
+    return es.one(es.frames(images, depth[None], np.eye(4, dtype=np.float32)[None]), 0)
+
+
+@pytest.fixture(scope="module")
+def wall():
+    """A wall at 4 metres, before it in the middle a plate at 2 metres."""
+    depth = np.full((es.HEIGHT, es.WIDTH), 4.0, np.float32)
+    depth[8:24, 16:32] = 2.0
+    return frame_surface(_frame(depth))
+
+
+@pytest.mark.row("S10")
+@pytest.mark.row("S34")
+def test_seen_looked_through_hidden_or_turned_away(wall):
+    eye = [0.0, 0.0, 0.0]
+    positions = [
+        [0.05, 0.05, 2.0],  # on the plate
+        [0.05, 0.05, 1.0],  # before it
+        [1.5, 0.0, 4.0],  # on the wall
+        [1.5, 0.0, 3.0],  # before the wall
+        [1.5, 0.0, 4.08],  # on the wall, within the gate
+        [0.05, 0.05, 4.0],  # on the wall behind the plate, seen from beside it
+        [0.05, 0.05, 2.0],  # on the plate, but seen from behind
+        [9.0, 0.0, 4.0],  # out of the picture
+    ]
+    cameras = [eye] * 5 + [[3.0, 0.0, 0.5], [0.0, 0.0, 5.0], eye]
+    found = _sight(_entries(positions, cameras), wall, gate=0.05)
+    np.testing.assert_array_equal(found.agrees, [1, 0, 1, 0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(found.denies, [0, 1, 0, 1, 0, 0, 0, 0])
+    np.testing.assert_allclose(found.point[4], np.array([1.5, 0.0, 4.08]) * 4 / 4.08, atol=1e-4)
+    np.testing.assert_allclose(found.footprint[0], 2.0 / 42, rtol=1e-4)
+    np.testing.assert_allclose(found.distance[2], np.hypot(1.5, 4.0), rtol=1e-5)
+
+
+@pytest.mark.row("S12")
+@pytest.mark.row("S34")
+def test_a_surface_across_the_line_of_sight_denies_and_a_silhouette_does_not(wall):
+    positions = [
+        [1.5, 0.0, 6.0],  # behind the wall, said to be seen through it
+        [-1.0, 0.3, 7.0],
+        [0.05, 0.05, 3.0],  # behind the plate, said to be seen through it
+        [0.05, 0.05, 3.0],  # behind the plate, seen from beside it
+        [0.3, 0.2, 3.5],
+    ]
+    cameras = [[0.2, 0.1, 0.0]] * 3 + [[-3.0, 0.0, 2.5], [3.0, 0.0, 3.0]]
+    found = _sight(_entries(positions, cameras), wall, gate=0.02)
+    np.testing.assert_array_equal(found.denies, [1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(np.asarray(found.weight) > 0, [1, 1, 1, 0, 0])
+    assert not found.agrees.any()
+
+
+def test_without_depth_nothing_is_said():
+    surface = frame_surface(_frame(np.zeros((es.HEIGHT, es.WIDTH), np.float32)))
+    found = _sight(_entries([[0.0, 0.0, 2.0]], [[0.0, 0.0, 0.0]]), surface, gate=0.05)
+    assert not (found.agrees | found.denies).any()
+    es.assert_finite(found)
