@@ -6,6 +6,7 @@ from scipy.spatial import cKDTree
 
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import project
+from worldstereo_jax.memory.curve_run import sort_run
 from worldstereo_jax.memory.entry_index import (
     build_index,
     init_index,
@@ -246,14 +247,19 @@ def test_inside_scan_and_under_64_bits():
         return insert_entries(index, position, entry, jnp.ones(64, bool)), index.count
 
     parts = jnp.asarray(points).reshape(10, 64, 3), jnp.arange(640, dtype=jnp.int32).reshape(10, 64)
-    index = init_index(CAPACITY, cell=0.5, batch=BATCH)
-    index, counts = jax.lax.scan(grow, index, parts)
+    index, counts = jax.lax.scan(grow, init_index(640, cell=0.5, batch=128), parts)
     assert counts.tolist() == list(range(0, 640, 64))
-    assert index.runs[-1].code.dtype == jnp.uint32
-    expected = near(points, points[:20], 0.4)
-    assert found(ask(index, points[:20], 0.4)) == expected
+    lattice = index.lattice
+    entry, valid = jnp.arange(640, dtype=jnp.int32), jnp.ones(640, bool)
+    run = sort_run(jnp.asarray(points), entry, valid, lattice)
+    assert run.code.dtype == jnp.uint32
+    assert (run.code[1:] >= run.code[:-1]).all()
     with jax.enable_x64(True):
-        assert found(ask(built(points), points[:20], 0.4)) == expected
+        again = sort_run(jnp.asarray(points), entry, valid, lattice)
+    assert again.entry.tolist() == run.entry.tolist()
+    merged = index.runs[-1]
+    assert int(merged.count) == 640
+    assert merged.code.tolist() == run.code.tolist()
 
 
 @pytest.mark.row("S38")

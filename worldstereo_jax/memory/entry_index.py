@@ -82,9 +82,10 @@ def init_index(
         raise InputError(f"an index needs a positive capacity and batch, not {capacity}, {batch}")
     corner = jnp.zeros((3,)) if origin is None else jnp.asarray(origin, jnp.float32)
     lattice = Lattice(origin=corner, cell=jnp.asarray(cell, jnp.float32))
-    zero = jnp.zeros((), jnp.int32)
     runs = tuple(empty_run(size) for size in _run_sizes(capacity, batch))
-    return EntryIndex(runs=runs, lattice=lattice, count=zero, overflow=zero)
+    # Two arrays, not one twice: the index may be donated.
+    count, overflow = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return EntryIndex(runs=runs, lattice=lattice, count=count, overflow=overflow)
 
 
 @functools.partial(jax.jit, static_argnames=("capacity", "batch"))
