@@ -72,7 +72,8 @@ def tpu_attention(
         raise ValueError(reason)
     if mask.fill is not None and not isinstance(mask.fill, (BitFill, GeometryFill)):
         mask = pack_partial_tiles(mask)
-    config = config or choose_config(mask, q.shape[2])
+    token_bytes = max(128, q.shape[3], v.shape[3]) * q.dtype.itemsize
+    config = config or choose_config(mask, q.shape[2], token_bytes)
     config.check(mask, q.shape[2])
     # The kernels compare logits before they scale them.
     q, scale = (-q, -scale) if scale < 0 else (q, scale)

@@ -57,10 +57,15 @@ class TpuConfig:
             )
 
 
-def choose_config(mask: BlockMask, heads: int) -> TpuConfig:
-    """Compute tiles of 512 tokens, or all there are; up to 4 of the heads that share a mask."""
+def choose_config(mask: BlockMask, heads: int, token_bytes: int = 256) -> TpuConfig:
+    """Compute tiles of 512 tokens, or all there are; up to 4 of the heads that share a mask.
+
+    token_bytes: of a token of one head in memory, where it takes whole registers of 128 numbers.
+    Fewer heads of larger ones fit the 16 MiB that a kernel may use on the smallest chips.
+    """
     shared = heads // mask.heads
-    group = max(n for n in range(1, _MOST_HEADS + 1) if shared % n == 0)
+    most = max(1, _MOST_HEADS * 256 // token_bytes)
+    group = max(n for n in range(1, most + 1) if shared % n == 0)
 
     def gathered(tile: int, tiles: int) -> int:
         return max(1, min(_WIDTH // tile, tiles))

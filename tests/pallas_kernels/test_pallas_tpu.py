@@ -147,6 +147,7 @@ def test_bits_stand_along_the_rows(transposed):
 def test_config_follows_the_mask():
     mask = pk.dense_pattern(4096, 4096, tile_q=512, tile_k=128)
     assert choose_config(mask, 40) == TpuConfig(heads=4, key_tiles=4, query_tiles=1)
+    assert choose_config(mask, 40, token_bytes=512).heads == 2
     assert choose_config(mask, 3).heads == 3
     assert choose_config(mask, 7).heads == 1
     with pytest.raises(ValueError, match="groups of 4"):

@@ -94,14 +94,13 @@ def compile_case(topology: str, case: str, *, heads_per_device: int = 4) -> dict
     start = time.perf_counter()
     with jax.sharding.set_mesh(mesh):
         step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
-        compiled = step.lower(q, k, k, mask).compile()
-    text = compiled.as_text()
-    memory = compiled.memory_analysis()
+        lowered = step.lower(q, k, k, mask)
+        memory = lowered.compile().memory_analysis()
     return {
         "case": case,
         "seconds": round(time.perf_counter() - start, 1),
         "temporary_bytes": memory.temp_size_in_bytes,
-        "kernels": text.count("tpu_custom_call"),
+        "kernels": lowered.as_text().count("@tpu_custom_call"),
     }
 
 
