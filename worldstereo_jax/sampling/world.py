@@ -53,7 +53,7 @@ class RolloutConfig:
     bank_capacity: int = 24
     point_capacity: int = 131_072
     point_radius: float = 1.0
-    steps: int = 2
+    steps: int = 1
     shift: float = 3.0
 
     @property
