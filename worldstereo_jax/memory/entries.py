@@ -156,7 +156,7 @@ def take_entries(bank: EntryBank, index: Int[Array, " m"]) -> EntryBank:
         "count": jnp.asarray(index.shape[0], jnp.int32),
         "overflow": jnp.zeros((), jnp.int32),
     }
-    return map_entries(take, bank).replace(**counters)
+    return dataclasses.replace(map_entries(take, bank), **counters)
 
 
 def put_entries(bank: EntryBank, index: Int[Array, " m"], entries: EntryBank) -> EntryBank:
@@ -174,7 +174,8 @@ def append_entries(bank: EntryBank, entries: EntryBank, keep: Bool[Array, " m"])
     added = fits.sum(dtype=jnp.int32)
     # Out of range on purpose: the scatter drops those.
     put = put_entries(bank, jnp.where(fits, slot, bank.capacity), entries)
-    return put.replace(
+    return dataclasses.replace(
+        put,
         count=bank.count + added,
         overflow=bank.overflow + keep.sum(dtype=jnp.int32) - added,
     )
@@ -184,5 +185,5 @@ def map_entries(function: Callable[..., Array], *banks: EntryBank) -> EntryBank:
     """`function` on every field with a leading entry axis; counters are those of the first."""
     first = banks[0]
     counters = {"count": first.count, "overflow": first.overflow}
-    rows = [bank.replace(count=None, overflow=None) for bank in banks]
-    return jax.tree.map(function, *rows).replace(**counters)
+    rows = [dataclasses.replace(bank, count=None, overflow=None) for bank in banks]
+    return dataclasses.replace(jax.tree.map(function, *rows), **counters)

@@ -4,6 +4,7 @@ Symmetric, without an offset, so that a code times its scale is the value: 8 bit
 float32. Everything but the features stays as it is.
 """
 
+import dataclasses
 import typing
 
 import flax.struct
@@ -47,7 +48,7 @@ def quantise_entries(bank: EntryBank, *, bits: tuple[int, ...] | None = None) ->
         )
     coded = [_encode(x, bank.valid, b) for x, b in zip(bank.features, bits, strict=True)]
     return QuantisedEntries(
-        rest=bank.replace(features=()),
+        rest=dataclasses.replace(bank, features=()),
         codes=tuple(codes for codes, _ in coded),
         scales=tuple(scale for _, scale in coded),
     )
@@ -59,7 +60,7 @@ def restore_entries(quantised: QuantisedEntries) -> EntryBank:
         _decode(codes, scale)
         for codes, scale in zip(quantised.codes, quantised.scales, strict=True)
     ]
-    return quantised.rest.replace(features=tuple(features))
+    return dataclasses.replace(quantised.rest, features=tuple(features))
 
 
 def bytes_per_entry(bank: EntryBank | QuantisedEntries) -> dict[str, int]:
@@ -70,7 +71,7 @@ def bytes_per_entry(bank: EntryBank | QuantisedEntries) -> dict[str, int]:
     if isinstance(bank, QuantisedEntries):
         levels, rest = bank.codes, bank.rest
     else:
-        levels, rest = bank.features, bank.replace(features=())
+        levels, rest = bank.features, dataclasses.replace(bank, features=())
     features = sum(level.shape[-1] * level.dtype.itemsize for level in levels)
     rows = [leaf for leaf in jax.tree.leaves(rest) if leaf.ndim]
     geometry = sum(leaf.dtype.itemsize * (leaf.size // leaf.shape[0]) for leaf in rows)

@@ -1,5 +1,6 @@
 """Editing entry banks: select, delete, merge, undo (row S33)."""
 
+import dataclasses
 import functools
 import typing
 
@@ -94,7 +95,8 @@ def merge_entries(
         source_offset: added to its clip numbers.
     """
     words = left.views.shape[-1]
-    right = right.replace(
+    right = dataclasses.replace(
+        right,
         views=renumber_views(right.views, view_offset, words=words),
         denied=renumber_views(right.denied, view_offset, words=words),
         source=right.source + source_offset,

@@ -5,6 +5,7 @@ fusing needs besides, the running weights and votes, is packed side by side into
 `descriptor.state` and `descriptor.record`, whose columns are listed here.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -116,18 +117,19 @@ def entries_from_fields(
         return jnp.asarray(filled)
 
     empty = init_entries(EntryConfig(1, tuple(x.shape[-1] for x in levels), 32 * words))
-    bank = empty.replace(
+    bank = dataclasses.replace(
+        empty,
         count=jnp.asarray(count, jnp.int32),
         overflow=jnp.asarray(overflow, jnp.int32),
         **{name: fill(np.asarray(getattr(empty, name)), value) for name, value in values.items()},
     )
     stored = tuple(fill(level, level) for level in levels)
     if all(scale is None for scale in scales):
-        return bank.replace(features=stored)
+        return dataclasses.replace(bank, features=stored)
     if any(scale is None for scale in scales):
         raise InputError("some levels of the pyramid have a field pyramid_scale, others have none")
     return QuantisedEntries(
-        rest=bank.replace(features=()),
+        rest=dataclasses.replace(bank, features=()),
         codes=stored,
         scales=tuple(jnp.asarray(scale) for scale in scales),
     )

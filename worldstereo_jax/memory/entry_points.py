@@ -1,5 +1,7 @@
 """Entries as coloured points, and points as entries (row S26)."""
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int
@@ -72,7 +74,8 @@ def entries_from_points(
     normal = jnp.zeros((m, 3), jnp.float32) if normal is None else normal
     config = bank.config
     empty = init_entries(type(config)(m, widths, config.views))
-    entries = empty.replace(
+    entries = dataclasses.replace(
+        empty,
         position=points,
         anchor=points,
         eye=points,  # seen by none: neither its back nor its line of sight is known

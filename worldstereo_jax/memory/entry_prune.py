@@ -1,5 +1,6 @@
 """Keeping only the entries that add something, within a budget (rows S28, S30)."""
 
+import dataclasses
 import functools
 
 import jax
@@ -63,9 +64,9 @@ def compact_entries(bank: EntryBank, keep: Bool[Array, " n"]) -> EntryBank:
     keep = keep & bank.valid
     index = jnp.nonzero(keep, size=bank.capacity, fill_value=bank.capacity)[0]
     moved = take_entries(bank, index.astype(jnp.int32))
-    return moved.replace(count=keep.sum(dtype=jnp.int32), overflow=bank.overflow)
+    return dataclasses.replace(moved, count=keep.sum(dtype=jnp.int32), overflow=bank.overflow)
 
 
 def protect_entries(bank: EntryBank, where: Bool[Array, " n"]) -> EntryBank:
     """Mark entries that pruning must keep."""
-    return bank.replace(protected=bank.protected | (where & bank.valid))
+    return dataclasses.replace(bank, protected=bank.protected | (where & bank.valid))

@@ -109,7 +109,8 @@ def _fuse(part: EntryBank, frame: EntryFrame, sighting: Sighting, rule: EntryRul
     measured = _measure(frame, sighting, part.normal, rule)
     kept = _combine(part, measured, seen)
     against = part.against + jnp.where(denied, sighting.weight, 0.0)
-    kept = kept.replace(
+    kept = dataclasses.replace(
+        kept,
         views=set_view(part.views, frame.view, seen),
         denied=set_view(part.denied, frame.view, denied),
         against=against,
@@ -130,7 +131,7 @@ def rate_entries(bank: EntryBank, rule: EntryRule) -> EntryBank:
         bank.distance,
         gate=rule.gate,
     )
-    return bank.replace(confidence=jnp.where(bank.valid, confidence, 0.0))
+    return dataclasses.replace(bank, confidence=jnp.where(bank.valid, confidence, 0.0))
 
 
 def combine_entries(
@@ -143,7 +144,8 @@ def combine_entries(
     """
     joined = _combine(left, right, where)
     take = where[:, None]
-    joined = joined.replace(
+    joined = dataclasses.replace(
+        joined,
         views=jnp.where(take, left.views | right.views, left.views),
         denied=jnp.where(take, left.denied | right.denied, left.denied),
         against=jnp.where(where, left.against + right.against, left.against),
@@ -176,7 +178,8 @@ def _combine(left: EntryBank, right: EntryBank, where: Bool[Array, " n"]) -> Ent
         right.normal * right.normal_agreement[:, None],
     )
     length = jnp.linalg.norm(normal, axis=-1)
-    return left.replace(
+    return dataclasses.replace(
+        left,
         position=position,
         scatter=scatter,
         information=by_position.total,
@@ -291,10 +294,10 @@ def _propose(
         direction=away / jnp.where(distance > 0, distance, 1.0)[:, None],
         distance=distance,
     )
-    own = own.replace(footprint=jnp.where(known, own.footprint, 1.0))
+    own = dataclasses.replace(own, footprint=jnp.where(known, own.footprint, 1.0))
     entries = _measure(frame, own, jnp.zeros_like(point), rule)
     bits = jnp.zeros((known.shape[0], part.views.shape[-1]), jnp.uint32)
-    entries = entries.replace(views=set_view(bits, frame.view, known), denied=bits)
+    entries = dataclasses.replace(entries, views=set_view(bits, frame.view, known), denied=bits)
     return rate_entries(entries, rule), new.reshape(-1)
 
 
