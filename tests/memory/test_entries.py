@@ -37,10 +37,10 @@ def test_an_empty_bank_has_the_shapes_asked_for_and_every_buffer_is_its_own():
 def test_taking_and_putting_back_changes_nothing_and_empty_slots_are_empty():
     bank = _numbered(6)
     index = jnp.array([4, 1, 9, -1])
-    part = take_entries(bank, index)
+    part = jax.jit(take_entries)(bank, index)
     np.testing.assert_array_equal(part.position[:, 0], [4, 1, 0, 0])
     np.testing.assert_array_equal(part.valid, [True, True, False, False])
-    put = put_entries(bank, jnp.array([4, 1, 6, 6]), part)
+    put = jax.jit(put_entries)(bank, jnp.array([4, 1, 6, 6]), part)
     es.assert_equal_banks(put, bank)
 
 
@@ -48,10 +48,11 @@ def test_taking_and_putting_back_changes_nothing_and_empty_slots_are_empty():
 def test_appending_keeps_order_and_counts_what_does_not_fit():
     bank = init_entries(EntryConfig(4, (4, 2), views=40))
     keep = jnp.array([True, False, True, True, False, True, True])
-    full = append_entries(bank, _numbered(7), keep)
+    append = jax.jit(append_entries)
+    full = append(bank, _numbered(7), keep)
     np.testing.assert_array_equal(full.position[:, 0], [0, 2, 3, 5])
     assert (int(full.count), int(full.overflow)) == (4, 1)
-    more = append_entries(full, _numbered(7), keep)
+    more = append(full, _numbered(7), keep)
     assert (int(more.count), int(more.overflow)) == (4, 6)
     np.testing.assert_array_equal(more.position, full.position)
 

@@ -22,12 +22,13 @@ IMAGE = jax.random.uniform(jax.random.key(0), (32, 48, 3), minval=-1, maxval=1)
 @pytest.mark.row("S1")
 @pytest.mark.row("S9")
 def test_the_pyramid_has_three_levels_that_look_ever_farther():
-    maps = feature_pyramid(IMAGE)
+    pyramid = jax.jit(feature_pyramid)
+    maps = pyramid(IMAGE)
     assert [m.shape for m in maps] == [(32, 48, 27), (8, 12, 27), (2, 3, 27)]
     # The finest is the picture around each pixel.
     np.testing.assert_allclose(maps[0][5, 7].reshape(3, 3, 3), IMAGE[4:7, 6:9], atol=1e-6)
     # A change 4 pixels away shows in the patch and in the context, not in the texture.
-    changed = feature_pyramid(IMAGE.at[20, 24].add(1.0))
+    changed = pyramid(IMAGE.at[20, 24].add(1.0))
     moved = [np.abs(np.asarray(a - b)).sum(-1) > 1e-6 for a, b in zip(maps, changed, strict=True)]
     assert not moved[0][16, 24]
     assert moved[1][4, 6]
@@ -52,7 +53,7 @@ def test_any_learned_map_can_be_plugged_in(room):
     np.testing.assert_allclose(flat[1][..., 27:], 0.3, atol=1e-6)
     # Its values reach the entries.
     image, depth = es.photographs(room, es.cameras(room, 1))
-    frame = make_entry_frame(
+    frame = jax.jit(make_entry_frame)(
         jnp.asarray(image[0]),
         jnp.asarray(depth[0]),
         jnp.asarray(es.cameras(room, 1)[0]),
