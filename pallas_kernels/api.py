@@ -11,7 +11,12 @@ from jaxtyping import Float
 from pallas_kernels.block_mask import BlockMask
 from pallas_kernels.gpu_device import cannot_run_mosaic_gpu, cannot_run_triton
 from pallas_kernels.pallas_mosaic_gpu import cannot_take_mosaic_gpu, mosaic_gpu_attention
-from pallas_kernels.pallas_tpu import tpu_attention, tpu_cannot_run, tpu_cannot_take
+from pallas_kernels.pallas_tpu import (
+    tpu_attention,
+    tpu_cannot_run,
+    tpu_cannot_take,
+    tpu_packs,
+)
 from pallas_kernels.pallas_triton import cannot_take_triton, triton_attention
 from pallas_kernels.patterns import dense_pattern
 from pallas_kernels.reference import reference_attention
@@ -59,7 +64,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "pallas_triton": Implementation(triton_attention, cannot_run_triton, cannot_take_triton),
 }
 # Kernels that are better than the portable implementations where they run, best first.
-KERNELS = ("pallas_mosaic_gpu", "pallas_triton")
+KERNELS = ("pallas_tpu", "pallas_mosaic_gpu", "pallas_triton")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +106,12 @@ def explain_choice(
         )
     for name in KERNELS:
         if not obstacles[name]:
+            packed = name == "pallas_tpu" and tpu_packs(mask)
+            note = ", once its partial tiles are packed into bits" if packed else ""
             return Choice(
                 name,
                 f"{logits} logits would not be cheap densely, and it is the best kernel for this "
-                f"device and these operands; cannot run: {missing}",
+                f"device and these operands{note}; cannot run: {missing}",
             )
     return Choice(
         "xla_chunked",

@@ -23,7 +23,7 @@ from pallas_kernels.packing import pack_partial_tiles
 from pallas_kernels.pallas_tpu_calls import backward_keys, backward_queries, forward
 from pallas_kernels.pallas_tpu_plan import TpuConfig, choose_config
 
-__all__ = ["tpu_attention", "tpu_cannot_run", "tpu_cannot_take"]
+__all__ = ["tpu_attention", "tpu_cannot_run", "tpu_cannot_take", "tpu_packs"]
 
 
 def tpu_cannot_run() -> str:
@@ -38,15 +38,26 @@ def tpu_cannot_run() -> str:
     return f"it needs a TPU, and jax runs on {kind}"
 
 
-def tpu_cannot_take(q: Any, k: Any, mask: BlockMask) -> str:
-    """Why the kernels cannot take such operands; empty when they can."""
+def tpu_cannot_take(q: Any, k: Any, mask: BlockMask, *, least_tile: int = 128) -> str:
+    """Why the kernels cannot take such operands; empty when they can.
+
+    least_tile: what tiles must be multiples of; the interpreter takes 8.
+    """
     if str(q.dtype) not in ("float32", "bfloat16"):
         return f"TPU kernels take float32 and bfloat16, not {q.dtype}"
-    if mask.tile_q % 8 or mask.tile_k % 8:
-        return f"tiles must be multiples of 8 tokens, not {mask.tile_q}x{mask.tile_k}"
+    if mask.tile_q % least_tile or mask.tile_k % least_tile:
+        return (
+            f"tiles must be multiples of {least_tile} tokens, not {mask.tile_q}x{mask.tile_k}; "
+            "`coarsen` makes a mask's larger"
+        )
     if mask.soft and not isinstance(mask.fill, GeometryFill):
         return "a soft constraint is evaluated for masks straight from geometry, not combined ones"
     return ""
+
+
+def tpu_packs(mask: BlockMask) -> bool:
+    """Whether the mask's partial tiles are packed into bits before the kernels run."""
+    return mask.fill is not None and not isinstance(mask.fill, BitFill | GeometryFill)
 
 
 def tpu_attention(
@@ -67,10 +78,10 @@ def tpu_attention(
     `pltpu.InterpretParams` to interpret the kernels on another device, in tests.
     Raises ValueError for operands that the kernels cannot take.
     """
-    reason = tpu_cannot_take(q, k, mask)
+    reason = tpu_cannot_take(q, k, mask, least_tile=8 if interpret else 128)
     if reason:
         raise ValueError(reason)
-    if mask.fill is not None and not isinstance(mask.fill, (BitFill, GeometryFill)):
+    if tpu_packs(mask):
         mask = pack_partial_tiles(mask)
     token_bytes = max(128, q.shape[3], v.shape[3]) * q.dtype.itemsize
     config = config or choose_config(mask, q.shape[2], token_bytes)

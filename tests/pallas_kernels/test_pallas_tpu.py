@@ -8,7 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 import pallas_kernels as pk
 from pallas_kernels import api
-from pallas_kernels.pallas_tpu import tpu_attention
+from pallas_kernels.pallas_tpu import tpu_attention, tpu_cannot_take
 from pallas_kernels.pallas_tpu_plan import (
     EMPTY_SLOT,
     FIRST_SLOT,
@@ -25,6 +25,15 @@ from pallas_kernels.selftest_cases import make_problem
 from tests.pallas_kernels.attention_suite import AttentionSuite
 
 INTERPRET = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_fast():
+    """The interpreter is many small calls to Python: optimising the program around is in vain."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def interpreted(q, k, v, mask, scale):
@@ -157,18 +166,30 @@ def test_config_follows_the_mask():
 
 
 def test_says_why_it_cannot_run_and_what_it_cannot_take():
-    q = jax.ShapeDtypeStruct((1, 64, 1, 8), jnp.float16)
-    mask = pk.dense_pattern(64, 64, tile_q=16, tile_k=32)
-    assert "needs a TPU" in pk.available_implementations()["pallas_tpu"]
-    assert "float16" in api.obstacle("pallas_tpu", q, q, mask) or jax.default_backend() != "tpu"
+    q = jax.ShapeDtypeStruct((1, 512, 1, 8), jnp.float32)
+    mask = pk.dense_pattern(512, 512)
+    assert "needs a TPU" in api.obstacle("pallas_tpu", q, q, mask)
     take = api.IMPLEMENTATIONS["pallas_tpu"].cannot_take
-    assert "float16" in take(q, q, mask)
-    q = jax.ShapeDtypeStruct(q.shape, jnp.float32)
     assert not take(q, q, mask)
-    assert "multiples of 8" in take(q, q, pk.dense_pattern(64, 64, tile_q=20, tile_k=32))
-    soft = make_problem("soft").mask
+    assert "float16" in take(jax.ShapeDtypeStruct(q.shape, jnp.float16), q, mask)
+    assert "multiples of 128" in take(q, q, pk.dense_pattern(512, 512, tile_k=64))
+    with pytest.raises(ValueError, match="multiples of 8"):
+        interpreted(*make_problem("random")[:3], pk.dense_pattern(70, 101, tile_q=20), 1.0)
+    soft = pk.from_geometry(*(pk.make_token_geometry(jnp.ones((1, 512, 3)), radius=1.0),) * 2,
+                            strength=1.0)  # fmt: skip
     assert not take(q, q, soft)
-    assert "combined" in take(q, q, soft & make_problem("random").mask)
+    assert "combined" in take(q, q, soft & mask)
+
+
+def test_is_the_choice_on_a_tpu_and_says_when_it_packs(monkeypatch):
+    here = api.Implementation(tpu_attention, str, tpu_cannot_take)
+    monkeypatch.setitem(api.IMPLEMENTATIONS, "pallas_tpu", here)
+    q = jax.ShapeDtypeStruct((1, 4096, 1, 64), jnp.bfloat16)
+    choice = pk.explain_choice(q, q, pk.dense_pattern(4096, 4096))
+    assert choice.implementation == "pallas_tpu"
+    assert "packed" not in choice.reason
+    window = pk.sliding_window(4096, 4096, before=100, after=100)
+    assert "packed into bits" in pk.explain_choice(q, q, window).reason
 
 
 def test_infinite_strength_is_the_hard_mask():
