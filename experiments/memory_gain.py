@@ -8,8 +8,9 @@ of the table:
 - both memories: the shipped model, both clips through one memory;
 - global memory only, no memory: the same parameters with one or both memories removed (both are
   dropped at random in training);
-- reprojection: no model; pixels of the same stored frames carried over by the same depth, the best
-  of nearest, bilinear and z-buffered warps per figure, holes filled from the nearest pixel;
+- reprojection by nearest pixel, bilinear look-up or splatted discs: no model; pixels of the same
+  stored frames carried over by the same depth, holes filled from the nearest pixel;
+- best reprojection: the best of the three chosen per scene and figure, with the truth in hand;
 - autoencoder: the true frames through the VAE, the ceiling of any latent model.
 
 On the revisiting clip, PSNR over revisited pixels (those whose surface point the first clip had in
@@ -47,10 +48,13 @@ from worldstereo_jax.models.vae_tiny import decode_frames, encode_frames
 from worldstereo_jax.sampling.world import Cameras, World, WorldMemory, WorldParams, init_memory
 
 
-def best_reprojection(memory: WorldMemory, cameras: Cameras, truth: jax.Array):
-    """Per metric the best reprojection of the stored frames, and the videos by name."""
+BEST = "best reprojection"
+
+
+def reprojections(memory: WorldMemory, cameras: Cameras) -> dict[str, jax.Array]:
+    """The stored frames carried into the path's cameras, by name of the method."""
     stereo = memory.stereo
-    videos = {
+    return {
         name: reproject(
             name,
             stereo.images,
@@ -63,12 +67,14 @@ def best_reprojection(memory: WorldMemory, cameras: Cameras, truth: jax.Array):
         )
         for name in REPROJECTIONS
     }
-    scores = [frame_metrics(video, truth) for video in videos.values()]
-    best = {
+
+
+def best_of(scores: list[dict[str, float]]) -> dict[str, float]:
+    """The best of several methods' figures, each for itself."""
+    return {
         name: (min if name in LOWER_IS_BETTER else max)(score[name] for score in scores)
-        for name in METRICS
+        for name in scores[0]
     }
-    return best, videos
 
 
 def evaluate_scene(world: World, params: WorldParams, scene: dict, key: jax.Array):
@@ -92,18 +98,18 @@ def evaluate_scene(world: World, params: WorldParams, scene: dict, key: jax.Arra
         memory, first_video = start, scene["image"]
         for number, (clip_name, cameras) in enumerate(paths.items()):
             if variant == BOTH:
-                best, videos = best_reprojection(memory, cameras, truths[clip_name])
-                for metric, value in best.items():
-                    figures[clip_name, "reprojection", metric] = value
-                bilinear = videos["bilinear"]
-                pictures[f"{clip_name} reprojection"] = bilinear
-                if clip_name == "revisit":
-                    scores = [
-                        revisit_metrics(scene, video, first_video) for video in videos.values()
-                    ]
-                    for metric in scores[0]:
-                        best_score = max(score[metric] for score in scores)
-                        figures["revisit", "reprojection", metric] = best_score
+                videos = reprojections(memory, cameras)
+                scores = []
+                for name, video in videos.items():
+                    score = frame_metrics(video, truths[clip_name])
+                    if clip_name == "revisit":
+                        score |= revisit_metrics(scene, video, first_video)
+                    scores.append(score)
+                    for metric, value in score.items():
+                        figures[clip_name, f"reprojection, {name}", metric] = value
+                for metric, value in best_of(scores).items():
+                    figures[clip_name, BEST, metric] = value
+                pictures[f"{clip_name} reprojection"] = videos["bilinear"]
             clip, memory = clip_with(
                 variant, world, params, memory, cameras, jax.random.fold_in(key, number)
             )

@@ -24,7 +24,7 @@ def test_a_hole_between_near_and_far_continues_the_far_surface():
     image = jnp.where(column < 16, 1.0, -1.0)[..., None]
     filled = fill_holes(image, hole, depth)[..., 0]
     assert float(filled[:, 16:20].max()) < -0.7
-    assert float(filled[:, 12:20].mean()) < -0.5
+    assert float(filled[:, 12:20].mean()) < -0.4
     even = fill_holes(image, hole)[..., 0]
     assert float(even[:, 12:14].mean()) > 0.2
 
@@ -74,7 +74,7 @@ def test_far_from_what_is_known_a_hole_turns_into_the_prior():
     prior = jnp.full((20, 90, 1), -1.0)
     filled = fill_holes(image, hole, prior=prior)[..., 0]
     assert float(filled[:, 1].min()) > 0.5
-    assert float(filled[:, 60:].max()) < -0.95
+    assert float(filled[:, 80:].max()) < -0.9
     assert (np.diff(np.asarray(filled), axis=1) < 1e-6).all()
     nothing = fill_holes(image, jnp.ones((20, 90)), prior=prior)
     np.testing.assert_allclose(nothing, prior, atol=1e-6)
