@@ -34,7 +34,6 @@ from worldstereo_jax.evaluation.comparison_sheet import comparison_sheet
 from worldstereo_jax.evaluation.memory_gain import (
     BOTH,
     LOWER_IS_BETTER,
-    METRICS,
     VARIANTS,
     clip_with,
     frame_metrics,
@@ -46,7 +45,6 @@ from worldstereo_jax.evaluation.reprojection import REPROJECTIONS, reproject
 from worldstereo_jax.interop.shipped import load_world
 from worldstereo_jax.models.vae_tiny import decode_frames, encode_frames
 from worldstereo_jax.sampling.world import Cameras, World, WorldMemory, WorldParams, init_memory
-
 
 BEST = "best reprojection"
 
