@@ -7,6 +7,7 @@ an update costs the logarithm of the bank, amortised (O'Neil et al., "The log-st
 merge-tree", Acta Informatica 1996). Queries look into every run that is not empty.
 """
 
+import dataclasses
 import functools
 import itertools
 import typing
@@ -115,7 +116,7 @@ def build_index(
     index = init_index(capacity, cell=cell, origin=low, batch=batch)
     entry = jnp.arange(n, dtype=jnp.int32)
     run = _padded_run(position, entry, usable, index.lattice, index.capacity)
-    return index.replace(runs=(*index.runs[:-1], run), count=run.count)
+    return dataclasses.replace(index, runs=(*index.runs[:-1], run), count=run.count)
 
 
 @jax.jit
@@ -154,7 +155,8 @@ def insert_entries(
     branches = [functools.partial(into, target) for target in range(len(runs))]
     runs = lax.switch(level, [*branches, lambda runs: runs], runs)
     refused = jnp.where(fits.any(), 0, new.count)
-    return index.replace(
+    return dataclasses.replace(
+        index,
         runs=runs,
         count=index.count + new.count - refused,
         overflow=index.overflow + refused,
@@ -223,13 +225,13 @@ def query_frustum(
     def is_hit(run: CurveRun, camera: Array, slot: Array) -> Array:
         x, y, z = take_rows(run.position, slot)
         table = projection.reshape(-1)
-        u, v, depth = (
-            sum(
-                table.at[12 * camera + 4 * row + column].get(mode="promise_in_bounds") * value
-                for column, value in enumerate((x, y, z, 1.0))
-            )
-            for row in range(3)
-        )
+
+        def coordinate(row: int) -> Array:
+            place = 12 * camera + 4 * row
+            a, b, c, d = (table.at[place + i].get(mode="promise_in_bounds") for i in range(4))
+            return a * x + b * y + c * z + d
+
+        u, v, depth = coordinate(0), coordinate(1), coordinate(2)
         inside = (u >= 0) & (v >= 0) & (u < width * depth) & (v < height * depth)
         return inside & (depth > near) & (depth <= far)
 
@@ -250,7 +252,7 @@ def renumber_entries(index: EntryIndex, new_id: Int[Array, "n"]) -> EntryIndex:
     """
     runs = tuple(renumber_run(run, new_id) for run in index.runs)
     count = jnp.stack([run.count for run in runs]).sum(dtype=jnp.int32)
-    return index.replace(runs=runs, count=count)
+    return dataclasses.replace(index, runs=runs, count=count)
 
 
 def _search_runs(index: EntryIndex, hits: Hits, search: Callable[[CurveRun, Hits], Hits]) -> Hits:

@@ -140,7 +140,7 @@ def match_codes(
     own = _read(_self_distance(code_b)[..., None], there)[..., 0]
     miss = jnp.maximum(1.0 - similarity, 0.0)
     local = miss / jnp.maximum(miss + own, 1e-6)
-    ambiguity = jnp.maximum(local, _enlarge(global_a, code_a.shape[:2]))
+    ambiguity = jnp.maximum(local, _enlarge(global_a, (code_a.shape[0], code_a.shape[1])))
     there = _subpixel(code_a, code_b, there, similarity)
     back = _subpixel(code_b, code_a, back, _similarity(code_b, code_a, back))
     drift = step * _least_drift(there, back)
@@ -256,7 +256,7 @@ def _search(
     score = jnp.full(place.shape[:2], -jnp.inf)
     for level in range(top, -1, -1):
         a, b = codes_a[level], codes_b[level]
-        size = a.shape[:2]
+        size = (a.shape[0], a.shape[1])
         better = functools.partial(_better, a, b, fundamental, step * 2**level)
         if level < top:
             offsets = _neighbours(place - pixel_grid(*place.shape[:2]), (1,))
@@ -274,9 +274,10 @@ _Held = tuple[Float[Array, "h w 2"], Float[Array, "h w"]]
 
 
 def _refine(
-    better: Callable[[_Held, Array], tuple[_Held, None]], held: _Held, _: Array
+    better: Callable[[_Held, Array], tuple[_Held, None]], held: _Held, number: Array
 ) -> tuple[_Held, None]:
     """Better of what is held, what the neighbours hold, and the eight places around it."""
+    del number
     grid = pixel_grid(*held[0].shape[:2])
     held, _ = lax.scan(better, held, grid[None] + jnp.stack(_neighbours(held[0] - grid, (1, 3))))
     moves = jnp.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=2)))
