@@ -124,14 +124,30 @@ class GeometryMask:
 
     def evaluate(self, refs: Any, scratch: Any, buffer: Array, slots: Sequence[Array]) -> None:
         """Bias of a step's tiles, kept for all heads; slots: of the listed tiles."""
-        for place, slot in enumerate(slots):
-            columns = pl.ds(place * self.columns, self.columns)
-            decide = (
-                lambda columns=columns: self._predicate(refs, scratch, buffer, columns),
-                lambda columns=columns, slot=slot: self._constant(scratch, slot, columns),
+        places = [pl.ds(place * self.columns, self.columns) for place in range(self.tiles)]
+        for columns, slot in zip(places, slots, strict=True):
+
+            @pl.when(slot < FIRST_SLOT)
+            def _(columns=columns, slot=slot):
+                self._constant(scratch, slot, columns)
+
+        chunk = math.gcd(self.rows, _CHUNK)
+
+        def part(at: Array, _: None) -> None:
+            rows = pl.ds(pl.multiple_of(at * chunk, chunk), chunk)
+            block = refs[0][rows, :]
+            shape = (chunk, self.columns)
+            # Spread over the lanes once for all listed tiles: it costs as much as the predicate.
+            own = _unpack_fields(
+                self.own_layout, lambda i: jnp.broadcast_to(block[:, i : i + 1], shape)
             )
-            pl.when(slot >= FIRST_SLOT)(decide[0])
-            pl.when(slot < FIRST_SLOT)(decide[1])
+            for columns, slot in zip(places, slots, strict=True):
+
+                @pl.when(slot >= FIRST_SLOT)
+                def _(columns=columns):
+                    self._predicate(own, scratch, buffer, rows, columns)
+
+        lax.fori_loop(0, self.rows // chunk, part, None)
 
     def _constant(self, scratch: Any, slot: Array, columns: Any) -> None:
         kept = jnp.where(slot == RAGGED_SLOT, self.left, self.columns)
@@ -141,32 +157,26 @@ class GeometryMask:
         if self.soft:
             scratch[2][:, columns] = jnp.zeros((self.rows, self.columns), jnp.float32)
 
-    def _predicate(self, refs: Any, scratch: Any, buffer: Array, columns: Any) -> None:
-        chunk = math.gcd(self.rows, _CHUNK)
+    def _predicate(
+        self, own: PairFields, scratch: Any, buffer: Array, rows: Any, columns: Any
+    ) -> None:
         table = scratch[0][buffer, :, columns]
         other = _unpack_fields(self.other_layout, lambda i: table[i : i + 1])
-
-        def part(at: Any) -> None:
-            rows = pl.ds(pl.multiple_of(at * chunk, chunk), chunk)
-            block = refs[0][rows, :]
-            own = _unpack_fields(self.own_layout, lambda i: block[:, i : i + 1])
-            query, key = (other, own) if self.inverse else (own, other)
-            pairs: Pairs = geometry_pairs(
-                query,
-                key,
-                self.fill.rule,
-                soft=self.soft,
-                token_level=self.fill.token_level,
-                two_way=self.fill.two_way,
-            )
-            if not self.soft:
-                scratch[1][rows, columns] = jnp.where(pairs.allowed, 0.0, EXCLUDED)
-                return
-            attraction, penalty = pairs.constraint()
-            scratch[1][rows, columns] = jnp.where(pairs.allowed, attraction, EXCLUDED)
-            scratch[2][rows, columns] = penalty
-
-        lax.fori_loop(0, self.rows // chunk, lambda at, _: part(at), None)
+        query, key = (other, own) if self.inverse else (own, other)
+        pairs: Pairs = geometry_pairs(
+            query,
+            key,
+            self.fill.rule,
+            soft=self.soft,
+            token_level=self.fill.token_level,
+            two_way=self.fill.two_way,
+        )
+        if not self.soft:
+            scratch[1][rows, columns] = jnp.where(pairs.allowed, 0.0, EXCLUDED)
+            return
+        attraction, penalty = pairs.constraint()
+        scratch[1][rows, columns] = jnp.where(pairs.allowed, attraction, EXCLUDED)
+        scratch[2][rows, columns] = penalty
 
     def bias(self, refs: Any, scratch: Any, batch: Any, head: Any) -> Array:
         """Added to the logits (in powers of two) of an attention head."""
