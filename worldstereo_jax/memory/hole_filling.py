@@ -100,12 +100,13 @@ def nearest_known(
         away = (rows - other_row) ** 2 + (columns - other_column) ** 2
         other_cost = jnp.where(jnp.isinf(other_cost), far, away / other_scale**2)
         better = other_cost < cost
-        pairs = zip(
-            (other_row, other_column, other_scale, other_cost),
-            (row, column, scale, cost),
-            strict=True,
+        found = (
+            jnp.where(better, other_row, row),
+            jnp.where(better, other_column, column),
+            jnp.where(better, other_scale, scale),
+            jnp.where(better, other_cost, cost),
         )
-        return tuple(jnp.where(better, new, old) for new, old in pairs), None
+        return found, None
 
     # Shifts wrap around; a seed from the other side is only farther away than it seems.
     start = (rows, columns, reach, jnp.where(known, 0.0, far))
