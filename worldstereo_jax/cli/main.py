@@ -13,7 +13,7 @@ from worldstereo_jax.cli.arguments import ArgumentParser
 from worldstereo_jax.errors import InputError
 
 # name -> (module, one line). A module is imported only when chosen, since jax takes seconds to
-# load; it has `parser()` and `run(options)`.
+# load; it has `parser()` and `run(options)`, which may return an exit code.
 COMMANDS = {
     "demo": (
         "worldstereo_jax.cli.demo",
@@ -21,6 +21,7 @@ COMMANDS = {
     ),
     "generate": ("worldstereo_jax.cli.generate", "a clip from an image or scene and a camera path"),
     "memory": ("worldstereo_jax.cli.memory", "look into the memory that a run wrote"),
+    "verify": ("worldstereo_jax.cli.verify", "compare with recorded outputs of the official code"),
 }
 
 
@@ -37,14 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
             if command not in COMMANDS:
                 _no_command(command, arguments)
             module = importlib.import_module(COMMANDS[command][0])
-            module.run(module.parser().parse_args(arguments[1:]))
+            return module.run(module.parser().parse_args(arguments[1:])) or 0
     except InputError as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{program}: interrupted; nothing was written", file=sys.stderr)
         return 130
-    return 0
 
 
 def _no_command(command: str, arguments: list[str]) -> None:
