@@ -1,18 +1,11 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.memory import entry_scene as es
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.geometry.cameras import project
 from worldstereo_jax.memory.entries import EntryConfig, init_entries
 from worldstereo_jax.memory.entry_codec import bytes_per_entry, quantise_entries, restore_entries
-from worldstereo_jax.memory.entry_features import pyramid_widths
-from worldstereo_jax.memory.entry_frame import make_entry_frame
-from worldstereo_jax.memory.entry_points import entry_colors
-from worldstereo_jax.memory.entry_prune import prune_entries
-from worldstereo_jax.memory.entry_update import update_entries
 
 
 @pytest.fixture(scope="module")
@@ -72,48 +65,3 @@ def test_other_numbers_of_bits_are_refused(bank):
     for bits in ((8, 8), (8, 8, 5)):
         with pytest.raises(InputError, match="8 or 4"):
             quantise_entries(bank, bits=bits)
-
-
-@pytest.mark.row("S27")
-@pytest.mark.row("S31")
-@pytest.mark.row("S30")
-def test_a_real_scene_seen_from_the_other_eye_after_pruning_and_quantising(motorcycle):
-    """The left picture's entries, half of them and in 8 bits, against the right photograph."""
-    step, start = 5, 2
-    scale = jnp.array([[1 / step, 1, 1 / step], [1, 1 / step, 1 / step], [1, 1, 1]])
-    left, right = (
-        jax.image.resize(jnp.asarray(x), (100, 148, 3), "linear")
-        for x in (motorcycle.left[:500, :740], motorcycle.right[:500, :740])
-    )
-    frame = make_entry_frame(
-        left,
-        motorcycle.depth[start::step, start::step][:100, :148],
-        motorcycle.left_w2c,
-        motorcycle.left_intrinsics * scale,
-        view=0,
-    )
-    bank = update_entries(init_entries(EntryConfig(14800, pyramid_widths())), frame)
-    count = int(bank.count)
-    assert count > 9000
-    half = prune_entries(bank, count // 2)
-    half = restore_entries(quantise_entries(half))
-    assert int(half.count) == count // 2
-    pixel, _ = project(half.position, motorcycle.left_w2c, motorcycle.left_intrinsics)
-    there, z = project(half.position, motorcycle.right_w2c, motorcycle.right_intrinsics)
-    keep = np.asarray(half.valid)
-    x, y = np.floor(np.asarray(pixel)).astype(int)[keep].T
-    moved = np.asarray(pixel - there)[keep]
-    true = motorcycle.disparity[np.clip(y, 0, 499), np.clip(x, 0, 739)]
-    good = np.isfinite(true)
-    assert np.mean(np.abs(moved[good, 0] - true[good]) < 1.0) > 0.99
-    assert np.abs(moved[:, 1]).max() < 1e-2
-    # Colours against the real right photograph, of what is visible there.
-    column, row = (np.asarray(there)[keep] / step).astype(int).T
-    inside = (column >= 0) & (column < 148)
-    column, row, z = column[inside], row[inside], np.asarray(z)[keep][inside]
-    nearest = np.full((100, 148), np.inf)
-    np.minimum.at(nearest, (row, column), z)
-    visible = z < 1.02 * nearest[row, column]
-    colour = np.asarray(entry_colors(half))[keep][inside][visible]
-    error = colour - np.asarray(right)[row[visible], column[visible]]
-    assert 10 * np.log10(4.0 / np.mean(np.square(error))) > 20.0

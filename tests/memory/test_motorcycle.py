@@ -1,17 +1,33 @@
 """Middlebury's motorcycle: a real pair with dense true disparity, against what the memory finds."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from worldstereo_jax.memory.correspondence import (
+    dense_correspondence,
+    hidden_pixels,
+    patch_correspondence,
+)
 from worldstereo_jax.memory.descriptors import brightness
+from worldstereo_jax.memory.entries import EntryConfig, init_entries
+from worldstereo_jax.memory.entry_codec import bytes_per_entry, quantise_entries, restore_entries
+from worldstereo_jax.memory.entry_features import pyramid_widths
+from worldstereo_jax.memory.entry_frame import make_entry_frame
+from worldstereo_jax.memory.entry_prune import prune_entries
+from worldstereo_jax.memory.entry_update import build_entries
+from worldstereo_jax.memory.entry_warp import warp_entries
 from worldstereo_jax.memory.matching import fundamental_matrix, match_images, match_keypoints
 from worldstereo_jax.memory.warping import warp_views
 
 # Whole cells of the coarsest level of matching.
 HEIGHT, WIDTH = 496, 736
+# Rows of wheels, engine and floor, about as hard as the whole: the tests of entries take these.
+TOP, BOTTOM = 272, 400
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +123,107 @@ def test_nearly_all_pixels_are_warped_from_where_they_come(motorcycle):
     judged = covered & np.isfinite(off)
     assert judged.mean() > 0.75
     assert (off < 1)[judged].mean() >= 0.99
+
+
+@pytest.fixture(scope="module")
+def strip(motorcycle, pair):
+    """A strip of the pair: pictures, depth, both cameras, truth, and what the right one hides."""
+    _, _, truth, visible, known = pair
+    rows = slice(TOP, BOTTOM)
+    up = jnp.array([[0, 0, 0], [0, 0, TOP], [0, 0, 0]], jnp.float32)
+    place = np.floor(truth[rows, :, 0]).astype(int)
+    inside = known[rows] & (place >= 0) & (place < WIDTH)
+    return SimpleNamespace(
+        left=motorcycle.left[rows, :WIDTH],
+        right=motorcycle.right[rows, :WIDTH],
+        depth=motorcycle.depth[rows, :WIDTH],
+        disparity=motorcycle.disparity[rows, :WIDTH],
+        left_camera=(motorcycle.left_w2c, motorcycle.left_intrinsics - up),
+        right_camera=(motorcycle.right_w2c, motorcycle.right_intrinsics - up),
+        place=truth[rows] - [0, TOP],
+        inside=inside,
+        hidden=inside & ~visible[rows],
+        to_disparity=motorcycle.to_disparity,
+    )
+
+
+@pytest.fixture(scope="module")
+def half(strip):
+    """Entries of the left picture: three noisy depths fused, half pruned away, 8 bits each."""
+    noise = np.random.default_rng(0).normal(0, 0.002, (3, *strip.depth.shape))
+
+    @jax.jit
+    def build(noise):
+        def frame(noise, view):
+            depth = strip.depth * (1 + noise)
+            return make_entry_frame(strip.left, depth, *strip.left_camera, view=view)
+
+        empty = init_entries(EntryConfig(strip.depth.size, pyramid_widths()))
+        return build_entries(empty, jax.vmap(frame)(noise, jnp.arange(3)))
+
+    bank = build(jnp.asarray(noise, jnp.float32))
+    count = int(bank.count)
+    assert count > 0.85 * (strip.depth > 0).sum()
+    assert int(np.asarray(bank.observations).max()) == 3
+    coded = quantise_entries(prune_entries(bank, count // 2))
+    assert 4 * bytes_per_entry(coded)["features"] <= bytes_per_entry(bank)["features"]
+    restored = restore_entries(coded)
+    assert int(restored.count) == count // 2
+    return restored
+
+
+@pytest.fixture(scope="module")
+def seen(strip, half):
+    """Those entries in the right camera."""
+    return warp_entries(half, *strip.right_camera, height=BOTTOM - TOP, width=WIDTH)
+
+
+@pytest.mark.row("S18")
+@pytest.mark.row("S30")
+@pytest.mark.row("S31")
+def test_half_of_the_fused_entries_in_8_bits_are_seen_where_they_are(strip, seen):
+    covered = np.asarray(seen.mask) < 0.5
+    disparity = strip.to_disparity(np.asarray(seen.depth))
+    rows, columns = np.mgrid[: BOTTOM - TOP, :WIDTH]
+    origin = np.round(columns + disparity).astype(int)
+    judged = covered & (origin < WIDTH)
+    true = strip.disparity[rows, np.clip(origin, 0, WIDTH - 1)]
+    judged &= np.isfinite(true)
+    assert (np.abs(disparity - true) < 1)[judged].mean() >= 0.99
+    # All but a few pixels that show what the left camera saw are covered.
+    shown = np.zeros(covered.shape, bool)
+    visible = strip.inside & ~strip.hidden
+    shown[np.nonzero(visible)[0], np.floor(strip.place[visible][:, 0]).astype(int)] = True
+    assert covered[shown].mean() > 0.93
+    error = np.asarray(seen.features)[covered] - strip.right[covered]
+    assert 10 * np.log10(4 / np.mean(np.square(error))) >= 26.5
+
+
+@pytest.mark.row("S34")
+def test_even_half_of_the_entries_hide_what_is_behind_them(strip, seen):
+    found = strip.inside & np.asarray(
+        hidden_pixels(strip.depth, *strip.left_camera, seen.depth, *strip.right_camera)
+    )
+    both = (found & strip.hidden).sum()
+    assert both / found.sum() > 0.9
+    assert both / strip.hidden.sum() > 0.9
+
+
+@pytest.mark.row("S8")
+@pytest.mark.row("S14")
+def test_patches_hold_the_true_match_of_nearly_all_queries(strip, seen):
+    """Queries are pixels of the right view, of which the memory alone knows the depth."""
+    pixels, valid = dense_correspondence(
+        seen.depth, *strip.right_camera, strip.depth, *strip.left_camera
+    )
+    rows, columns = (BOTTOM - TOP) // 16, WIDTH // 16
+    found = patch_correspondence(pixels, valid, BOTTOM - TOP, WIDTH, k=8)
+    tiles = np.zeros((rows * columns, rows * columns), bool)
+    key = np.asarray(found.key)
+    query, which = np.nonzero(key >= 0)
+    tiles[query, key[query, which]] = True
+    y, x = np.nonzero(strip.inside & ~strip.hidden)
+    there = np.floor(strip.place[y, x]).astype(int)
+    holds = tiles[there[:, 1] // 16 * columns + there[:, 0] // 16, y // 16 * columns + x // 16]
+    assert holds.mean() >= 0.99
+    assert tiles.mean() < 0.02

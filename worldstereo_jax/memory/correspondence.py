@@ -84,6 +84,28 @@ def dense_correspondence(
     return pixels, valid & in_front_again & (drift <= most_drift)
 
 
+def hidden_pixels(
+    depth_a: Float[Array, "h w"],
+    w2c_a: Float[Array, "4 4"],
+    intrinsics_a: Float[Array, "3 3"],
+    depth_b: Float[Array, "hb wb"],
+    w2c_b: Float[Array, "4 4"],
+    intrinsics_b: Float[Array, "3 3"],
+    *,
+    tolerance: float = 0.02,
+) -> Bool[Array, "h w"]:
+    """Pixels of view a whose surface something nearer hides in view b (row S34).
+
+    Arguments as in `dense_correspondence`. What falls out of b's picture, or where b's surface is
+    unknown, is not hidden.
+    """
+    forward = pixel_transfer(w2c_a, intrinsics_a, w2c_b, intrinsics_b)
+    inverse_a = inverse_depth(depth_a)
+    pixels, expected, front = _carry(forward, pixel_grid(*depth_a.shape), inverse_a)
+    shown, inside = _read_plane(inverse_depth(depth_b), pixels)
+    return (inverse_a > 0) & front & inside & (shown > (1.0 + tolerance) * expected)
+
+
 def bank_correspondence(
     depth: Float[Array, "h w"],
     w2c: Float[Array, "4 4"],

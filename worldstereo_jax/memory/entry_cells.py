@@ -42,16 +42,24 @@ def cell_hash(
 def best_of_cell(
     key: UInt32[Array, "2 n"], score: Float[Array, " n"], valid: Bool[Array, " n"]
 ) -> Bool[Array, " n"]:
-    """Whether each entry has the highest score of those with its key; the earlier one of equals.
+    """Whether each entry has the highest score of those with its key; the earlier one of equals."""
+    return (rank_in_cell(key, score, valid) == 0) & valid
 
-    Sorts the keys: n log n, and no array larger than n.
+
+def rank_in_cell(
+    key: UInt32[Array, "2 n"], score: Float[Array, " n"], valid: Bool[Array, " n"]
+) -> Int[Array, " n"]:
+    """How many valid entries with its key have a higher score, or an equal one and come earlier.
+
+    Sorts the keys: n log n, and no array larger than n. Meaningless where not valid.
     """
     n = score.shape[0]
     order = jnp.where(valid, -score, jnp.inf)
     slot = jnp.arange(n, dtype=jnp.int32)
-    one, two, _, slot = lax.sort((key[0], key[1], order, slot), num_keys=4)
+    one, two, _, which = lax.sort((key[0], key[1], order, slot), num_keys=4)
     first = jnp.concatenate([jnp.ones((1,), bool), (one[1:] != one[:-1]) | (two[1:] != two[:-1])])
-    return jnp.zeros((n,), bool).at[slot].set(first) & valid
+    rank = slot - lax.cummax(jnp.where(first, slot, 0))
+    return jnp.zeros((n,), jnp.int32).at[which].set(rank)
 
 
 def nearest_in_cells(

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.memory.entries import EntryBank, take_entries
-from worldstereo_jax.memory.entry_cells import best_of_cell, cell_hash, cell_level
+from worldstereo_jax.memory.entry_cells import cell_hash, cell_level, rank_in_cell
 
 # Cells of one, two, four and eight footprints in which entries compete.
 _LEVELS = 4
+_EQUALS = 0.05  # weight of the confidence: less than between the third and the fourth of a cell
 
 
 @functools.partial(jax.jit, static_argnames=("least_confidence",))
@@ -22,7 +23,7 @@ def prune_entries(
 
     First go entries below `least_confidence`. Then an entry stays the longer the larger the cell
     whose best entry it is: duplicates within one footprint go first, and under a tight budget what
-    is left still covers every surface, more thinly. Among equals the more confident stay.
+    is left still covers every surface, evenly more thinly. Among equals the more confident stay.
     Protected entries always stay, even where they alone exceed the budget.
 
     Args:
@@ -44,8 +45,9 @@ def entry_worth(bank: EntryBank) -> Float[Array, " n"]:
     """How much is lost with each entry, in [0, levels + 1]; 0 where empty.
 
     The number of cell sizes, from the entry's footprint up, at which it is the best of its cell,
-    plus its confidence. Entries whose normals point into different octants do not compete: they
-    may be the two sides of a thin wall.
+    plus 1 / 2, 1 / 3, ... for the second, third, ... of the cell that it loses, so that every cell
+    is thinned before any is emptied; the confidence decides between equals. Entries whose normals
+    point into different octants do not compete: they may be the two sides of a thin wall.
     """
     level = cell_level(bank.footprint)
     facing = (bank.normal > 0).astype(jnp.int32)
@@ -54,9 +56,10 @@ def entry_worth(bank: EntryBank) -> Float[Array, " n"]:
     best = bank.valid
     for step in range(_LEVELS):
         key = cell_hash(bank.position, level + step, salt=octant)
-        best &= best_of_cell(key, bank.confidence, bank.valid)
-        worth = worth + best.astype(jnp.float32)
-    return jnp.where(bank.valid, worth + bank.confidence, 0.0)
+        rank = rank_in_cell(key, bank.confidence, best)
+        worth = worth + jnp.where(best, 1.0 / (1.0 + rank), 0.0)
+        best &= rank == 0
+    return jnp.where(bank.valid, worth + _EQUALS * bank.confidence, 0.0)
 
 
 def compact_entries(bank: EntryBank, keep: Bool[Array, " n"]) -> EntryBank:

@@ -1,0 +1,276 @@
+"""Entries of a bank seen from a new camera: what they carry, splatted at their size (row S18).
+
+A pyramid of grids keeps for every cell the front-most entry that falls into it; an entry stands in
+the grid whose cells are as wide as its footprint appears. Every target pixel then reads the
+cells around it, at all levels, extends each entry to the pixel along its tangent plane, decides
+which surface is in front, and averages over that surface alone with Gaussian weights (elliptical
+splats with a depth test: Botsch et al., "High-quality surface splatting on today's GPUs", 2005).
+"""
+
+import functools
+import itertools
+import typing
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from worldstereo_jax.array_types import Array, Float, Int
+from worldstereo_jax.geometry.cameras import pixel_grid, unproject
+from worldstereo_jax.memory.entries import EntryBank
+from worldstereo_jax.memory.entry_features import PYRAMID, Level
+from worldstereo_jax.memory.surface import inverse_depth, inverse_intrinsics
+from worldstereo_jax.memory.warping import Warped
+
+_LEVELS = 3  # splats up to 2**2 target pixels wide; a surface nearer than that shows holes
+_AROUND = (2, 1, 1)  # cells read on either side of a pixel, per level
+_NARROW, _WIDE = 0.5, 1.0  # Gaussians' sigma in splat widths: for colours, for who covers a pixel
+_REACH = 2.3  # splat widths beyond which an entry says nothing of a pixel
+_TOUCH = 0.75  # splat widths within which an entry covers a pixel by itself
+_ONE_SIDED = 0.7  # entries whose mean offset is below this share of their mean distance surround it
+_STEEPEST = 0.25  # share of depth by which a tangent plane may change within a splat
+_BAND = 16  # rows worked on at once, so that what every pixel's candidates hold stays small
+
+
+class _Splats(typing.NamedTuple):
+    """Entries in the target camera; every array has a leading axis n.
+
+    place: (x, y). inverse: inverse depth, 0 = not to be drawn. slope: its derivatives by x and y
+    on the tangent plane. size: width on the target in pixels, at least 1.
+    """
+
+    place: Float[Array, "n 2"]
+    inverse: Float[Array, "n"]
+    slope: Float[Array, "n 2"]
+    size: Float[Array, "n"]
+
+
+class _Near(typing.NamedTuple):
+    """The c entries around each of p pixels; weight 0 where there is none.
+
+    entry: id. inverse: inverse depth of its tangent plane at the pixel. away: from the entry to the
+    pixel, splat widths. weight: confidence.
+    """
+
+    entry: Int[Array, "c p"]
+    inverse: Float[Array, "c p"]
+    away: Float[Array, "c p 2"]
+    weight: Float[Array, "c p"]
+
+
+@functools.partial(
+    jax.jit, static_argnames=("height", "width", "k", "least_confidence", "tolerance", "levels")
+)
+def warp_entries(
+    bank: EntryBank,
+    w2c: Float[Array, "4 4"],
+    intrinsics: Float[Array, "3 3"],
+    *,
+    height: int,
+    width: int,
+    values: Float[Array, "n c"] | None = None,
+    down: Float[Array, "3"] | None = None,
+    k: int = 4,
+    least_confidence: float = 0.1,
+    tolerance: float = 0.02,
+    levels: tuple[Level, ...] = PYRAMID,
+) -> Warped:
+    """What the bank's entries carry, as a camera sees it (rows S18, S34).
+
+    Args:
+        bank: any; restored when it was quantised.
+        w2c, intrinsics: the target, pixels of a `height` x `width` image.
+        values: what to draw, one row per slot, the same over all of a splat, for instance a level
+            of `bank.features`. When None the colours in [-1, 1] of each entry's finest
+            neighbourhood, read between its cells: what pruning took out is still in there.
+        down: world direction that points down in the pictures from which the entries came, which
+            is where their neighbourhoods get their axes; the y axis when None.
+        k: nearest entries averaged.
+        least_confidence: entries below it are not drawn.
+        tolerance: share of depth within which entries lie on one surface.
+        levels: of the pyramid.
+    """
+    splats = _project(bank, w2c, intrinsics, least_confidence)
+    grids = _front_entries(splats, height, width)
+    bands = -(-height // _BAND)
+
+    def band(number: Array) -> tuple[Array, Array, Array, Array]:
+        near = _candidates(splats, bank.confidence, grids, number * _BAND, width)
+        weight, inverse = _front(near, tolerance)
+        best, which = lax.top_k(weight.T, k)
+        entry = jnp.take_along_axis(near.entry.T, which, axis=-1)
+        return entry, best, inverse, weight.sum(0)
+
+    entry, best, inverse, held = jax.tree.map(
+        lambda x: x.reshape(-1, *x.shape[2:])[: height * width].reshape(
+            height, width, *x.shape[2:]
+        ),
+        lax.map(band, jnp.arange(bands, dtype=jnp.int32)),
+    )
+    covered = held > 0
+    depth = jnp.where(covered, inverse_depth(inverse), 0.0)
+    if values is None:
+        points = unproject(pixel_grid(height, width), jnp.maximum(depth, 1e-20), w2c, intrinsics)
+        down = jnp.array([0.0, 1.0, 0.0]) if down is None else down
+        read = functools.partial(_read_neighbourhood, bank, points, down, levels[0].grid)
+        channels = 3
+    else:
+        read = functools.partial(jnp.take, values, axis=0)
+        channels = values.shape[-1]
+
+    def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        entry, share = part
+        return total + share[..., None] * read(entry), None
+
+    start = jnp.zeros((height, width, channels), jnp.float32)
+    total, _ = lax.scan(add, start, (jnp.moveaxis(entry, -1, 0), jnp.moveaxis(best, -1, 0)))
+    share = 1.0 / jnp.maximum(best.sum(-1), 1e-20)
+    return Warped(
+        features=jnp.where(covered[..., None], total * share[..., None], 0.0),
+        mask=1.0 - covered.astype(jnp.float32),
+        depth=depth,
+        weight=held,
+    )
+
+
+def _read_neighbourhood(
+    bank: EntryBank,
+    points: Float[Array, "h w 3"],
+    down: Float[Array, "3"],
+    grid: int,
+    entry: Int[Array, "h w"],
+) -> Float[Array, "h w 3"]:
+    """Colours that entries saw at points of their tangent planes, between the cells of their grid.
+
+    A point lies as many cells from the middle as it lies footprints from the entry, across the line
+    along which the entry was first seen.
+    """
+    line = bank.anchor - bank.eye
+    right = jnp.cross(jnp.broadcast_to(down[None], line.shape), line)
+    below = jnp.cross(line, right)
+    size = jnp.where(bank.footprint > 0, bank.footprint, 1.0)[:, None]
+
+    def unit(axis: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
+        length = jnp.linalg.norm(axis, axis=-1, keepdims=True)
+        return axis / jnp.where(length > 0, length, 1.0) / size
+
+    away = points - bank.position[entry]
+    reach = grid // 2
+    x, y = (
+        jnp.clip((away * unit(axis)[entry]).sum(-1) + reach, 0.0, 2.0 * reach)
+        for axis in (right, below)
+    )
+    x0, y0 = (jnp.minimum(jnp.floor(a).astype(jnp.int32), max(2 * reach - 1, 0)) for a in (x, y))
+    colours = bank.features[0][:, : 3 * grid**2].reshape(-1, 3)
+    total = jnp.zeros(points.shape, jnp.float32)
+    for dy, dx in itertools.product(range(min(2, grid)), repeat=2):
+        share = (1.0 - jnp.abs(x - x0 - dx)) * (1.0 - jnp.abs(y - y0 - dy))
+        cell = entry * grid**2 + (y0 + dy) * grid + x0 + dx
+        total = total + share[..., None] * colours[cell]
+    return total
+
+
+def _project(
+    bank: EntryBank,
+    w2c: Float[Array, "4 4"],
+    intrinsics: Float[Array, "3 3"],
+    least_confidence: float,
+) -> _Splats:
+    local = bank.position @ w2c[:3, :3].T + w2c[:3, 3][None]
+    depth = local[:, 2]
+    front = bank.valid & (bank.confidence >= least_confidence) & (depth > 0)
+    depth = jnp.where(front, depth, 1.0)
+    place = (local @ intrinsics.T)[:, :2] / depth[:, None]
+    focal = jnp.sqrt(jnp.abs(intrinsics[0, 0] * intrinsics[1, 1]))
+    size = jnp.maximum(bank.footprint * focal / depth, 1.0)
+    # On a plane inverse depth is n . r / n . P, affine in the pixel that the ray r goes through.
+    normal = bank.normal @ w2c[:3, :3].T
+    towards = (normal * local).sum(-1)
+    known = jnp.abs(towards) > 1e-6 * jnp.linalg.norm(local, axis=-1)
+    slope = (normal @ inverse_intrinsics(intrinsics))[:, :2]
+    slope = slope / jnp.where(known, towards, 1.0)[:, None]
+    most = _STEEPEST / (depth * size * _REACH)
+    slope = jnp.clip(jnp.where(known[:, None], slope, 0.0), -most[:, None], most[:, None])
+    return _Splats(place, jnp.where(front, 1.0 / depth, 0.0), slope, size)
+
+
+def _front_entries(splats: _Splats, height: int, width: int) -> list[Int[Array, "_ _"]]:
+    """Per level the front-most entry of each cell, -1 where there is none, with a border of -1."""
+    x, y = splats.place[:, 0], splats.place[:, 1]
+    level = jnp.ceil(jnp.log2(splats.size) - 0.5)
+    level = jnp.clip(level, 0, _LEVELS - 1).astype(jnp.int32)
+    inside = (splats.inverse > 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
+    number = jnp.arange(splats.size.shape[0], dtype=jnp.int32)
+    grids = []
+    for i, border in enumerate(_AROUND):
+        # Room for the rows of the last band, which may stand out of the picture.
+        rows, columns = -(-(height + _BAND) // 2**i), -(-width // 2**i)
+        here = inside & (level == i)
+        cell_x, cell_y = (jnp.where(here, a, 0.0).astype(jnp.int32) >> i for a in (x, y))
+        index = jnp.where(here, cell_y * columns + cell_x, rows * columns)
+        nearest = jnp.zeros((rows * columns + 1,), jnp.float32).at[index].max(splats.inverse)
+        first = here & (splats.inverse >= nearest[index])
+        held = jnp.full((rows * columns,), -1, jnp.int32)
+        held = held.at[jnp.where(first, index, rows * columns)].max(number, mode="drop")
+        grids.append(jnp.pad(held.reshape(rows, columns), border, constant_values=-1))
+    return grids
+
+
+def _candidates(
+    splats: _Splats,
+    confidence: Float[Array, " n"],
+    grids: list[Int[Array, "_ _"]],
+    top: Int[Array, ""],
+    width: int,
+) -> _Near:
+    """The entries in the cells around every pixel of the band of rows from `top` on."""
+    row = (top + jnp.arange(_BAND, dtype=jnp.int32))[:, None]
+    column = jnp.arange(width, dtype=jnp.int32)[None, :]
+    found = []
+    for i, (grid, border) in enumerate(zip(grids, _AROUND, strict=True)):
+        steps = range(2 * border + 1)
+        found += [grid[(row >> i) + dy, (column >> i) + dx] for dy in steps for dx in steps]
+    entry = jnp.stack(found).reshape(len(found), _BAND * width)
+    pixel = jnp.stack(jnp.broadcast_arrays(column + 0.5, row + 0.5), -1).reshape(1, -1, 2)
+    safe = jnp.maximum(entry, 0)
+    away = pixel - splats.place[safe]
+    inverse = splats.inverse[safe] + (splats.slope[safe] * away).sum(-1)
+    away = away / splats.size[safe][..., None]
+    drawn = (entry >= 0) & ((away * away).sum(-1) <= _REACH**2) & (inverse > 0)
+    return _Near(
+        entry=safe,
+        inverse=jnp.where(drawn, inverse, 0.0),
+        away=away,
+        weight=jnp.where(drawn, confidence[safe], 0.0),
+    )
+
+
+def _front(near: _Near, tolerance: float) -> tuple[Float[Array, "c p"], Float[Array, " p"]]:
+    """Weights of the candidates on the surface that each pixel shows, and its inverse depth.
+
+    A surface covers the pixel when its entries surround it, however thinly, or one of them
+    touches it. The nearest that covers is shown, unless it only touches and the one behind covers
+    more: then the pixel lies beyond the nearer one's silhouette.
+    """
+    square = (near.away * near.away).sum(-1)
+    wide = near.weight * jnp.exp(-0.5 / _WIDE**2 * square)
+    distance = jnp.sqrt(square)
+
+    def layer(usable: Array) -> tuple[Array, Array, Array, Array]:
+        front = jnp.where(usable, near.inverse, 0.0).max(0)
+        member = usable & (near.inverse >= (1.0 - 2.0 * tolerance) * front[None])
+        share = jnp.where(member, wide, 0.0)
+        offset = jnp.linalg.norm((share[..., None] * near.away).sum(0), axis=-1)
+        around = member.any(0) & (offset < _ONE_SIDED * (share * distance).sum(0))
+        touches = (member & (distance <= _TOUCH)).any(0)
+        return member, around, touches, share.sum(0)
+
+    drawn = near.weight > 0
+    one, around, touches, cover = layer(drawn)
+    two, around_two, touches_two, cover_two = layer(drawn & ~one)
+    behind = around_two | touches_two
+    first = around | (touches & (~behind | (cover >= cover_two)))
+    chosen = jnp.where(first[None], one, two & behind[None])
+    weight = jnp.where(chosen, near.weight * jnp.exp(-0.5 / _NARROW**2 * square), 0.0)
+    total = weight.sum(0)
+    return weight, (weight * near.inverse).sum(0) / jnp.where(total > 0, total, 1.0)
