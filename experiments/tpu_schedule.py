@@ -1,0 +1,358 @@
+"""What the TPU compiler makes of the attention kernels, beside jax's splash attention.
+
+    python experiments/tpu_schedule.py [--topologies v5e:2x4 v6e:4x4 ...] [--scenes 3]
+
+Needs libtpu, and no TPU: the real compiler writes down its final schedule of VLIW bundles, one of
+which starts per cycle. Claim: a full tile takes at most 10 % more bundles than splash attention's
+in the same run, a partial one at most 35 % more. Counted for compute tiles of 512 x 512 pairs,
+bfloat16, head size 128, per head:
+
+- ours: masks with tiles of 512 x 128, four listed tiles to a compute tile in the forward pass and
+  for dq, four heads to a program. For dk and dv a program owns 128 keys, so four tiles of
+  512 x 128 are counted. What decides in partial tiles is `bits`, the predicate (`geometry`), or
+  the predicate with the soft constraint's bias (`soft`); all four tiles of the step are partial.
+- splash: blocks of 512 x 512, no mask.
+
+Second claim: attention from 21 target frames to 64 reference views through a correspondence mask
+costs at most 0.6 of dense attention to 8 views. Counted: the steps of every row on procedural
+scenes (see tile_density.py), rounding up included, times the bundles above, over splash's bundles
+for 32,760 x 12,480 pairs. The partial tiles are bits: their mask is packed once for all layers.
+
+Scalar bundles of a step (list, copies, loops) are added to both, for ours shared by the four
+heads; what happens once per row of tiles (start, end) is in neither. VMEM and SMEM are blocks,
+buffers and scratch, without spilled registers; the smallest chip gives a kernel 16 MiB.
+
+Record (2026-11-22, jax 0.10.2, libtpu 0.0.52): on v4, v5e, v5p, v6e and tpu7x full tiles take 23 %
+fewer to 2 % more bundles than splash, partial ones with bits 20 % fewer to 17 % more; the
+predicate in the kernel adds 58 % to 119 % to splash's count (200 % to 250 % on v4), the soft
+constraint 75 % to 152 % (v4: 255 % to 317 %), shared by four heads. So bits are what a hard mask
+ships with, and only the soft constraint pays for geometry. 64 views cost 0.34 to 0.49 of 8 dense
+ones.
+"""
+
+import argparse
+import dataclasses
+import functools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+TOPOLOGIES = ("v4:4x4x4", "v5e:2x4", "v5p:2x2x2", "v6e:4x4", "tpu7x:2x2x1")
+RESULTS = Path(__file__).parent / "RESULTS.md"
+Q_LEN, K_LEN, HEADS, HEAD_DIM = 32_768, 65_536, 16, 128
+TILE_Q, TILE_K, WIDE, GROUP, CHUNK = 512, 128, 512, 4, 64
+VARIANTS = ("bits", "geometry", "soft")
+# Kernel -> its name in our dumps and in splash's.
+KERNELS = {
+    "forward": ("block_sparse_forward", "splash_mha_fwd"),
+    "dq": ("block_sparse_backward_queries", "splash_mha_dq"),
+    "dk, dv": ("block_sparse_backward_keys", "splash_mha_dkv"),
+}
+
+
+def call(function: Callable[..., Any], *args: Any) -> Any:
+    """The function's result, of no particular type."""
+    return function(*args)
+
+
+def child(variant: str, topology: str) -> None:
+    """Compile forward and backward for one chip; libtpu dumps on the way."""
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    import pallas_kernels as pk
+    from pallas_kernels.pallas_tpu import tpu_attention
+
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    chip = jax.sharding.SingleDeviceSharding(devices[0])
+
+    def shaped(tree):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), tree)
+
+    def operands(*order: int):
+        sizes = [(t, HEADS) for t in (Q_LEN, K_LEN, K_LEN)]
+        shapes = [(*(size[i] for i in order), HEAD_DIM) for size in sizes]
+        return shaped([jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in shapes])
+
+    if variant == "splash":
+        sizes = splash.BlockSizes(
+            block_q=WIDE,
+            block_kv=WIDE,
+            block_kv_compute=WIDE,
+            block_q_dkv=WIDE,
+            block_kv_dkv=WIDE,
+            block_kv_dkv_compute=WIDE,
+            block_q_dq=WIDE,
+            block_kv_dq=WIDE,
+        )
+        full = splash.MultiHeadMask([splash.FullMask((Q_LEN, K_LEN))] * HEADS)
+        kernel = splash.make_splash_mha(full, block_sizes=sizes, head_shards=1, q_seq_shards=1)
+        arguments = operands(1, 0)
+        attend = functools.partial(call, kernel)
+    else:
+        geometry = [
+            jax.eval_shape(
+                lambda x: pk.make_token_geometry(x, radius=0.1, views=64),
+                jax.ShapeDtypeStruct((1, t, 3), jnp.float32),
+            )
+            for t in (Q_LEN, K_LEN)
+        ]
+        strength = jnp.ones(HEADS) if variant == "soft" else None
+        mask = jax.eval_shape(
+            lambda q, k: pk.from_geometry(q, k, strength=strength, tile_q=TILE_Q, tile_k=TILE_K),
+            *geometry,
+        )
+        if variant == "bits":
+            mask = jax.eval_shape(lambda m: pk.pack_partial_tiles(m, capacity=1000), mask)
+        arguments = [x.update(shape=(1, *x.shape)) for x in operands(0, 1)] + [shaped(mask)]
+
+        def ours(q, k, v, mask):
+            return tpu_attention(q, k, v, mask, HEAD_DIM**-0.5)[0]
+
+        attend = functools.partial(call, ours)
+
+    def total(*args):
+        return jnp.sum(attend(*args).astype(jnp.float32))
+
+    jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(*arguments).compile()
+
+
+@dataclasses.dataclass
+class Segment:
+    """Bundles between two targets of a branch: how many, at which depth of loops, what they hold.
+
+    used: counts of the units MATMUL, MATPUSH, XLU, VALU, VPOP, EUP, VLOAD, fills, VSTORE, spills
+    and SALU.
+    """
+
+    depth: int
+    loop: bool
+    bundles: int = 0
+    used: list[int] = dataclasses.field(default_factory=lambda: [0] * 11)
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether the matrix unit works."""
+        return self.used[0] > 0
+
+    @property
+    def scalar(self) -> bool:
+        """Whether hardly any vector unit works."""
+        return sum(self.used[:10]) < 0.2 * self.bundles
+
+
+_BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(LH|LB|LE|PB|PF|CT)?\s*:\s*([> ]*)\{")
+_ALLOCATED = re.compile(r"space=(vmem|smem), size = (0x[0-9a-f]+)")
+
+
+@dataclasses.dataclass
+class Schedule:
+    """A kernel's segments in order, and its bytes of VMEM and SMEM."""
+
+    segments: list[Segment]
+    memory: dict[str, int]
+
+
+def read_schedule(folder: Path, kernel: str) -> Schedule:
+    """Schedule of a kernel from libtpu's dump."""
+    (final,) = folder.glob(f"*{kernel}*-final_bundles.txt")
+    names = folder.glob(f"*{kernel}*-final_hlo-static-per-bundle-utilization.txt")
+    (use,) = (x for x in names if "pre-delay" not in x.name)
+    lines = use.read_text().split("== UTILIZATION:\n")[1].splitlines()
+    used = [[int(x) for x in line.split()] for line in lines if line.strip()]
+    segments: list[Segment] = []
+    memory = {"vmem": 0, "smem": 0}
+    (original,) = folder.glob(f"*{kernel}*-02-original.txt")
+    for space, size in _ALLOCATED.findall(original.read_text()):
+        memory[space] += int(size, 16)
+    for line in final.read_text().splitlines():
+        match = _BUNDLE.match(line)
+        if not match:
+            continue
+        depth = match[3].count(">")
+        if not segments or match[2] or depth != segments[-1].depth:
+            segments.append(Segment(depth, match[2] == "LB"))
+        segments[-1].bundles += 1
+        row = used[int(match[1], 16)]
+        segments[-1].used = [a + b for a, b in zip(segments[-1].used, row, strict=True)]
+    return Schedule(segments, memory)
+
+
+def splash_bundles(schedule: Schedule) -> float:
+    """Bundles of a grid step that computes: its products, and the scalar work around them."""
+    products = [x for x in schedule.segments if x.multiplies]
+    scalar = [x for x in schedule.segments if x.depth >= 1 and x.scalar]
+    return sum(x.bundles for x in products + scalar)
+
+
+def our_bundles(schedule: Schedule, kernel: str, variant: str) -> tuple[float, float]:
+    """Bundles per head of a full and of a partial compute tile of 512 x 512 pairs."""
+    own = TILE_K if kernel == "dk, dv" else TILE_Q
+    parts = WIDE // own
+    products = [x for x in schedule.segments if x.multiplies]
+    half = len(products) // 2  # the masked branch comes first
+    # Heads that stand side by side in a segment, as `heads_together` has it.
+    together = max(1, min(GROUP, 512 * 512 // (own * WIDE)))
+    partial, full = (sum(x.bundles for x in y) for y in (products[:half], products[half:]))
+    first = schedule.segments.index(products[0])
+    before = [x for x in schedule.segments[:first] if not x.multiplies]
+    scalar = sum(x.bundles for x in before if x.depth == 2 and x.scalar)
+    if variant != "bits":
+        # A loop over groups of rows, in which each listed tile is looked at; constants beside it.
+        mask = sum(x.bundles for x in before if x.depth >= 3) * (own // CHUNK)
+    else:
+        mask = max((x.bundles for x in before if x.depth == 2 and not x.scalar), default=0)
+    shared = [scalar / GROUP, (scalar + mask) / GROUP]
+    return (full / together + shared[0]) * parts, (partial / together + shared[1]) * parts
+
+
+def dump(variant: str, topology: str, folder: Path) -> None:
+    """Compile a variant in a process of its own, which dumps into `folder`."""
+    settings = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(RESULTS.parent.parent),
+        "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
+    }
+    command = [sys.executable, __file__, "--child", variant, topology]
+    run = subprocess.run(
+        command, env=os.environ | settings, capture_output=True, text=True, check=False
+    )
+    if run.returncode:
+        raise SystemExit(f"{variant} does not compile for {topology}:\n{run.stderr[-2000:]}")
+
+
+def schedules_of(topology: str) -> dict[tuple[str, str], Schedule]:
+    """Schedules of every kernel and variant for one kind of chip."""
+    schedules: dict[tuple[str, str], Schedule] = {}
+    for variant in ("splash", *VARIANTS):
+        with tempfile.TemporaryDirectory() as folder:
+            dump(variant, topology, Path(folder))
+            for kernel, names in KERNELS.items():
+                name = names[1 if variant == "splash" else 0]
+                schedules[kernel, variant] = read_schedule(Path(folder), name)
+    return schedules
+
+
+def bundles_of(schedules: dict[tuple[str, str], Schedule], kernel: str) -> dict[str, float]:
+    """Bundles of a compute tile: splash's, and ours by what decides in it."""
+    found = {"splash": splash_bundles(schedules[kernel, "splash"])}
+    for variant in VARIANTS:
+        full, partial = our_bundles(schedules[kernel, variant], kernel, variant)
+        found |= {"full": full, variant: partial} if variant == "bits" else {variant: partial}
+    return found
+
+
+def tile_rows(chip: str, schedules: dict[tuple[str, str], Schedule]) -> list[tuple[str, ...]]:
+    """Rows of the table of compute tiles for one kind of chip."""
+    rows = []
+    for kernel in KERNELS:
+        counts = bundles_of(schedules, kernel)
+        splash = counts.pop("splash")
+        cells = [chip, kernel, f"{splash:.0f}"]
+        cells += [f"{count:.0f} ({100 * (count / splash - 1):+.0f} %)" for count in counts.values()]
+        for variant in VARIANTS:
+            memory = schedules[kernel, variant].memory
+            cells.append(f"{memory['vmem'] / 2**20:.1f} MiB, {memory['smem'] / 2**10:.0f} KiB")
+        rows.append(tuple(cells))
+    return rows
+
+
+@dataclasses.dataclass
+class Steps:
+    """Steps of 512 x 512 pairs that a mask takes, with a mask and without, by kernel."""
+
+    masked: dict[str, float]
+    plain: dict[str, float]
+    density: float
+
+
+def steps_of(views: int, seed: int) -> Steps:
+    """What the kernels walk for a procedural scene's target and its reference views."""
+    import numpy as np
+    from tile_density import allowed_pairs, places, procedural, tile_kinds
+
+    query, key = procedural(seed, views)
+    sizes = len(query.position), len(key.position)
+    place = places(query, key)["hilbert"]
+    partial, full = tile_kinds(allowed_pairs(query, key), place, sizes, TILE_Q, TILE_K)
+    tiles = WIDE // TILE_K
+    some, count = partial.sum(1), (partial | full).sum(1)
+    head, total = -(-some // tiles), -(-count // tiles)
+    end = np.maximum(head, count // tiles)
+    by_row = float((head + total - end).sum()), float((end - head).sum())
+    by_tile = partial.sum() / tiles, full.sum() / tiles
+    masked, plain = (
+        {kernel: y if kernel == "dk, dv" else x for kernel in KERNELS}
+        for x, y in zip(by_row, by_tile, strict=True)
+    )
+    return Steps(masked, plain, float((partial | full).mean()))
+
+
+def bank_row(
+    chip: str, schedules: dict[tuple[str, str], Schedule], steps: Sequence[Steps]
+) -> tuple[str, ...]:
+    """Cost of attention to the bank over dense attention to 8 views, by splash, for one chip."""
+    from tile_density import COLUMNS, DENSE_KEYS, FRAMES, ROWS
+
+    dense = FRAMES * ROWS * COLUMNS * DENSE_KEYS / WIDE**2
+    cells, ours, theirs = [chip], 0.0, 0.0
+    for kernel in KERNELS:
+        counts = bundles_of(schedules, kernel)
+        each = [x.masked[kernel] * counts["bits"] + x.plain[kernel] * counts["full"] for x in steps]
+        ours += sum(each) / len(each)
+        theirs += dense * counts["splash"]
+        cells.append(f"{sum(each) / len(each) / (dense * counts['splash']):.2f}")
+    return (*cells, f"{ours / theirs:.2f}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table, and write the section."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--topologies", nargs="+", default=list(TOPOLOGIES))
+    parser.add_argument("--scenes", type=int, default=3, help="procedural scenes of the bank")
+    parser.add_argument("--views", type=int, default=64, help="reference views of the bank")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        child(*options.child)
+        return
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu is there, and no TPU
+    from worldstereo_jax.evaluation.report import Table, write_section
+
+    columns = ("chip", "kernel", "splash", "full", *(f"partial, {x}" for x in VARIANTS))
+    columns += tuple(f"VMEM, SMEM: {x}" for x in VARIANTS)
+    found = {each.split(":")[0]: schedules_of(each) for each in options.topologies}
+    steps = [steps_of(options.views, seed) for seed in range(options.scenes)]
+    table = Table(columns, [row for each in found.items() for row in tile_rows(*each)])
+    bank = Table(
+        ("chip", *KERNELS, "all three"),
+        [bank_row(chip, each, steps) for chip, each in found.items()],
+    )
+    density = sum(x.density for x in steps) / len(steps)
+    facts = (
+        f"Bundles per compute tile of {WIDE} x {WIDE} pairs and head, bfloat16, head size "
+        f"{HEAD_DIM}; masks in tiles of {TILE_Q} x {TILE_K}, {GROUP} heads to a program. From the "
+        "compiler's final schedule: no TPU was there."
+    )
+    bank_facts = (
+        f"Attention to {options.views} reference views through a correspondence mask over dense "
+        f"attention (splash) to 8 views, in bundles: {options.scenes} procedural scenes, "
+        f"{100 * density:.1f} % of the tiles active, in Hilbert order."
+    )
+    print(f"{facts}\n\n{table.markdown()}\n\n{bank_facts}\n\n{bank.markdown()}")
+    write_section(
+        RESULTS, "TPU kernels: static schedule", [facts, table, bank_facts, bank],
+        command=f"python experiments/tpu_schedule.py --scenes {options.scenes}",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
