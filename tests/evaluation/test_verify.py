@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.small_model import random_params
+from tests.models.small_model import random_params, run
 from worldstereo_jax.cli.main import main
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.evaluation.golden_arrays import index_error, relative_error
@@ -13,7 +13,6 @@ from worldstereo_jax.geometry.cameras import camera_vector, plucker_rays
 from worldstereo_jax.geometry.normalisation import normalise_trajectory, normalise_unified
 from worldstereo_jax.interop.official import official_from_params
 from worldstereo_jax.interop.safetensors_io import write_safetensors
-from worldstereo_jax.models.worldstereo import WorldStereo
 
 FILES = [
     "camera_model.safetensors",
@@ -148,7 +147,8 @@ def test_a_model_of_any_size_is_compared(tmp_path):
     text = rng.normal(size=(2, 7, 6)).astype(np.float32)
     timestep = np.array([3.0, 700.0], np.float32)
     given = (latent, timestep, text)
-    out = np.asarray(WorldStereo(config).apply({"params": params}, *map(jnp.asarray, given)))
+    given = dict(zip(("latent", "timestep", "text"), map(jnp.asarray, given), strict=True))
+    out = np.asarray(run(params, config, **given))
     inputs = {
         "hidden_states": np.moveaxis(latent, -1, 1),
         "encoder_hidden_states": text,

@@ -164,6 +164,13 @@ STEREO_BLOCK_RULES = _control_block("", "block/")
 IGNORED = (
     r"(controlnet\.)?ref_index_embedding(\.weight)?",
     r"blocks\.\d+\.attn2\.norm_added_q\.weight",
+    # A second name of the text encoder's shared.weight, in files of some versions.
+    r"encoder\.embed_tokens\.weight",
+    r"vision_model\.embeddings\.position_ids",
+    # Of masked training only.
+    r"(backbone\.)?embeddings\.mask_token",
+    # The coarsest map has no finer one to add.
+    r"neck\.fusion_stage\.layers\.0\.residual_layer1\.convolution[12]\.(weight|bias)",
 )
 """Official tensors that no output depends on: never used by the official code either."""
 

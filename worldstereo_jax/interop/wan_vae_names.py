@@ -25,6 +25,9 @@ def _pointwise(axes: int) -> Layout:
     )
 
 
+POINTWISE_2D, POINTWISE_3D = _pointwise(2), _pointwise(3)
+
+
 def _column(axes: int) -> Layout:
     """A vector with trailing axes of 1 there."""
     ones = (1,) * axes
@@ -44,7 +47,7 @@ def _residual(official: str, ours: str) -> tuple[Rule, ...]:
         *_layer(f"{official}.conv1", f"{ours}/conv_1", CONVOLUTION),
         Rule(f"{official}.norm2.gamma", f"{ours}/norm_2/scale", _column(3)),
         *_layer(f"{official}.conv2", f"{ours}/conv_2", CONVOLUTION),
-        *_layer(f"{official}.conv_shortcut", f"{ours}/shortcut", _pointwise(3)),
+        *_layer(f"{official}.conv_shortcut", f"{ours}/shortcut", POINTWISE_3D),
     )
 
 
@@ -62,8 +65,8 @@ def _half(name: str) -> tuple[Rule, ...]:
         *_layer(f"{name}.conv_in", f"{name}/conv_in", CONVOLUTION),
         *_residual(f"{name}.mid_block.resnets.{{j}}", f"{name}/middle/residual_{{j}}"),
         Rule(f"{attention}.norm.gamma", f"{name}/middle/attention/norm/scale", _column(2)),
-        *_layer(f"{attention}.to_qkv", f"{name}/middle/attention/query_key_value", _pointwise(2)),
-        *_layer(f"{attention}.proj", f"{name}/middle/attention/project", _pointwise(2)),
+        *_layer(f"{attention}.to_qkv", f"{name}/middle/attention/query_key_value", POINTWISE_2D),
+        *_layer(f"{attention}.proj", f"{name}/middle/attention/project", POINTWISE_2D),
         Rule(f"{name}.norm_out.gamma", f"{name}/norm_out/scale", _column(3)),
         *_layer(f"{name}.conv_out", f"{name}/conv_out", CONVOLUTION),
     )
@@ -78,8 +81,8 @@ WAN_VAE_RULES: tuple[Rule, ...] = (
     *_resample("encoder.down_blocks.{i}", "encoder/down_{i}"),
     *_residual(f"{_UP}.resnets.{{j}}", "decoder/up_{i}_residual_{j}"),
     *_resample(f"{_UP}.upsamplers.0", "decoder/up_{i}_upsample"),
-    *_layer("quant_conv", "quant", _pointwise(3)),
-    *_layer("post_quant_conv", "post_quant", _pointwise(3)),
+    *_layer("quant_conv", "quant", POINTWISE_3D),
+    *_layer("post_quant_conv", "post_quant", POINTWISE_3D),
 )
 
 
