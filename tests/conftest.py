@@ -3,11 +3,18 @@
 import os
 from pathlib import Path
 
-# Eight simulated devices, set before jax starts, so that sharding is tested on any machine.
+# Set before jax starts: eight simulated devices, so that sharding is tested on any machine; and
+# no optimisation by LLVM, since tests spend far more time compiling than computing.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-_FLAG = "--xla_force_host_platform_device_count"
-if _FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+_FLAGS = {
+    "--xla_force_host_platform_device_count": "8",
+    "--xla_backend_optimization_level": "0",
+    "--xla_llvm_disable_expensive_passes": "true",
+}
+_GIVEN = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join(
+    [_GIVEN, *(f"{name}={value}" for name, value in _FLAGS.items() if name not in _GIVEN)]
+).strip()
 
 import jax
 import pytest

@@ -33,6 +33,17 @@ def test_equal_frames_give_equal_bytes_and_others_do_not(tmp_path):
     assert first != third
 
 
+def test_what_else_is_in_memory_does_not_change_the_bytes(tmp_path):
+    rng = np.random.default_rng(0)
+    clip, found = _clip(9), set()
+    for _ in range(25):
+        litter = [np.full(size, 1e9) for size in rng.integers(10, 5000, 4000)]
+        del litter[:: rng.integers(1, 4)]
+        video_io.write_video(tmp_path / "v.mp4", clip)
+        found.add((tmp_path / "v.mp4").read_bytes())
+    assert len(found) == 1
+
+
 def test_masks_come_back_exactly(tmp_path):
     rng = np.random.default_rng(0)
     masks = np.kron(rng.random((4, 6, 10)) > 0.5, np.ones((1, 8, 8)))[..., None].astype(np.float32)

@@ -19,6 +19,8 @@ from worldstereo_jax.files import atomic_write
 
 FRAMES_PER_SECOND = 16
 _QUALITY = "10"
+# The macroblock tree of x264 reads memory it has not written: its bytes change from call to call.
+_REPEATABLE = {"x264-params": "mbtree=0"}
 
 
 def write_video(
@@ -86,7 +88,7 @@ def _write(
         stream = container.add_stream(
             "libx264",
             rate=frames_per_second,
-            options={"crf": _QUALITY, "preset": "medium", "threads": "1"},
+            options={"crf": _QUALITY, "preset": "medium", "threads": "1"} | _REPEATABLE,
         )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.thread_count = 1
