@@ -18,6 +18,9 @@ import jax.numpy as jnp
 from worldstereo_jax.array_types import Array, Bool, Float, Int, UInt32
 from worldstereo_jax.errors import InputError
 
+COUNTERS = ("count", "overflow", "uncounted")
+"""Fields of a bank that have no entry axis."""
+
 
 @dataclasses.dataclass(frozen=True)
 class EntryConfig:
@@ -25,7 +28,8 @@ class EntryConfig:
 
     capacity: most entries held. widths: channels of each level of the pyramid, finest first, at
     least one level (three by default, see `entry_features`). views: how many views can be told
-    apart in the bitsets; rounded up to a multiple of 32.
+    apart in the bitsets; rounded up to a multiple of 32, and a capacity like the other: frames
+    beyond it are counted (`EntryBank.uncounted`).
     """
 
     capacity: int
@@ -64,7 +68,8 @@ class EntryBank:
     of their weights, 1 / world units squared. feature_variance [n]: weighted variance of the
     first level, mean over its channels. valid [n]. protected [n]: never pruned. source [n]: int32,
     number of the clip that put it there. count []: int32, slots in use. overflow []: int32,
-    entries that found no room.
+    entries that found no room. uncounted []: int32, frames whose number has no bit: they are
+    fused, but a repetition of them would be taken for another frame.
     """
 
     position: Float[Array, "n 3"]
@@ -91,6 +96,7 @@ class EntryBank:
     source: Int[Array, "n"]
     count: Int[Array, ""]
     overflow: Int[Array, ""]
+    uncounted: Int[Array, ""]
 
     @property
     def capacity(self) -> int:
@@ -136,13 +142,14 @@ def init_entries(config: EntryConfig) -> EntryBank:
         source=jnp.zeros((n,), jnp.int32),
         count=jnp.zeros((), jnp.int32),
         overflow=jnp.zeros((), jnp.int32),
+        uncounted=jnp.zeros((), jnp.int32),
     )
 
 
 def take_entries(bank: EntryBank, index: Int[Array, " m"]) -> EntryBank:
     """The entries at `index` as a bank of m slots; empty slots where index is out of range.
 
-    The result's `count` is m and its `overflow` 0: it stands for a part of a bank.
+    The result's `count` is m and its other counters are 0: it stands for a part of a bank.
     """
     there = (index >= 0) & (index < bank.capacity)
     safe = jnp.where(there, index, 0)
@@ -155,6 +162,7 @@ def take_entries(bank: EntryBank, index: Int[Array, " m"]) -> EntryBank:
     counters = {
         "count": jnp.asarray(index.shape[0], jnp.int32),
         "overflow": jnp.zeros((), jnp.int32),
+        "uncounted": jnp.zeros((), jnp.int32),
     }
     return dataclasses.replace(map_entries(take, bank), **counters)
 
@@ -184,6 +192,6 @@ def append_entries(bank: EntryBank, entries: EntryBank, keep: Bool[Array, " m"])
 def map_entries(function: Callable[..., Array], *banks: EntryBank) -> EntryBank:
     """`function` on every field with a leading entry axis; counters are those of the first."""
     first = banks[0]
-    counters = {"count": first.count, "overflow": first.overflow}
-    rows = [dataclasses.replace(bank, count=None, overflow=None) for bank in banks]
+    counters = {name: getattr(first, name) for name in COUNTERS}
+    rows = [dataclasses.replace(bank, **dict.fromkeys(COUNTERS)) for bank in banks]
     return dataclasses.replace(jax.tree.map(function, *rows), **counters)

@@ -91,10 +91,12 @@ def merge_entries(
         left: gives the capacity; what finds no room is counted in `overflow`.
         right: in the same world frame, with features of the same widths.
         rule: as in `update_entries`, for telling confidence; static.
-        view_offset: added to the view numbers of `right`; numbers beyond the bitset are lost.
+        view_offset: added to the view numbers of `right`; views that then have no bit are counted
+            in `uncounted`.
         source_offset: added to its clip numbers.
     """
     words = left.views.shape[-1]
+    lost = lost_views(right.views, view_offset, words=words)
     right = dataclasses.replace(
         right,
         views=renumber_views(right.views, view_offset, words=words),
@@ -125,6 +127,7 @@ def merge_entries(
     partner = take_entries(right, winner)
     fuse = partner.valid & ((partner.views & ~left.views) != 0).any(-1)
     merged = combine_entries(left, partner, fuse, rule)
+    merged = dataclasses.replace(merged, uncounted=left.uncounted + right.uncounted + lost)
     return append_entries(merged, right, right.valid & ~same)
 
 
@@ -140,3 +143,14 @@ def renumber_views(
     found = jnp.where(there[None], found, jnp.uint32(0)).reshape(-1, words, 32)
     weight = jnp.uint32(1) << jnp.arange(32, dtype=jnp.uint32)
     return (found * weight[None, None]).sum(-1, dtype=jnp.uint32)
+
+
+def lost_views(
+    bits: UInt32[Array, "n old"], offset: Int[Array, ""] | int, *, words: int
+) -> Int[Array, ""]:
+    """How many views that saw anything find no place when `renumber_views` moves them."""
+    number = jnp.arange(32 * bits.shape[-1], dtype=jnp.int32)
+    any_of = jax.lax.reduce(bits, jnp.uint32(0), jax.lax.bitwise_or, (0,))
+    used = ((any_of[number // 32] >> (number % 32).astype(jnp.uint32)) & 1) > 0
+    moved = number + jnp.asarray(offset, jnp.int32)
+    return (used & ((moved < 0) | (moved >= 32 * words))).sum(dtype=jnp.int32)

@@ -13,7 +13,7 @@ import numpy as np
 
 from worldstereo_jax.array_types import Shaped, ndarray
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.memory.entries import EntryBank, EntryConfig, init_entries
+from worldstereo_jax.memory.entries import COUNTERS, EntryBank, EntryConfig, init_entries
 from worldstereo_jax.memory.entry_codec import QuantisedEntries
 
 _NAMED = {
@@ -34,8 +34,9 @@ _STATE = (
     "feature_weight",
     "feature_variance",
 )
-# The last two are counters of the whole bank, in row 0.
-_RECORD = ("observations", "valid", "protected", "source", "count", "overflow")
+# The counters of the whole bank stand in row 0.
+_ROWS = ("observations", "valid", "protected", "source")
+_RECORD = (*_ROWS, *COUNTERS)
 _Fields = dict[str, Shaped[ndarray, "..."]]
 
 
@@ -43,7 +44,7 @@ def entry_fields(bank: EntryBank | QuantisedEntries) -> _Fields:
     """The bank's slots in use as arrays for `save_memory(..., optional=...)`.
 
     descriptor.state is float32 [n, 13]: anchor, eye, then the columns of `_STATE`.
-    descriptor.record is uint32 [n, 6 + words]: the columns of `_RECORD`, then the bitset `denied`.
+    descriptor.record is uint32 [n, 7 + words]: the columns of `_RECORD`, then the bitset `denied`.
     Quantised features are stored as they are, 8 or 4 bits, with `pyramid_scale`. An empty bank
     stores one empty slot.
     """
@@ -95,7 +96,8 @@ def entries_from_fields(
             f"fields descriptor.state and descriptor.record must have {6 + len(_STATE)} and "
             f"{len(_RECORD) + words} columns, found {state.shape[-1]} and {record.shape[-1]}"
         )
-    count, overflow = (int(record[0, _RECORD.index(name)]) for name in ("count", "overflow"))
+    counters = {name: int(record[0, _RECORD.index(name)]) for name in COUNTERS}
+    count = counters["count"]
     if count > capacity or count > state.shape[0]:
         raise InputError(
             f"the memory holds {count} entries in {state.shape[0]} rows, which do not fit a "
@@ -108,7 +110,7 @@ def entries_from_fields(
     values: _Fields = {field: fields[name] for field, name in _NAMED.items()}
     values["anchor"], values["eye"] = state[:, :3], state[:, 3:6]
     values |= {name: state[:, 6 + i] for i, name in enumerate(_STATE)}
-    values |= {name: record[:, i] for i, name in enumerate(_RECORD[:-2])}
+    values |= {name: record[:, i] for i, name in enumerate(_ROWS)}
     values["denied"] = record[:, len(_RECORD) :]
 
     def fill(like: np.ndarray, value: np.ndarray) -> jnp.ndarray:
@@ -119,8 +121,7 @@ def entries_from_fields(
     empty = init_entries(EntryConfig(1, tuple(x.shape[-1] for x in levels), 32 * words))
     bank = dataclasses.replace(
         empty,
-        count=jnp.asarray(count, jnp.int32),
-        overflow=jnp.asarray(overflow, jnp.int32),
+        **{name: jnp.asarray(value, jnp.int32) for name, value in counters.items()},
         **{name: fill(np.asarray(getattr(empty, name)), value) for name, value in values.items()},
     )
     stored = tuple(fill(level, level) for level in levels)

@@ -67,7 +67,12 @@ def compact_entries(bank: EntryBank, keep: Bool[Array, " n"]) -> EntryBank:
     keep = keep & bank.valid
     index = jnp.nonzero(keep, size=bank.capacity, fill_value=bank.capacity)[0]
     moved = take_entries(bank, index.astype(jnp.int32))
-    return dataclasses.replace(moved, count=keep.sum(dtype=jnp.int32), overflow=bank.overflow)
+    return dataclasses.replace(
+        moved,
+        count=keep.sum(dtype=jnp.int32),
+        overflow=bank.overflow,
+        uncounted=bank.uncounted,
+    )
 
 
 def protect_entries(bank: EntryBank, where: Bool[Array, " n"]) -> EntryBank:

@@ -79,7 +79,8 @@ def update_entries(
     means weighted by what each frame knows, so errors fall as one over the root of their number.
     Entries that it contradicts lose confidence. What lies within the footprint of no such entry is
     inserted, in one scatter (row S11); what finds no room is counted. A frame whose view an entry
-    has already answered changes nothing there, so the same frame twice changes nothing.
+    has already answered changes nothing there, so the same frame twice changes nothing. That needs
+    a bit for the view: frames whose number is beyond the bitset are counted in `uncounted`.
 
     Args:
         bank: may be donated by the caller's jit.
@@ -98,6 +99,8 @@ def update_entries(
         there = (candidates >= 0) & (candidates < bank.capacity)
         bank = put_entries(bank, jnp.where(there, candidates, bank.capacity), fused)
     fresh, new = _propose(part, frame, surface, sighting, rule)
+    unnamed = (frame.view < 0) | (frame.view >= 32 * bank.views.shape[-1])
+    bank = dataclasses.replace(bank, uncounted=bank.uncounted + unnamed.astype(jnp.int32))
     return append_entries(bank, fresh, new)
 
 
@@ -257,6 +260,7 @@ def _measure(
         source=jnp.broadcast_to(frame.source, (n,)),
         count=jnp.asarray(n, jnp.int32),
         overflow=jnp.zeros((), jnp.int32),
+        uncounted=jnp.zeros((), jnp.int32),
     )
 
 
