@@ -47,6 +47,11 @@ class TensorInfo(typing.NamedTuple):
     start: int
     stop: int
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes in the file."""
+        return self.stop - self.start
+
 
 class SafetensorsFile(Mapping[str, np.ndarray]):
     """A safetensors file whose header was read and checked; tensors are read when asked for.

@@ -1,0 +1,258 @@
+"""Weights from disk to device arrays, tensor by tensor.
+
+At no time does the host hold more than a budget of bytes, or one tensor where that is larger:
+every tensor is read, brought into our layout and type, placed, and let go. Layers of a stack
+are written one by one into an array that is made on the devices.
+"""
+
+import functools
+import threading
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.typing import DTypeLike
+from tqdm import tqdm
+
+from worldstereo_jax.array_types import PyTree
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop.layer_stacks import from_flat
+from worldstereo_jax.interop.official import check_names_and_shapes
+from worldstereo_jax.interop.official_names import Place, is_ignored
+from worldstereo_jax.interop.tensor_source import TensorSource
+
+Placement = Callable[[str, tuple[int, ...]], Sharding]
+"""Where a parameter goes, from its path and shape."""
+
+HOST_BYTES = 1 << 30
+"""What all tensors under way may take on the host, unless one alone takes more."""
+
+
+class Loaded(typing.NamedTuple):
+    """Parameters on the devices, and what became of the rest.
+
+    Attributes:
+        params: the tree.
+        unused: tensors that no output depends on, as "name (file)".
+        overlaid: base tensors that a later source replaced, as "name (file)".
+    """
+
+    params: PyTree
+    unused: list[str]
+    overlaid: list[str]
+
+
+def one_device(path: str, shape: tuple[int, ...]) -> Sharding:
+    """Everything on the default device."""
+    del path, shape
+    return SingleDeviceSharding(jax.devices()[0])
+
+
+def split_widest_axis(mesh: Mesh, axis: str) -> Placement:
+    """Split every matrix over one mesh axis, along its widest axis that divides evenly.
+
+    Vectors, and arrays that do not divide, are on all devices. The leading axis of a stack of
+    layers is never split.
+    """
+    count = mesh.shape[axis]
+
+    def place(path: str, shape: tuple[int, ...]) -> Sharding:
+        first = 1 if "layers/" in path else 0
+        sizes = {i: shape[i] for i in range(first, len(shape)) if shape[i] % count == 0}
+        spec: list[str | None] = [None] * len(shape)
+        if len(shape) - first > 1 and sizes:
+            spec[max(sizes, key=lambda i: sizes[i])] = axis
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return place
+
+
+def stream_params(
+    sources: Sequence[TensorSource],
+    places: Mapping[str, Place],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    dtype: DTypeLike | None = None,
+    placement: Placement = one_device,
+    threads: int = 4,
+    host_bytes: int = HOST_BYTES,
+    progress: bool = False,
+) -> Loaded:
+    """Load a model's parameters.
+
+    Args:
+        sources: weights under official names; a later source overlays an earlier one, tensor by
+            tensor (base model first). Together they must hold every tensor.
+        places: official name to place in our tree.
+        shapes: our path to shape.
+        dtype: type of floating point parameters on the devices; None keeps each file's.
+        placement: device layout by path and shape.
+        threads: tensors read at the same time, from any of the files.
+        host_bytes: limit of host memory for tensors under way.
+        progress: show a bar on standard error.
+
+    Raises:
+        InputError: for a missing, unknown or misshapen tensor, by name and file, before anything
+            is read.
+    """
+    chosen, unused, overlaid = _choose(sources, places, shapes)
+    arrays = _DeviceArrays(shapes, placement)
+    budget = _ByteBudget(host_bytes)
+    total = sum(source.info(name).nbytes for name, source in chosen.items())
+    bar = tqdm(
+        total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="weights",
+        disable=not progress,
+    )  # fmt: skip
+
+    def load(name: str) -> None:
+        source, place = chosen[name], places[name]
+        info = source.info(name)
+        kind = _type_on_device(info.dtype, dtype)
+        size = int(np.prod(info.shape, dtype=np.int64))
+        # As read, and once more in our layout and type.
+        with budget.taken(info.nbytes + size * kind.itemsize):
+            value = np.ascontiguousarray(place.layout.to_ours(source[name]).astype(kind))
+            arrays.put(place, value)
+        bar.update(info.nbytes)
+
+    # In the order of the files, so that each is read from front to back.
+    order = sorted(chosen, key=lambda name: (str(chosen[name].path(name)), _start(chosen, name)))
+    with bar, ThreadPoolExecutor(threads) as pool:
+        # The first fault ends the loading: what has not begun is dropped.
+        futures = [pool.submit(load, name) for name in order]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return Loaded(arrays.tree(), unused, overlaid)
+
+
+def _choose(
+    sources: Sequence[TensorSource],
+    places: Mapping[str, Place],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> tuple[dict[str, TensorSource], list[str], list[str]]:
+    """The source of every tensor, and what is not used."""
+    chosen: dict[str, TensorSource] = {}
+    unused: list[str] = []
+    overlaid: list[str] = []
+    for source in sources:
+        for name in source:
+            here = f"{name} ({source.path(name)})"
+            check_names_and_shapes(
+                {name: source.info(name)}, places, shapes, source=str(source.path(name)),
+                may_miss=True,
+            )  # fmt: skip
+            if name not in places:
+                assert is_ignored(name)
+                unused.append(here)
+                continue
+            if name in chosen:
+                overlaid.append(f"{name} ({chosen[name].path(name)})")
+            chosen[name] = source
+    missing = [name for name in places if name not in chosen]
+    if missing:
+        files = sorted({str(source.path(name).parent) for source in sources for name in source})
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(
+            f"{', '.join(files) or 'no weights'}: tensor {missing[0]}{more} is missing, and no "
+            "base model supplies it"
+        )
+    return chosen, unused, overlaid
+
+
+def _start(chosen: Mapping[str, TensorSource], name: str) -> int:
+    return chosen[name].info(name).start
+
+
+def _type_on_device(dtype: np.dtype, wanted: DTypeLike | None) -> np.dtype:
+    if wanted is None or not jnp.issubdtype(dtype, jnp.floating):
+        return dtype
+    return np.dtype(wanted)
+
+
+class _DeviceArrays:
+    """Arrays by path, filled whole or a layer at a time; safe to use from several threads."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], placement: Placement) -> None:
+        self._shapes = shapes
+        self._placement = placement
+        self._arrays: dict[str, jax.Array] = {}
+        self._locks = {path: threading.Lock() for path in shapes}
+
+    def put(self, place: Place, value: np.ndarray) -> None:
+        """Place a tensor; returns when the host's copy is no longer needed."""
+        shape = tuple(self._shapes[place.path])
+        sharding = self._placement(place.path, shape)
+        if place.index is None:
+            self._arrays[place.path] = jax.device_put(value, sharding).block_until_ready()
+            return
+        row = jax.device_put(value, _row_sharding(sharding))
+        with self._locks[place.path]:
+            stack = self._arrays.get(place.path)
+            if stack is None:
+                stack = _zeros(shape, value.dtype, sharding)
+            stack = _set_row(stack, row, np.int32(place.index), sharding)
+            self._arrays[place.path] = stack.block_until_ready()
+
+    def tree(self) -> PyTree:
+        """All arrays as a parameter tree."""
+        return from_flat(dict(self._arrays))
+
+
+def _row_sharding(sharding: Sharding) -> Sharding:
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> jax.Array:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+
+
+@functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _set_row(stack: jax.Array, row: jax.Array, index: jax.Array, sharding: Sharding) -> jax.Array:
+    updated = jax.lax.dynamic_update_index_in_dim(stack, row, index, 0)
+    return jax.lax.with_sharding_constraint(updated, sharding)
+
+
+class _ByteBudget:
+    """Holds threads back while those under way take too much; one alone always may."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._condition = threading.Condition()
+
+    def taken(self, size: int) -> "_Share":
+        return _Share(self, size)
+
+    def acquire(self, size: int) -> None:
+        with self._condition:
+            self._condition.wait_for(lambda: not self._used or self._used + size <= self._limit)
+            self._used += size
+
+    def release(self, size: int) -> None:
+        with self._condition:
+            self._used -= size
+            self._condition.notify_all()
+
+
+class _Share:
+    """A part of a budget, held while a block runs."""
+
+    def __init__(self, budget: _ByteBudget, size: int) -> None:
+        self._budget = budget
+        self._size = size
+
+    def __enter__(self) -> None:
+        self._budget.acquire(self._size)
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.release(self._size)

@@ -1,0 +1,101 @@
+"""Weights as they lie on disk: one safetensors file, or a folder of shards with its index."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop.safetensors_io import SafetensorsFile, TensorInfo
+
+PICKLED = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
+
+
+class TensorSource(Mapping):
+    """Tensors of several safetensors files by name; each is read when asked for.
+
+    All headers are read and checked against the files' sizes at once, before anything is
+    allocated.
+
+    Args:
+        files: the files; none may hold a tensor that another holds.
+
+    Raises:
+        InputError: for a damaged file, or a tensor found twice.
+    """
+
+    def __init__(self, files: list[SafetensorsFile]) -> None:
+        self._file_of: dict[str, SafetensorsFile] = {}
+        for file in files:
+            for name in file:
+                if name in self._file_of:
+                    raise InputError(
+                        f"{file.path}: tensor {name} is in {self._file_of[name].path.name} too"
+                    )
+                self._file_of[name] = file
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors, by name."""
+        return {name: file.info[name].shape for name, file in self._file_of.items()}
+
+    def info(self, name: str) -> TensorInfo:
+        """Type, shape and place of a tensor."""
+        return self._file_of[name].info[name]
+
+    def path(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._file_of[name].path
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Read one tensor."""
+        return self._file_of[name][name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+
+def open_weights(path: str | os.PathLike[str]) -> TensorSource:
+    """The tensors of a safetensors file, or of all safetensors files of a folder.
+
+    A folder's index decides which files belong to it when there is one, and every tensor that
+    it lists must be there.
+
+    Raises:
+        InputError: when nothing is there, a shard is missing, or there are pickled weights only.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return TensorSource([SafetensorsFile(path)])
+    indices = sorted(path.glob("*.safetensors.index.json"))
+    if len(indices) > 1:
+        raise InputError(f"{path}: has {len(indices)} index files, expected one")
+    if not indices:
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            for pickled in sorted(path.iterdir()):
+                if pickled.suffix in PICKLED:
+                    SafetensorsFile(pickled)
+            raise InputError(f"{path}: no .safetensors file in this folder")
+        return TensorSource([SafetensorsFile(file) for file in files])
+    try:
+        listed = json.loads(indices[0].read_text())["weight_map"]
+        shards = sorted({str(shard) for shard in listed.values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{indices[0]}: not a readable index ({error})") from error
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise InputError(f"{indices[0]}: names {shard}, which lies outside of its folder")
+    source = TensorSource([SafetensorsFile(path / shard) for shard in shards])
+    for name, shard in listed.items():
+        if name not in source or source.path(name).name != shard:
+            raise InputError(f"{path / shard}: lacks tensor {name}, which the index lists there")
+    return source
