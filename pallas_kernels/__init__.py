@@ -23,7 +23,7 @@ from pallas_kernels.geometry import (
     make_token_geometry,
     sphere_metric,
 )
-from pallas_kernels.packing import pack_partial_tiles
+from pallas_kernels.packing import pack_partial_tiles, pack_soft_tiles
 from pallas_kernels.patterns import (
     dense_pattern,
     frame_pair,
@@ -33,6 +33,7 @@ from pallas_kernels.patterns import (
     sliding_window,
 )
 from pallas_kernels.refinement import coarsen, refine, tile_density
+from pallas_kernels.tile_sizes import TileSizes, best_tiles
 from pallas_kernels.token_order import (
     TokenOrder,
     bounding_box,
@@ -44,9 +45,11 @@ from pallas_kernels.token_order import (
 __all__ = [
     "BlockMask",
     "CorrespondenceRule",
+    "TileSizes",
     "TokenGeometry",
     "TokenOrder",
     "available_implementations",
+    "best_tiles",
     "block_sparse_attention",
     "bounding_box",
     "coarsen",
@@ -66,6 +69,7 @@ __all__ = [
     "order_geometry",
     "order_tokens",
     "pack_partial_tiles",
+    "pack_soft_tiles",
     "refine",
     "sliding_window",
     "sphere_metric",

@@ -15,7 +15,7 @@ from pallas_kernels.pallas_tpu import (
     tpu_attention,
     tpu_cannot_run,
     tpu_cannot_take,
-    tpu_packs,
+    tpu_note,
 )
 from pallas_kernels.pallas_triton import cannot_take_triton, triton_attention
 from pallas_kernels.patterns import dense_pattern
@@ -106,8 +106,7 @@ def explain_choice(
         )
     for name in KERNELS:
         if not obstacles[name]:
-            packed = name == "pallas_tpu" and tpu_packs(mask)
-            note = ", once its partial tiles are packed into bits" if packed else ""
+            note = tpu_note(mask) if name == "pallas_tpu" else ""
             return Choice(
                 name,
                 f"{logits} logits would not be cheap densely, and it is the best kernel for this "

@@ -13,6 +13,7 @@ from pallas_kernels.fills import EMPTY, FULL, PARTIAL, GeometryFill
 from pallas_kernels.geometry import CorrespondenceRule, TokenGeometry
 from pallas_kernels.patterns import pad_tokens
 from pallas_kernels.tile_bounds import TileBounds, overlapping_tiles, split_tiles, tile_bounds
+from pallas_kernels.tile_sizes import best_tiles
 
 __all__ = ["concatenate_geometry", "from_geometry", "joint_correspondence"]
 
@@ -47,16 +48,18 @@ def from_geometry(
     rule: CorrespondenceRule | None = None,
     strength: Float[Array, "..."] | float | None = None,
     granularity: str = "token",
-    tile_q: int = 128,
-    tile_k: int = 128,
+    tile_q: int | None = None,
+    tile_k: int | None = None,
 ) -> BlockMask:
     """Queries (the target) see the keys (references) that correspond to them, and nothing else.
 
     strength None is the hard mask; a scalar, [heads] or [b, heads] array is the soft constraint of
     row S15, from 0 (none) to infinity (hard), through which attention is differentiable. Gradients
     stop at the geometry itself. granularity "tile" drops the predicate: an active tile is wholly
-    visible (cheaper, looser); it takes no strength. Raises ValueError for other granularities.
+    visible (cheaper, looser); it takes no strength. Tile sizes default to those tuned for the
+    device, `best_tiles()`. Raises ValueError for other granularities.
     """
+    tiles = best_tiles()
     query_group = jnp.where(query.exists, 0, -1)
     key_group = jnp.where(key.exists, 1, -1)
     return _geometry_mask(
@@ -68,8 +71,8 @@ def from_geometry(
         two_way=False,
         rule=rule or CorrespondenceRule(),
         granularity=granularity,
-        tile_q=tile_q,
-        tile_k=tile_k,
+        tile_q=tile_q or tiles.tile_q,
+        tile_k=tile_k or tiles.tile_k,
     )
 
 
@@ -80,8 +83,8 @@ def joint_correspondence(
     rule: CorrespondenceRule | None = None,
     strength: Float[Array, "..."] | float | None = None,
     granularity: str = "token",
-    tile_q: int = 128,
-    tile_k: int = 128,
+    tile_q: int | None = None,
+    tile_k: int | None = None,
 ) -> BlockMask:
     """The correspondence pattern over the joint sequence [references ; target] (row S20).
 
@@ -90,6 +93,7 @@ def joint_correspondence(
     tokens of both may be permuted within their part; the arguments mean what they do in
     `from_geometry`.
     """
+    tiles = best_tiles()
     both = concatenate_geometry(reference, target)
     own = jnp.where(reference.exists, reference.frame + 1, -1)
     group = jnp.concatenate([own, jnp.where(target.exists, 0, -1)], axis=1)
@@ -102,8 +106,8 @@ def joint_correspondence(
         two_way=True,
         rule=rule or CorrespondenceRule(),
         granularity=granularity,
-        tile_q=tile_q,
-        tile_k=tile_k,
+        tile_q=tile_q or tiles.tile_q,
+        tile_k=tile_k or tiles.tile_k,
     )
 
 

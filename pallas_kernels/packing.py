@@ -1,15 +1,21 @@
-"""A mask whose partial tiles are evaluated once and held as bits, for use by many layers."""
+"""A mask whose partial tiles are evaluated once and held as data, for use by many layers."""
 
 import functools
+import typing
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Int
 
 from pallas_kernels.block_mask import BlockMask, with_state
 from pallas_kernels.fills import PARTIAL, BitFill, pack_bits
+from pallas_kernels.geometry import Pairs
 from pallas_kernels.refinement import over_partial, tile_kind
+from pallas_kernels.soft_fill import SoftFill, encode_pairs
 
-__all__ = ["pack_partial_tiles"]
+__all__ = ["pack_partial_tiles", "pack_soft_tiles"]
 
 
 @functools.partial(jax.jit, static_argnames="capacity")
@@ -29,6 +35,33 @@ def pack_partial_tiles(mask: BlockMask, *, capacity: int | None = None) -> Block
         raise ValueError(f"tile_k must be a multiple of 32 for packed masks, got {mask.tile_k}")
     if mask.fill is None:
         return mask
+    shape = (mask.tile_q, mask.tile_k // 32)
+    state, packed = _pack(mask, capacity, shape, jnp.uint32, lambda pairs: pack_bits(pairs.allowed))
+    return with_state(mask, state, BitFill(*packed))
+
+
+@functools.partial(jax.jit, static_argnames="capacity")
+def pack_soft_tiles(mask: BlockMask, *, capacity: int | None = None) -> BlockMask:
+    """The same soft mask with its partial tiles as numbers, four bytes a pair (see `SoftFill`).
+
+    What the GPU kernels read; the strength stays a variable. mask: a soft one (ValueError for
+    others). capacity: as in `pack_partial_tiles`, and of more weight here.
+    """
+    if not mask.soft:
+        raise ValueError("only a soft mask's tiles hold numbers; `pack_partial_tiles` packs others")
+    shape = (mask.tile_q, mask.tile_k)
+    state, packed = _pack(mask, capacity, shape, jnp.int32, encode_pairs)
+    return with_state(mask, state, SoftFill(*packed))
+
+
+def _pack(
+    mask: BlockMask,
+    capacity: int | None,
+    shape: tuple[int, int],
+    dtype: typing.Any,
+    encode: Callable[[Pairs], Array],
+) -> tuple[Int[Array, "b heads nq nk"], tuple[Array, Array, Array]]:
+    """Exact kinds of the tile pairs; and the encoded partial tiles, their slots, the overflow."""
     state = mask.state()
     b, heads, nq, nk = state.shape
     room = nq * nk if capacity is None else min(capacity, nq * nk)
@@ -36,18 +69,18 @@ def pack_partial_tiles(mask: BlockMask, *, capacity: int | None = None) -> Block
     place = jnp.cumsum(partial, axis=-1, dtype=jnp.int32) - 1
     slot = jnp.where(partial & (place < room), place, -1).reshape(state.shape)
 
-    def update(carry, index, allowed, real):
+    def update(carry, index, pairs, real):
         state, words = carry
         q, k = index.q[:, 0], index.k[:, 0]
         at = slot[index.batch, index.head, q, k]
         at = jnp.where(real & (at >= 0), at, room)
-        words = words.at[index.batch, index.head, at].set(pack_bits(allowed), mode="drop")
+        words = words.at[index.batch, index.head, at].set(encode(pairs), mode="drop")
         row = jnp.where(real, q, nq)
-        kind = tile_kind(mask, index, allowed)
+        kind = tile_kind(mask, index, pairs.allowed)
         return state.at[index.batch, index.head, row, k].set(kind, mode="drop"), words
 
-    words = jnp.zeros((b, heads, room, mask.tile_q, mask.tile_k // 32), jnp.uint32)
+    words = jnp.zeros((b, heads, room, *shape), dtype)
     exact, words = over_partial(mask, (state, words), update)
     left = exact == PARTIAL
     overflow = jnp.sum(left & (slot < 0), axis=(2, 3), dtype=jnp.int32)
-    return with_state(mask, exact, BitFill(words, jnp.where(left, slot, -1), overflow))
+    return exact, (words, jnp.where(left, slot, -1), overflow)

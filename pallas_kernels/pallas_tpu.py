@@ -23,7 +23,7 @@ from pallas_kernels.packing import pack_partial_tiles
 from pallas_kernels.pallas_tpu_calls import backward_keys, backward_queries, forward
 from pallas_kernels.pallas_tpu_plan import TpuConfig, choose_config
 
-__all__ = ["tpu_attention", "tpu_cannot_run", "tpu_cannot_take", "tpu_packs"]
+__all__ = ["tpu_attention", "tpu_cannot_run", "tpu_cannot_take", "tpu_note"]
 
 
 def tpu_cannot_run() -> str:
@@ -55,9 +55,21 @@ def tpu_cannot_take(q: Any, k: Any, mask: BlockMask, *, least_tile: int = 128) -
     return ""
 
 
-def tpu_packs(mask: BlockMask) -> bool:
+def _packs(mask: BlockMask) -> bool:
     """Whether the mask's partial tiles are packed into bits before the kernels run."""
     return mask.fill is not None and not isinstance(mask.fill, BitFill | GeometryFill)
+
+
+def tpu_note(mask: BlockMask) -> str:
+    """What decides inside the mask's partial tiles, where it is worth knowing, as a clause."""
+    if _packs(mask):
+        return ", once its partial tiles are packed into bits"
+    if isinstance(mask.fill, GeometryFill) and not mask.soft:
+        return (
+            ", which evaluates the predicate for every group of heads: bits that "
+            "`pack_partial_tiles` makes once are faster"
+        )
+    return ""
 
 
 def tpu_attention(
@@ -72,8 +84,12 @@ def tpu_attention(
 ) -> tuple[Float[Array, "b tq heads dv"], Float[Array, "b tq heads"]]:
     """Attention and LSE as `reference_attention` defines them, by TPU kernels.
 
-    Partial tiles are decided in the kernels by packed bits (BitFill) or by the correspondence
-    predicate (GeometryFill); others are packed into bits first, by `pack_partial_tiles`.
+    What decides inside partial tiles is what the mask holds: packed bits (BitFill), or the
+    correspondence predicate (GeometryFill). Bits are what to ship for a hard mask: by the static
+    schedule a partial tile costs less than a tile of jax's splash attention with them and about
+    twice as much with the predicate, and `pack_partial_tiles` makes them once for all layers and
+    heads. The predicate is for masks that serve one call, and for the soft constraint, which is
+    no bit. Other fills are packed first.
     config: sizes of the steps, by default `choose_config`'s. interpret: False, or
     `pltpu.InterpretParams` to interpret the kernels on another device, in tests.
     Raises ValueError for operands that the kernels cannot take.
@@ -81,7 +97,7 @@ def tpu_attention(
     reason = tpu_cannot_take(q, k, mask, least_tile=8 if interpret else 128)
     if reason:
         raise ValueError(reason)
-    if tpu_packs(mask):
+    if _packs(mask):
         mask = pack_partial_tiles(mask)
     token_bytes = max(128, q.shape[3], v.shape[3]) * q.dtype.itemsize
     config = config or choose_config(mask, q.shape[2], token_bytes)

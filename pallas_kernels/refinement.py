@@ -13,6 +13,7 @@ from pallas_kernels.block_mask import BlockMask, build_mask, with_state
 from pallas_kernels.compat import vary_like
 from pallas_kernels.composite_fills import CoarseFill
 from pallas_kernels.fills import EMPTY, FULL, PARTIAL, TileIndex
+from pallas_kernels.geometry import Pairs
 
 __all__ = ["TileDensity", "coarsen", "over_partial", "refine", "tile_density", "tile_kind"]
 
@@ -22,9 +23,12 @@ _AT_ONCE = 8  # tiles evaluated per step
 def over_partial(
     mask: BlockMask,
     start: typing.Any,
-    update: Callable[[typing.Any, TileIndex, Bool[Array, "n tq tk"], Bool[Array, "n"]], typing.Any],
+    update: Callable[[typing.Any, TileIndex, Pairs, Bool[Array, "n"]], typing.Any],
 ) -> typing.Any:
-    """Fold `update(carry, index, allowed, real)` over the partial tiles, a few at a time."""
+    """Fold `update(carry, index, pairs, real)` over the partial tiles, a few at a time.
+
+    pairs: of n tiles, [n, tile_q, tile_k]; real [n]: False past the last tile.
+    """
     state = mask.state()
     partial = (state == PARTIAL).reshape(-1)
     total = jnp.sum(partial, dtype=jnp.int32)
@@ -36,8 +40,9 @@ def over_partial(
         real = at * _AT_ONCE + jnp.arange(_AT_ONCE, dtype=jnp.int32) < total
         b, head, q, k = jnp.unravel_index(chosen, state.shape)
         index = TileIndex(b, head, q[:, None], k[:, None])
-        allowed = mask.fill.evaluate(index, mask.tile_q, mask.tile_k).allowed[:, 0]
-        return update(carry, index, allowed & _inside(mask, index)[:, 0], real)
+        pairs = mask.fill.evaluate(index, mask.tile_q, mask.tile_k)
+        pairs = pairs.restricted(pairs.allowed & _inside(mask, index))
+        return update(carry, index, jax.tree.map(lambda x: x[:, 0], pairs), real)
 
     start = jax.tree.map(lambda x: vary_like(x, mask), start)
     return lax.fori_loop(0, -(-total // _AT_ONCE), step, start)
@@ -67,9 +72,9 @@ def tile_kind(
 def _exact_state(mask: BlockMask) -> Int[Array, "b heads nq nk"]:
     """Kinds of the tile pairs with the partial ones looked into."""
 
-    def update(state, index, allowed, real):
+    def update(state, index, pairs, real):
         row = jnp.where(real, index.q[:, 0], state.shape[2])
-        kind = tile_kind(mask, index, allowed)
+        kind = tile_kind(mask, index, pairs.allowed)
         return state.at[index.batch, index.head, row, index.k[:, 0]].set(kind, mode="drop")
 
     return over_partial(mask, mask.state(), update)
@@ -140,8 +145,8 @@ def tile_density(mask: BlockMask) -> TileDensity:
     count = jnp.sum(jnp.where(state == FULL, sizes, 0.0))
     if mask.fill is not None:
 
-        def update(carry, index, allowed, real):
-            each = jnp.sum(allowed, axis=(1, 2), dtype=jnp.float32)
+        def update(carry, index, pairs, real):
+            each = jnp.sum(pairs.allowed, axis=(1, 2), dtype=jnp.float32)
             return carry + jnp.sum(jnp.where(real, each, 0.0))
 
         count = over_partial(mask, count, update)

@@ -16,7 +16,15 @@ from pallas_kernels.correspondence_mask import from_geometry, joint_corresponden
 from pallas_kernels.geometry import CorrespondenceRule, TokenGeometry, make_token_geometry
 from pallas_kernels.patterns import frame_pattern, from_dense, sliding_window
 
-__all__ = ["CASES", "QUICK", "Problem", "compare", "make_problem", "random_geometry"]
+__all__ = [
+    "CASES",
+    "QUICK",
+    "Problem",
+    "compare",
+    "make_problem",
+    "random_geometry",
+    "reference_results",
+]
 
 TILE_Q, TILE_K = 16, 32
 
@@ -159,10 +167,23 @@ def _attention(implementation: str) -> Callable[..., typing.Any]:
     return functools.partial(block_sparse_attention, implementation=implementation)
 
 
-def compare(implementation: str | Callable[..., typing.Any], problem: Problem) -> dict[str, float]:
+def reference_results(problem: Problem) -> dict[str, np.ndarray]:
+    """What `compare` compares with, from the reference in float32."""
+    exact = problem._replace(
+        **{name: getattr(problem, name).astype(jnp.float32) for name in ("q", "k", "v", "d_out")}
+    )
+    return {name: np.asarray(x) for name, x in _run(_attention("reference"), exact).items()}
+
+
+def compare(
+    implementation: str | Callable[..., typing.Any],
+    problem: Problem,
+    wanted: dict[str, np.ndarray] | None = None,
+) -> dict[str, float]:
     """Largest error of each result against the float32 reference, relative to its size.
 
     implementation: a name, or a function that takes what `block_sparse_attention` does.
+    wanted: what `reference_results` gives for the problem, when it is known already.
 
     Results: out, lse, dq, dk, dv, and d_strength for a soft mask. The error is divided by the
     largest value of the reference (or 1). Infinity where a NaN appears, an infinite LSE stands in
@@ -170,15 +191,11 @@ def compare(implementation: str | Callable[..., typing.Any], problem: Problem) -
     """
     attend = _attention(implementation) if isinstance(implementation, str) else implementation
     found = _run(attend, problem)
-    exact = problem._replace(
-        **{name: getattr(problem, name).astype(jnp.float32) for name in ("q", "k", "v", "d_out")}
-    )
-    wanted = _run(_attention("reference"), exact)
-    lost = np.isneginf(np.asarray(wanted["lse"]))
+    wanted = reference_results(problem) if wanted is None else wanted
+    lost = np.isneginf(wanted["lse"])
     errors = {}
     for name, want in wanted.items():
         got = np.asarray(found[name].astype(jnp.float32))
-        want = np.asarray(want)
         if name in ("out", "dq", "lse"):
             zero = np.isneginf(got[lost]) if name == "lse" else got[lost] == 0
             if not zero.all():

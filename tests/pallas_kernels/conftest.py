@@ -7,7 +7,13 @@ import pytest
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _forget_compiled_programs() -> Iterator[None]:
-    """Programs are small and many here; kept to the end of the session they take gigabytes."""
+def _compile_fast_and_forget() -> Iterator[None]:
+    """Programs are small and many here, and run once or twice: optimising them takes longer.
+
+    Kept to the end of the session they would take gigabytes.
+    """
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
+    jax.config.update("jax_disable_most_optimizations", before)
     jax.clear_caches()

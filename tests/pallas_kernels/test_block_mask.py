@@ -175,3 +175,22 @@ def test_arguments_are_checked():
             tile_k=16,
             strength=1.0,
         )
+
+
+@pytest.mark.row("S14")
+@pytest.mark.parametrize("bits", [False, True])
+def test_a_mask_of_the_working_size_takes_a_hundredth_of_the_dense_one(bits):
+    """45,240 x 45,240 pairs; as bits with room for 5 % of the tile pairs."""
+    tokens = 45_240
+    geometry = jax.eval_shape(
+        lambda x: pk.make_token_geometry(x, radius=1.0, views=64),
+        jax.ShapeDtypeStruct((1, tokens, 3), jnp.float32),
+    )
+
+    def build(geometry):
+        mask = pk.from_geometry(geometry, geometry, tile_q=128, tile_k=128)
+        room = mask.q_tiles * mask.k_tiles // 20
+        return pk.pack_partial_tiles(mask, capacity=room) if bits else mask
+
+    leaves = jax.tree.leaves(jax.eval_shape(build, geometry))
+    assert sum(x.size * x.dtype.itemsize for x in leaves) <= 0.01 * tokens**2

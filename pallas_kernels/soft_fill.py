@@ -1,0 +1,77 @@
+"""A soft constraint's partial tiles as numbers: two of 16 bits to a pair of tokens.
+
+Attraction is never positive and penalty never negative, so both are kept without a sign: 5 bits of
+exponent and 11 of mantissa, a relative error of 2^-12. As bits 12 to 27 of a float32 they are the
+number times 2^-112, so that a kernel decodes them with a shift and a product.
+"""
+
+import typing
+
+import flax.struct
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+from pallas_kernels.fills import TileIndex, shared_axis
+from pallas_kernels.geometry import Pairs
+
+__all__ = ["EXCLUDED_CODE", "EXCLUDED_PAIR", "SoftFill", "decode", "encode_pairs"]
+
+EXCLUDED_CODE = 0xFFFF  # of an attraction: the pair is not in the mask
+EXCLUDED_PAIR = EXCLUDED_CODE  # and no penalty
+_SCALE = 2.0**112
+_LARGEST = 60_000.0
+
+
+@flax.struct.dataclass
+@typing.no_type_check
+class SoftFill:
+    """Numbers of the partial tiles only.
+
+    pairs     int32 [b, heads, slots, tile_q, tile_k]: the attraction's code in the low 16 bits,
+              the penalty's in the high ones.
+    slot      int32 [b, heads, nq, nk]: where a tile pair's numbers are; -1: nothing is allowed.
+    overflow  int32 [b, heads]: partial tiles that found no slot, and so lost their pairs.
+    """
+
+    pairs: Int[Array, "b heads slots tq tk"]
+    slot: Int[Array, "b heads nq nk"]
+    overflow: Int[Array, "b heads"]
+
+    soft: typing.ClassVar[bool] = True
+
+    def evaluate(self, index: TileIndex, tile_q: int, tile_k: int) -> Pairs:
+        """Pairs of the listed tiles."""
+        slot = index.take(self.slot)
+        batch = shared_axis(index.batch, self.pairs, 0)[:, None]
+        head = shared_axis(index.head, self.pairs, 1)[:, None]
+        found = self.pairs[batch, head, jnp.maximum(slot, 0)]
+        found = jnp.where((slot >= 0)[..., None, None], found, EXCLUDED_PAIR)
+        attraction, penalty, allowed = decode(found)
+        return Pairs(allowed, attraction, penalty)
+
+
+def _encode(x: Float[Array, "*n"]) -> Int[Array, "*n"]:
+    # abs: a negative zero would have a sign.
+    size = jnp.minimum(jnp.abs(x), _LARGEST)
+    bits = lax.bitcast_convert_type(size / _SCALE, jnp.int32)
+    return (bits + (1 << 11)) >> 12
+
+
+def encode_pairs(pairs: Pairs) -> Int[Array, "*n tq tk"]:
+    """The numbers of soft pairs, int32."""
+    attraction, penalty = pairs.constraint()
+    low = jnp.where(pairs.allowed, _encode(attraction), EXCLUDED_CODE)
+    high = jnp.where(pairs.allowed, _encode(penalty), 0)
+    return low | (high << 16)
+
+
+def decode(pairs: Array) -> tuple[Array, Array, Array]:
+    """Attraction and penalty, float32, and whether the pair is in the mask; in kernels too."""
+    low = lax.bitwise_and(pairs, jnp.int32(0xFFFF))
+    high = lax.shift_right_logical(pairs, jnp.int32(16))
+    allowed = low != EXCLUDED_CODE
+    one, two = (
+        lax.bitcast_convert_type(lax.shift_left(x, jnp.int32(12)), jnp.float32) for x in (low, high)
+    )
+    return jnp.where(allowed, one, 0.0) * -_SCALE, two * _SCALE, allowed
