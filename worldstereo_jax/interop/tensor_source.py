@@ -63,6 +63,15 @@ class TensorSource(Mapping):
         return len(self._file_of)
 
 
+class LaidOver(TensorSource):
+    """Several sources as one, a later one over the earlier, tensor by tensor."""
+
+    def __init__(self, sources: list[TensorSource]) -> None:
+        self._file_of = {}
+        for source in sources:
+            self._file_of |= source._file_of
+
+
 def open_weights(path: str | os.PathLike[str]) -> TensorSource:
     """The tensors of a safetensors file, or of all safetensors files of a folder.
 

@@ -1,0 +1,249 @@
+"""`from_pretrained`: published checkpoints, from a local folder or the hub, onto devices.
+
+A folder is laid out as on the hub: Wan 2.1 with transformer/, vae/, text_encoder/ and so on, each
+with its config; WorldStereo with config.json and model.safetensors at its top.
+"""
+
+import dataclasses
+import os
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+
+from jax.typing import DTypeLike
+
+from worldstereo_jax.array_types import PyTree
+from worldstereo_jax.config import ModelConfig
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop.component_configs import Scheduler, read_component_config
+from worldstereo_jax.interop.components import ComponentTable
+from worldstereo_jax.interop.encoder_names import (
+    clip_vision_table,
+    depth_anything_table,
+    dinov2_table,
+    umt5_table,
+)
+from worldstereo_jax.interop.lora import MergedSource
+from worldstereo_jax.interop.model_configs import (
+    WorldStereoSettings,
+    wan_config,
+    worldstereo_settings,
+)
+from worldstereo_jax.interop.official import infer_config, model_places, parameter_shapes
+from worldstereo_jax.interop.official_config import read_json
+from worldstereo_jax.interop.streaming import Placement, one_device, stream_params
+from worldstereo_jax.interop.tensor_source import LaidOver, TensorSource, open_weights
+from worldstereo_jax.interop.tokenizer import Tokenizer
+from worldstereo_jax.interop.wan_vae_names import wan_vae_table
+
+HEAD_SIZE = 128
+"""Channels of an attention head in every published Wan model; no tensor's shape shows it."""
+
+_TABLES: dict[str, typing.Callable[[typing.Any], ComponentTable]] = {
+    "vae": wan_vae_table,
+    "text_encoder": umt5_table,
+    "image_encoder": clip_vision_table,
+    "dinov2": dinov2_table,
+    "depth": depth_anything_table,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """A loaded network.
+
+    Attributes:
+        config: its sizes.
+        params: its parameters on the devices.
+        unused: tensors that no output depends on, as "name (file)".
+        overlaid: base tensors that the checkpoint replaced.
+        settings: what a WorldStereo checkpoint's config.json says, else None.
+    """
+
+    config: typing.Any
+    params: PyTree
+    unused: list[str]
+    overlaid: list[str]
+    settings: WorldStereoSettings | None = None
+
+
+def resolve(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    patterns: Sequence[str] | None = None,
+) -> Path:
+    """A folder on this machine: the one named, or the hub's repository of that id, downloaded.
+
+    What was downloaded stays in the hub's cache; an interrupted download goes on where it ended.
+
+    Args:
+        source: a folder, or a hub id "owner/name".
+        revision: branch, tag or commit of a hub id.
+        patterns: files of the repository that are needed, None for all.
+
+    Raises:
+        InputError: when there is no such folder, or the hub cannot be asked.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path
+    name = str(source)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+        raise InputError(f"{name}: no such folder, and no hub id of the form owner/name")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise InputError(
+            f"{name}: no such folder; hub ids need the hub extra: pip install worldstereo-jax[hub]"
+        ) from error
+    try:
+        found = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=list(patterns) if patterns else None
+        )
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise InputError(f"{name}: cannot be had from the hub ({error})") from error
+    return Path(found)
+
+
+def from_pretrained(
+    source: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    dtype: DTypeLike | None = "bfloat16",
+    placement: Placement = one_device,
+    lora: str | os.PathLike[str] | None = None,
+    lora_scale: float = 1.0,
+    threads: int = 4,
+    progress: bool = True,
+    **choices: typing.Any,
+) -> Component:
+    """A video transformer: a WorldStereo checkpoint over its base, or a Wan 2.1 model alone.
+
+    Args:
+        source: folder or hub id of the checkpoint.
+        base: folder or hub id of the base model, None for the one the checkpoint names. Not
+            opened when the checkpoint is complete, as the distilled one is.
+        dtype: of the parameters on the devices, None for the files' own.
+        placement: device layout, for instance `streaming.split_widest_axis(mesh, "model")`.
+        lora: a low-rank adapter in the diffusers format to merge.
+        lora_scale: its strength.
+        threads: tensors read at a time.
+        progress: show a bar.
+        **choices: further fields of `ModelConfig` (dtype of computing, remat ...).
+
+    Raises:
+        InputError: for every fault of the files, before anything is loaded.
+    """
+    patterns = ["*.safetensors", "*.json"]
+    folder = resolve(source, patterns=[*patterns, "transformer/*"])
+    if not (folder / "config.json").is_file():
+        folder = folder / "transformer"
+    values = read_json(folder / "config.json")
+    weights = open_weights(folder)
+    settings, sources = None, [weights]
+    if "controlnet_cfg" in values:
+        settings = worldstereo_settings(values, source=str(folder / "config.json"))
+        config = _complete_config(weights, settings, str(folder))
+        if config is None:
+            sources, config = _with_base(weights, settings, base, str(folder))
+    else:
+        config = wan_config(values, source=str(folder / "config.json"))
+    config = config.replace(**choices)
+    if lora is not None:
+        sources = [MergedSource(LaidOver(sources), lora, lora_scale)]
+    loaded = stream_params(
+        sources, model_places(config), parameter_shapes(config), dtype=dtype,
+        placement=placement, threads=threads, progress=progress,
+    )  # fmt: skip
+    return Component(config, loaded.params, loaded.unused, loaded.overlaid, settings)
+
+
+def load_component(
+    base: str | os.PathLike[str],
+    kind: str,
+    *,
+    dtype: DTypeLike | None = None,
+    placement: Placement = one_device,
+    threads: int = 4,
+    progress: bool = True,
+) -> Component:
+    """One of the networks around the transformer.
+
+    Args:
+        base: folder or hub id: of the base model for "vae", "text_encoder" and "image_encoder"
+            (in folders of these names); of the network itself for "dinov2" and "depth".
+        kind: one of these five names.
+        dtype: of the parameters on the devices, None for the files' own.
+        placement: device layout.
+        threads: tensors read at a time.
+        progress: show a bar.
+
+    Raises:
+        InputError: for an unknown kind and every fault of the files.
+    """
+    if kind not in _TABLES:
+        raise InputError(f"component {kind!r} is none of {', '.join(_TABLES)}")
+    inside = kind not in ("dinov2", "depth")
+    names = ["*.safetensors", "*.json"]
+    folder = resolve(base, patterns=[f"{kind}/{name}" for name in names] if inside else names)
+    folder = folder / kind if inside else folder
+    config = read_component_config(folder, kind)
+    table = _TABLES[kind](config)
+    loaded = stream_params(
+        [open_weights(folder)], table.places, table.shapes, dtype=dtype, placement=placement,
+        threads=threads, progress=progress,
+    )  # fmt: skip
+    return Component(config, loaded.params, loaded.unused, loaded.overlaid)
+
+
+def load_tokenizer(base: str | os.PathLike[str]) -> Tokenizer:
+    """The base model's tokenizer."""
+    return Tokenizer(resolve(base, patterns=["tokenizer/*"]) / "tokenizer")
+
+
+def load_scheduler(base: str | os.PathLike[str]) -> Scheduler:
+    """The base model's noise schedule."""
+    folder = resolve(base, patterns=["scheduler/*"]) / "scheduler"
+    return read_component_config(folder, "scheduler")
+
+
+def _complete_config(
+    weights: TensorSource, settings: WorldStereoSettings, source: str
+) -> ModelConfig | None:
+    """The model's sizes when the checkpoint has every tensor itself, else None."""
+    if "patch_embedding.weight" not in weights or "proj_out.weight" not in weights:
+        return None
+    config = _infer(weights, settings, source)
+    return config if all(name in weights for name in model_places(config)) else None
+
+
+def _infer(weights: TensorSource, settings: WorldStereoSettings, source: str) -> ModelConfig:
+    width = weights.shapes["patch_embedding.weight"][0]
+    inferred = infer_config(
+        weights.shapes,
+        num_heads=max(1, width // HEAD_SIZE),
+        control_num_heads=settings.control.num_heads,
+        source=source,
+    )
+    config = settings.model_config(inferred)
+    if inferred.control != config.control:
+        raise InputError(
+            f"{source}: controlnet_cfg of config.json gives {config.control}, but the tensors "
+            f"show {inferred.control}"
+        )
+    return config
+
+
+def _with_base(
+    weights: TensorSource,
+    settings: WorldStereoSettings,
+    base: str | os.PathLike[str] | None,
+    source: str,
+) -> tuple[list[TensorSource], ModelConfig]:
+    base = base or settings.base_model
+    if base is None:
+        raise InputError(f"{source}: needs a base model, and config.json names none")
+    folder = resolve(base, patterns=["transformer/*"]) / "transformer"
+    backbone = wan_config(read_json(folder / "config.json"), source=str(folder / "config.json"))
+    return [open_weights(folder), weights], settings.model_config(backbone)
