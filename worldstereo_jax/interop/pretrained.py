@@ -17,6 +17,7 @@ from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.component_configs import Scheduler, read_component_config
 from worldstereo_jax.interop.components import ComponentTable
+from worldstereo_jax.interop.converted import ConvertedSource, is_converted
 from worldstereo_jax.interop.encoder_names import (
     clip_vision_table,
     depth_anything_table,
@@ -135,20 +136,8 @@ def from_pretrained(
     Raises:
         InputError: for every fault of the files, before anything is loaded.
     """
-    patterns = ["*.safetensors", "*.json"]
-    folder = resolve(source, patterns=[*patterns, "transformer/*"])
-    if not (folder / "config.json").is_file():
-        folder = folder / "transformer"
-    values = read_json(folder / "config.json")
-    weights = open_weights(folder)
-    settings, sources = None, [weights]
-    if "controlnet_cfg" in values:
-        settings = worldstereo_settings(values, source=str(folder / "config.json"))
-        config = _complete_config(weights, settings, str(folder))
-        if config is None:
-            sources, config = _with_base(weights, settings, base, str(folder))
-    else:
-        config = wan_config(values, source=str(folder / "config.json"))
+    opened = open_model(source, base=base)
+    settings, sources, config = opened.settings, opened.sources, opened.config
     config = config.replace(**choices)
     if lora is not None:
         sources = [MergedSource(LaidOver(sources), lora, lora_scale)]
@@ -157,6 +146,50 @@ def from_pretrained(
         placement=placement, threads=threads, progress=progress,
     )  # fmt: skip
     return Component(config, loaded.params, loaded.unused, loaded.overlaid, settings)
+
+
+class OpenedModel(typing.NamedTuple):
+    """A video transformer's files, headers checked, nothing read.
+
+    Attributes:
+        sources: its weights, base first.
+        config: its sizes.
+        values: the json that its config came from.
+        settings: what a WorldStereo checkpoint's config.json says, else None.
+    """
+
+    sources: list[TensorSource]
+    config: ModelConfig
+    values: dict[str, typing.Any]
+    settings: WorldStereoSettings | None
+
+
+def open_model(
+    source: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None
+) -> OpenedModel:
+    """Find a video transformer's weights and sizes; see `from_pretrained`.
+
+    A folder that `conversion.convert_to_orbax` wrote is as good as the official one.
+    """
+    folder = resolve(source, patterns=["*.safetensors", "*.json", "transformer/*"])
+    if is_converted(folder):
+        converted = ConvertedSource(folder)
+        settings = None
+        if "controlnet_cfg" in converted.values:
+            settings = worldstereo_settings(converted.values, source=str(folder))
+        return OpenedModel([converted], converted.config, converted.values, settings)
+    if not (folder / "config.json").is_file():
+        folder = folder / "transformer"
+    values = read_json(folder / "config.json")
+    weights = open_weights(folder)
+    if "controlnet_cfg" not in values:
+        config = wan_config(values, source=str(folder / "config.json"))
+        return OpenedModel([weights], config, values, None)
+    settings = worldstereo_settings(values, source=str(folder / "config.json"))
+    sources, config = [weights], _complete_config(weights, settings, str(folder))
+    if config is None:
+        sources, config = _with_base(weights, settings, base, str(folder))
+    return OpenedModel(sources, config, values, settings)
 
 
 def load_component(

@@ -154,17 +154,20 @@ def write_safetensors(
     path: str | os.PathLike[str],
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
+    *,
+    layout: Mapping[str, typing.Any] | None = None,
 ) -> None:
     """Write tensors in name order; the file appears whole or not at all.
 
-    One tensor is held at a time, so `tensors` may be a lazy mapping such as `SafetensorsFile`.
+    One tensor is held at a time, so `tensors` may be a lazy mapping such as `SafetensorsFile`;
+    `layout` gives for each name something with its dtype and shape, so that none is read twice.
 
     Raises:
         InputError: for a type that the format does not have.
     """
     header: dict[str, typing.Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
-    lazy = tensors.info if isinstance(tensors, SafetensorsFile) else tensors
+    lazy = tensors.info if isinstance(tensors, SafetensorsFile) else layout or tensors
     for name in sorted(tensors):
         dtype, shape = lazy[name].dtype, lazy[name].shape
         if dtype not in _NAMES:
