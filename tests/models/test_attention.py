@@ -9,6 +9,7 @@ from tests.models.small_model import apply, init, normal
 from worldstereo_jax.models.attention import (
     CrossAttention,
     WarpedAttention,
+    _in_turns,
     dense_attention,
     masked_softmax,
 )
@@ -28,6 +29,18 @@ def test_dense_attention_is_softmax_over_the_valid_keys(masked):
     valid = np.random.default_rng(3).random((2, 7)) < 0.5 if masked else np.ones((2, 7), bool)
     out = dense_attention(q, k, v, jnp.asarray(valid) if masked else None)
     np.testing.assert_allclose(out, softmax_attention(q, k, v, valid), atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_queries_in_turns_give_the_same(masked):
+    """Three turns of two queries, the last filled up."""
+    q, k, v = normal(0, 2, 5, 3, 4), normal(1, 2, 7, 3, 4), normal(2, 2, 7, 3, 4)
+    valid = np.random.default_rng(3).random((2, 7)) < 0.5 if masked else np.ones((2, 7), bool)
+    mask = jnp.asarray(valid)[:, None, None] if masked else None
+    expected = softmax_attention(q, k, v, valid)
+    for logit_bytes in (4 * 2 * 3 * 7 * 2, 1, 10**9):
+        out = _in_turns(q, k, v, mask, logit_bytes).reshape(expected.shape)
+        np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
 def test_dense_attention_without_any_valid_key_has_finite_gradients():

@@ -71,6 +71,33 @@ def split_widest_axis(mesh: Mesh, axis: str) -> Placement:
     return place
 
 
+_GATHERING = ("out", "down")
+"""Linear maps whose input is split where tensor parallelism splits the output of others."""
+
+
+def tensor_parallel(mesh: Mesh, axis: str) -> Placement:
+    """Split attention heads and hidden channels over one mesh axis.
+
+    Linear maps into heads and hidden channels are split along their outputs, with their biases;
+    those out of them along their inputs, so that a layer needs one sum over the axis for its
+    attention and one for its feed-forward part. What does not divide evenly, and all else, is on
+    all devices.
+    """
+    count = mesh.shape[axis]
+    entering = ("query", "key", "value", "image_key", "image_value", "up", "gate")
+
+    def place(path: str, shape: tuple[int, ...]) -> Sharding:
+        *_, owner, kind = ("", *path.split("/"))
+        spec: list[str | None] = [None] * len(shape)
+        if owner in entering and shape[-1] % count == 0:
+            spec[-1] = axis
+        elif owner in _GATHERING and kind == "kernel" and shape[-2] % count == 0:
+            spec[-2] = axis
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return place
+
+
 def stream_params(
     sources: Sequence[TensorSource],
     places: Mapping[str, Place],

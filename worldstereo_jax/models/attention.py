@@ -53,12 +53,41 @@ def dense_attention(
     return out.reshape(*out.shape[:2], -1)
 
 
+LOGIT_BYTES = 1 << 30
+"""What the float32 logits of dense attention may take at once; beyond it, queries go in turns."""
+
+
 def _fused_attention(q: Array, k: Array, v: Array, key_valid: Array) -> Array:
-    return jax.nn.dot_product_attention(q, k, v)
+    del key_valid
+    return _in_turns(q, k, v, None)
 
 
 def _fused_masked_attention(q: Array, k: Array, v: Array, key_valid: Array) -> Array:
-    return jax.nn.dot_product_attention(q, k, v, mask=key_valid[:, None, None, :])
+    return _in_turns(q, k, v, key_valid[:, None, None, :])
+
+
+def _in_turns(
+    q: Array, k: Array, v: Array, mask: Array | None, logit_bytes: int = LOGIT_BYTES
+) -> Array:
+    """All queries at once where their logits are small, else as many at a time as fit.
+
+    At 45,240 tokens and 40 heads the logits would take 327 GB.
+    """
+    b, n, heads, _ = q.shape
+    rows = max(1, logit_bytes // (4 * b * heads * k.shape[1]))
+    if rows >= n:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    turns = -(-n // rows)
+    rows = -(-n // turns)
+    padded = jnp.pad(q, ((0, 0), (0, turns * rows - n), (0, 0), (0, 0)))
+    chunks = padded.reshape(b, turns, rows, *q.shape[2:]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def attend(chunk: Array) -> Array:
+        return jax.nn.dot_product_attention(chunk, k, v, mask=mask)
+
+    out = jax.lax.map(attend, chunks)
+    return out.swapaxes(0, 1).reshape(padded.shape)[:, :n]
 
 
 def _attention_by_head(q: Array, k: Array, v: Array, key_valid: Array) -> Array:

@@ -1,0 +1,58 @@
+"""The text encoder runs once for a prompt, and only for prompts not seen before."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import models, processors
+
+from tests.models.official_modules import our_params, random_tensors
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop.encoder_names import umt5_table
+from worldstereo_jax.interop.text_cache import TextCache, make_text_encoder
+from worldstereo_jax.interop.tokenizer import Tokenizer
+from worldstereo_jax.models.umt5 import UMT5Config
+
+
+def test_the_encoder_is_made_only_when_a_prompt_is_missing(tmp_path):
+    calls = []
+
+    def make_encode():
+        calls.append("made")
+
+        def encode(prompts):
+            calls.append(list(prompts))
+            return jnp.array([[[float(len(text))]] for text in prompts])
+
+        return encode
+
+    cache = TextCache(tmp_path / "text", "umt5", make_encode)
+    np.testing.assert_array_equal(cache(["ab", "abc", "ab"])[:, 0, 0], [2, 3, 2])
+    np.testing.assert_array_equal(cache(["abc", " ab ", "abcd"])[:, 0, 0], [3, 2, 4])
+    assert calls == ["made", ["ab", "abc"], ["abcd"]]
+    again = TextCache(tmp_path / "text", "umt5", make_encode)
+    np.testing.assert_array_equal(again(["abcd"])[:, 0, 0], [4])
+    assert len(calls) == 3
+    TextCache(tmp_path / "text", "another", make_encode)(["ab"])
+    assert calls[3:] == ["made", ["ab"]]
+    for file in (tmp_path / "text").iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match="truncated"):
+        again(["ab"])
+
+
+def test_states_past_the_prompt_are_zero(tmp_path):
+    tokenizer = tokenizers.Tokenizer(
+        models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("a", -1.0)], unk_id=2)
+    )
+    tokenizer.add_special_tokens(["<pad>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    config = UMT5Config(vocab_size=4, d_model=6, d_kv=3, d_ff=8, num_layers=1, num_heads=2)
+    params = our_params(umt5_table(config), random_tensors(umt5_table(config)))
+    encode = make_text_encoder(Tokenizer(tmp_path), params, config, length=8)
+    hidden = np.asarray(encode(["a", "aaaaa"]))
+    assert hidden.shape == (2, 8, 6)
+    np.testing.assert_array_equal((hidden == 0).all(-1).sum(1), [6, 2])
