@@ -1,4 +1,8 @@
-"""A frame as the entry bank reads it: feature maps, depth, camera, and the surface they show."""
+"""A frame as the entry bank reads it: feature maps, depth, camera, and the surface they show.
+
+Any share of the depth may be missing (row S36): what is 0, infinite or no number is no surface, and
+says nothing for or against an entry.
+"""
 
 import typing
 

@@ -1,4 +1,4 @@
-"""Entries as coloured points, and points as entries (row S26)."""
+"""Entries as coloured points, and points as entries (row S26): a fused reconstruction (row S27)."""
 
 import dataclasses
 

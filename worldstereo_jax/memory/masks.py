@@ -1,7 +1,8 @@
 """From views with depth to the mask that attention runs under (rows S14, S17, S19, S20).
 
 The memory fills `pallas_kernels.TokenGeometry`, one entry per token of 16x16 pixels, and leaves the
-rest to the kernels: which tiles are active, and the predicate between tokens.
+rest to the kernels: which tiles are active and which are skipped (row S32), and the predicate
+between tokens.
 """
 
 import typing
