@@ -1,5 +1,6 @@
 """The image encoder: what it gives the video model, and transformers' CLIPVisionModel."""
 
+import dataclasses
 import functools
 
 import jax
@@ -52,6 +53,12 @@ def test_the_video_model_sees_nothing_of_the_last_layer(params):
     other = encode(changed, pixels)
     np.testing.assert_array_equal(other.penultimate, states.penultimate)
     assert np.abs(np.asarray(other.last - states.last)).max() > 1e-2
+
+
+def test_bfloat16_stays_within_a_few_percent(params):
+    pixels = normal(1, 2, 12, 12, 3)
+    low = encode(params, pixels, dataclasses.replace(CONFIG, dtype="bfloat16"))
+    assert_close(low.penultimate, np.asarray(encode(params, pixels).penultimate), bound=0.03)
 
 
 def test_names_and_values_round_trip(official, params):

@@ -1,5 +1,7 @@
 """The retrieval encoder: its positions at any size, and transformers' Dinov2Model."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,13 @@ def test_layers_come_in_the_order_asked_for(params):
     np.testing.assert_array_equal(states.layers[0], states.last)
     assert np.abs(np.asarray(states.layers[1] - states.last)).max() > 1e-2
     np.testing.assert_array_equal(states.pooled, states.last[:, 0])
+
+
+def test_bfloat16_stays_within_a_few_percent(params):
+    pixels = normal(0, 1, 12, 12, 3)
+    low = Dinov2(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    found = jax.jit(low.apply)({"params": params}, pixels)
+    assert_close(found.last, np.asarray(encode(params, pixels).last), bound=0.03)
 
 
 def test_names_and_values_round_trip(official, params):

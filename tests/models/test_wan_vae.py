@@ -1,5 +1,6 @@
 """The causal autoencoder: chunks against the whole, and diffusers' AutoencoderKLWan."""
 
+import dataclasses
 import functools
 
 import jax
@@ -17,6 +18,7 @@ from worldstereo_jax.models.wan_vae_clips import (
     denormalise_latents,
     encode_clip,
     encode_frames,
+    init_vae_params,
     normalise_latents,
 )
 
@@ -123,6 +125,23 @@ def test_sizes_that_do_not_fit_are_named(params, video):
         decode_tiled(params, video, CONFIG, tile=8, stride=9)
     with pytest.raises(InputError, match="temporal_downsample"):
         WanVAEConfig(temporal_downsample=(True,))
+
+
+def test_the_full_size_gives_the_working_latents():
+    config = WanVAEConfig()
+    params = jax.eval_shape(lambda: init_vae_params(config, jax.random.key(0)))
+    video = jax.ShapeDtypeStruct((1, 81, 480, 832, 3), jnp.float32)
+    latents = jax.eval_shape(lambda p, x: encode_clip(p, x, config), params, video)
+    assert latents.shape == (1, 21, 60, 104, 16)
+    frames = jax.eval_shape(lambda p, x: decode_frames(p, x, config), params, latents)
+    assert frames.shape == (1, 21, 480, 832, 3)
+
+
+def test_bfloat16_stays_within_a_few_percent(params, video, latents):
+    low = dataclasses.replace(CONFIG, dtype="bfloat16")
+    found = jax.jit(lambda p, x: encode_clip(p, x, low))(params, video[:, :1])
+    assert found.dtype == jnp.float32
+    assert_close(found, np.asarray(latents[:, :1]), bound=0.05)
 
 
 def test_names_and_values_round_trip(table, official, params):
