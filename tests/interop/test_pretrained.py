@@ -3,6 +3,8 @@
 import json
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -123,6 +125,10 @@ def test_a_checkpoint_lies_over_its_base(tmp_path, base, official):
 def test_wan_alone_and_its_schedule(base):
     model = load(base)
     assert model.settings is None
+    low = load(base, dtype="bfloat16")
+    assert low.config.dtype == "bfloat16"
+    assert {leaf.dtype for leaf in jax.tree.leaves(low.params)} == {jnp.dtype("bfloat16")}
+    assert load(base, compute_dtype="bfloat16").config.dtype == "bfloat16"
     expected = MODEL.replace(scan_layers=False, control=None, camera_width=None)
     assert model.config == expected
     scheduler = load_scheduler(base)
@@ -184,6 +190,8 @@ def test_a_component_with_its_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values))
     found = load_component(tmp_path, "dinov2", progress=False)
     assert found.config == config
+    low = load_component(tmp_path, "dinov2", progress=False, dtype="bfloat16")
+    assert low.config.dtype == "bfloat16"
     np.testing.assert_array_equal(
         np.asarray(found.params["norm_out"]["bias"]), tensors["layernorm.bias"]
     )

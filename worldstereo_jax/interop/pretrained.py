@@ -10,6 +10,7 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from worldstereo_jax.array_types import PyTree
@@ -36,6 +37,7 @@ from worldstereo_jax.interop.streaming import Placement, one_device, stream_para
 from worldstereo_jax.interop.tensor_source import LaidOver, TensorSource, open_weights
 from worldstereo_jax.interop.tokenizer import Tokenizer
 from worldstereo_jax.interop.wan_vae_names import wan_vae_table
+from worldstereo_jax.models.depth_anything import DepthAnythingConfig
 
 HEAD_SIZE = 128
 """Channels of an attention head in every published Wan model; no tensor's shape shows it."""
@@ -112,6 +114,7 @@ def from_pretrained(
     *,
     base: str | os.PathLike[str] | None = None,
     dtype: DTypeLike | None = "bfloat16",
+    compute_dtype: DTypeLike | None = None,
     placement: Placement = one_device,
     lora: str | os.PathLike[str] | None = None,
     lora_scale: float = 1.0,
@@ -126,19 +129,21 @@ def from_pretrained(
         base: folder or hub id of the base model, None for the one the checkpoint names. Not
             opened when the checkpoint is complete, as the distilled one is.
         dtype: of the parameters on the devices, None for the files' own.
-        placement: device layout, for instance `streaming.split_widest_axis(mesh, "model")`.
+        compute_dtype: of the matrix products, None for that of the parameters (float32 where
+            these keep the files' own).
+        placement: device layout, for instance `streaming.tensor_parallel(mesh, "model")`.
         lora: a low-rank adapter in the diffusers format to merge.
         lora_scale: its strength.
         threads: tensors read at a time.
         progress: show a bar.
-        **choices: further fields of `ModelConfig` (dtype of computing, remat ...).
+        **choices: further fields of `ModelConfig` (remat, attention_pattern ...).
 
     Raises:
         InputError: for every fault of the files, before anything is loaded.
     """
     opened = open_model(source, base=base)
     settings, sources, config = opened.settings, opened.sources, opened.config
-    config = config.replace(**choices)
+    config = config.replace(dtype=_compute_dtype(compute_dtype or dtype), **choices)
     if lora is not None:
         sources = [MergedSource(LaidOver(sources), lora, lora_scale)]
     loaded = stream_params(
@@ -207,7 +212,8 @@ def load_component(
         base: folder or hub id: of the base model for "vae", "text_encoder" and "image_encoder"
             (in folders of these names); of the network itself for "dinov2" and "depth".
         kind: one of these five names.
-        dtype: of the parameters on the devices, None for the files' own.
+        dtype: of the parameters on the devices and of the matrix products, None for the files'
+            own and float32.
         placement: device layout.
         threads: tensors read at a time.
         progress: show a bar.
@@ -221,13 +227,25 @@ def load_component(
     names = ["*.safetensors", "*.json"]
     folder = resolve(base, patterns=[f"{kind}/{name}" for name in names] if inside else names)
     folder = folder / kind if inside else folder
-    config = read_component_config(folder, kind)
+    config = _computing_in(read_component_config(folder, kind), _compute_dtype(dtype))
     table = _TABLES[kind](config)
     loaded = stream_params(
         [open_weights(folder)], table.places, table.shapes, dtype=dtype, placement=placement,
         threads=threads, progress=progress,
     )  # fmt: skip
     return Component(config, loaded.params, loaded.unused, loaded.overlaid)
+
+
+def _compute_dtype(dtype: DTypeLike | None) -> str:
+    return "float32" if dtype is None else jnp.dtype(dtype).name
+
+
+def _computing_in(config: typing.Any, dtype: str) -> typing.Any:
+    """A component's config with another compute type; the depth network's is its backbone's."""
+    if isinstance(config, DepthAnythingConfig):
+        backbone = dataclasses.replace(config.backbone, dtype=dtype)
+        return dataclasses.replace(config, backbone=backbone)
+    return dataclasses.replace(config, dtype=dtype)
 
 
 def load_tokenizer(base: str | os.PathLike[str]) -> Tokenizer:
