@@ -49,6 +49,10 @@ gpu_device_info {
 }
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H200"
 """
+# What decides in the masks' tiles.
+MASKS = {"bits": "full and partial", "full": "full only", "soft": "soft constraint"}
+# As a user compiles, whatever the process was told.
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 NO_SPILL = {"xla_gpu_fail_ptx_compilation_on_register_spilling": True}
 
 
@@ -107,17 +111,25 @@ def lower_and_compile(function: Callable[..., Any], arguments: Any, **options: A
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=target), arguments
     )
-    return jax.jit(function).lower(*abstract).compile(compiler_options=options or None)
+    return jax.jit(function).lower(*abstract).compile(compiler_options=OPTIMISED | options)
 
 
 def attention_arguments(
-    tq: int, tk: int, heads: int, head_dim: int, dtype: Any, *, capacity: int | None
+    tq: int, tk: int, heads: int, head_dim: int, dtype: Any, *, kind: str, capacity: int = 8192
 ) -> tuple[Any, ...]:
-    """Shapes of q, k, v and a mask with room for `capacity` partial tiles; None: full tiles."""
+    """Shapes of q, k, v and a mask of a kind of MASKS with room for `capacity` partial tiles."""
+
+    def tokens(length: int) -> pk.TokenGeometry:
+        return pk.make_token_geometry(jnp.zeros((1, length, 3)), radius=1.0)
 
     def mask():
-        if capacity is None:
+        if kind == "full":
             return pk.dense_pattern(tq, tk)
+        if kind == "soft":
+            soft = pk.from_geometry(
+                tokens(tq), tokens(tk), strength=jnp.ones(heads), tile_q=128, tile_k=128
+            )
+            return pk.pack_soft_tiles(soft, capacity=capacity)
         return pk.pack_partial_tiles(
             pk.sliding_window(tq, tk, before=500, after=500), capacity=capacity
         )
@@ -130,11 +142,12 @@ def slopes(attend: Callable[..., Any]) -> Callable[..., Any]:
     """Forward and backward of an attention (q, k, v, mask, scale) -> (out, lse)."""
 
     def run(q, k, v, mask):
-        def total(q, k, v):
-            out, lse = attend(q, k, v, mask, q.shape[-1] ** -0.5)
+        def total(q, k, v, strength):
+            changed = mask.replace(strength=strength)
+            out, lse = attend(q, k, v, changed, q.shape[-1] ** -0.5)
             return jnp.sum(out.astype(jnp.float32)) + jnp.sum(lse)
 
-        return jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
+        return jax.value_and_grad(total, argnums=(0, 1, 2, 3))(q, k, v, mask.strength)
 
     return run
 
@@ -197,12 +210,12 @@ def main() -> None:
 
     rows = []
     for head_dim in (64, 128):
-        for dtype, capacity in (("bfloat16", 8192), ("float16", None)):
+        for dtype, kind in (("bfloat16", "bits"), ("float16", "full"), ("bfloat16", "soft")):
             arguments = attention_arguments(
-                args.queries, args.keys, args.heads, head_dim, dtype, capacity=capacity
+                args.queries, args.keys, args.heads, head_dim, dtype, kind=kind
             )
-            case = (str(head_dim), dtype, "full and partial" if capacity else "full only")
-            for each in compile_mosaic(arguments):
+            case = (str(head_dim), dtype, MASKS[kind])
+            for each in compile_mosaic(arguments) if kind != "soft" else ():
                 rows.append(
                     (
                         f"Hopper {each.kernel.replace('_', ' ')}",

@@ -1,18 +1,34 @@
-"""A block mask as the GPU kernels read it: lists, the order of rows, and bits of partial tiles."""
+"""A block mask as the GPU kernels read it: lists, the order of rows, what is in partial tiles."""
 
+import math
 import typing
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from pallas_kernels.block_mask import BlockMask, TileLists
+from pallas_kernels.compat import reduce_like
 from pallas_kernels.fills import BitFill
-from pallas_kernels.packing import pack_partial_tiles
+from pallas_kernels.packing import pack_partial_tiles, pack_soft_tiles
+from pallas_kernels.soft_fill import SoftFill
 
-__all__ = ["KernelTables", "RowTables", "kernel_tables", "loop_trips", "row_tables"]
+__all__ = [
+    "KernelTables",
+    "RowTables",
+    "kernel_tables",
+    "loop_trips",
+    "packed",
+    "row_tables",
+    "strength_numbers",
+    "strength_slope",
+]
+
+_LOG2E = math.log2(math.e)
+# An infinite strength, as a factor that leaves a penalty of 0 alone.
+_STRONGEST = 1e30
 
 
 @flax.struct.dataclass
@@ -39,45 +55,77 @@ class RowTables:
 @flax.struct.dataclass
 @typing.no_type_check
 class KernelTables:
-    """A hard mask for the kernels.
+    """A mask for the kernels.
 
     keys     RowTables of query tiles, which visit key tiles.
     queries  RowTables of key tiles, which visit query tiles.
     words    int32 [b, heads, slots, tile_q, tile_k / 32]: bit c of word j allows key 32 j + c; None
-             when no tile is partial.
+             when no tile is partial, and of a soft mask.
+    pairs    int32 [b, heads, slots, tile_q, tile_k] of a soft mask, see SoftFill; else None.
     """
 
     keys: RowTables
     queries: RowTables
     words: Int[Array, "b heads slots tq words"] | None
+    pairs: Int[Array, "b heads slots tq tk"] | None
     q_len: int = flax.struct.field(pytree_node=False)
     k_len: int = flax.struct.field(pytree_node=False)
     tile_q: int = flax.struct.field(pytree_node=False)
     tile_k: int = flax.struct.field(pytree_node=False)
 
 
-def kernel_tables(mask: BlockMask) -> KernelTables:
-    """The tables of a hard mask (ValueError for a soft one).
+def packed(mask: BlockMask) -> BlockMask:
+    """The mask with its partial tiles as bits, or as numbers when it is soft.
 
-    Partial tiles that are no bits yet are turned into bits, with room for every tile pair. Where
-    several layers share a mask, or where that room is too much, call `pack_partial_tiles` with a
-    capacity once, and give them its result.
+    What is neither yet is packed with room for every tile pair. Where several layers share a mask,
+    or where that room is too much, call `pack_partial_tiles` or `pack_soft_tiles` with a capacity
+    once, and give them its result.
     """
-    if mask.fill is not None and not isinstance(mask.fill, BitFill):
-        mask = pack_partial_tiles(mask)
+    if mask.fill is None or isinstance(mask.fill, BitFill | SoftFill):
+        return mask
+    return pack_soft_tiles(mask) if mask.soft else pack_partial_tiles(mask)
+
+
+def kernel_tables(mask: BlockMask) -> KernelTables:
+    """The tables of a mask, packed if need be (see `packed`)."""
+    mask = packed(mask)
     fill = mask.fill
-    words = None if fill is None else jax.lax.bitcast_convert_type(fill.words, jnp.int32)
+    words = None
+    if isinstance(fill, BitFill):
+        words = jax.lax.bitcast_convert_type(fill.words, jnp.int32)
     slot = None if fill is None else fill.slot
     inverse = None if slot is None else jnp.swapaxes(slot, 2, 3)
     return KernelTables(
         keys=row_tables(mask.keys, slot),
         queries=row_tables(mask.queries, inverse),
         words=words,
+        pairs=fill.pairs if isinstance(fill, SoftFill) else None,
         q_len=mask.q_len,
         k_len=mask.k_len,
         tile_q=mask.tile_q,
         tile_k=mask.tile_k,
     )
+
+
+def strength_numbers(strength: Float[Array, "b heads"]) -> Float[Array, "b heads 3"]:
+    """What the kernels multiply by: of attraction and penalty in base-2 logits; and the slope.
+
+    The third is the derivative of attraction's factor by the strength, in natural logits.
+    """
+    share = 1.0 / (1.0 + strength)
+    factor = jnp.minimum(strength, _STRONGEST)
+    return jnp.stack([(1.0 - share) * _LOG2E, factor * _LOG2E, jnp.square(share)], axis=-1)
+
+
+def strength_slope(
+    rows: Float[Array, "b heads t"], strength: Float[Array, "_ _"]
+) -> Float[Array, "_ _"]:
+    """The strength's gradient from that of every row of logits."""
+    slope = jnp.sum(rows, axis=2)
+    for axis in (0, 1):
+        if strength.shape[axis] == 1:
+            slope = jnp.sum(slope, axis=axis, keepdims=True)
+    return reduce_like(slope, strength)
 
 
 def row_tables(lists: TileLists, slot: Int[Array, "b heads nq nk"] | None) -> RowTables:

@@ -1,8 +1,8 @@
 """A soft constraint's partial tiles as numbers: two of 16 bits to a pair of tokens.
 
 Attraction is never positive and penalty never negative, so both are kept without a sign: 5 bits of
-exponent and 11 of mantissa, a relative error of 2^-12. As bits 12 to 27 of a float32 they are the
-number times 2^-112, so that a kernel decodes them with a shift and a product.
+exponent and 11 of mantissa, a relative error of 2^-12, 0 below 2^-14. They are bits 12 to 27 of the
+float32 whose exponent is smaller by 112, so that a kernel decodes them with a shift and a sum.
 """
 
 import typing
@@ -19,8 +19,8 @@ __all__ = ["EXCLUDED_CODE", "EXCLUDED_PAIR", "SoftFill", "decode", "encode_pairs
 
 EXCLUDED_CODE = 0xFFFF  # of an attraction: the pair is not in the mask
 EXCLUDED_PAIR = EXCLUDED_CODE  # and no penalty
-_SCALE = 2.0**112
-_LARGEST = 60_000.0
+_EXPONENT = 112 << 23
+_SMALLEST, _LARGEST = 2.0**-14, 60_000.0
 
 
 @flax.struct.dataclass
@@ -52,10 +52,9 @@ class SoftFill:
 
 
 def _encode(x: Float[Array, "*n"]) -> Int[Array, "*n"]:
-    # abs: a negative zero would have a sign.
     size = jnp.minimum(jnp.abs(x), _LARGEST)
-    bits = lax.bitcast_convert_type(size / _SCALE, jnp.int32)
-    return (bits + (1 << 11)) >> 12
+    bits = lax.bitcast_convert_type(size.astype(jnp.float32), jnp.int32) - _EXPONENT
+    return jnp.where(size < _SMALLEST, 0, (bits + (1 << 11)) >> 12)
 
 
 def encode_pairs(pairs: Pairs) -> Int[Array, "*n tq tk"]:
@@ -71,7 +70,9 @@ def decode(pairs: Array) -> tuple[Array, Array, Array]:
     low = lax.bitwise_and(pairs, jnp.int32(0xFFFF))
     high = lax.shift_right_logical(pairs, jnp.int32(16))
     allowed = low != EXCLUDED_CODE
-    one, two = (
-        lax.bitcast_convert_type(lax.shift_left(x, jnp.int32(12)), jnp.float32) for x in (low, high)
-    )
-    return jnp.where(allowed, one, 0.0) * -_SCALE, two * _SCALE, allowed
+    return jnp.where(allowed, -_decode(low), 0.0), _decode(high), allowed
+
+
+def _decode(code: Array) -> Array:
+    bits = lax.shift_left(code, jnp.int32(12)) + jnp.int32(_EXPONENT)
+    return jnp.where(code > 0, lax.bitcast_convert_type(bits, jnp.float32), 0.0)

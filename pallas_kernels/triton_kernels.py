@@ -6,14 +6,22 @@ Logits are kept in base 2 (scaled by log2 e), where the hardware's exponential i
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-__all__ = ["KernelShape", "backward_kv_kernel", "backward_q_kernel", "forward_kernel"]
+from pallas_kernels.soft_fill import EXCLUDED_PAIR, decode
+
+__all__ = [
+    "KernelShape",
+    "Masks",
+    "backward_kv_kernel",
+    "backward_q_kernel",
+    "forward_kernel",
+]
 
 LOG2_E = math.log2(math.e)
 
@@ -49,19 +57,49 @@ class KernelShape:
         return self.tile_q // self.block_q if self.inverse else self.tile_k // self.block_k
 
 
+# Biases below this are those of an infinite strength, which excludes.
+_WEAKEST = -1e20
+
+
+class Look(NamedTuple):
+    """What the mask says of a block of pairs, [the row's tokens, the other side's].
+
+    allowed  bool; None: all are.
+    bias     of a soft mask, added to the logits in base 2; slope: its derivative by the strength,
+             in natural logits. None where there is no constraint.
+    """
+
+    allowed: Array | None
+    bias: Array | None = None
+    slope: Array | None = None
+
+
+class Masks(NamedTuple):
+    """References of what decides in partial tiles; None what the mask has not.
+
+    words    [b, heads, slots * tile_q, tile_k / 32] of a hard mask.
+    pairs    [b, heads, slots * tile_q, tile_k] of a soft one; numbers [b, heads, 3], see
+             `strength_numbers`.
+    """
+
+    words: Any = None
+    pairs: Any = None
+    numbers: Any = None
+
+
 class _Program:
     """One program: its sample, head and row, and the loops over the tiles that the row lists."""
 
-    def __init__(self, shape: KernelShape, tables: tuple[Any, ...], words: Any):
+    def __init__(self, shape: KernelShape, tables: tuple[Any, ...], masks: Masks):
         order, self._index, self._slot, count, partial = tables
-        self.shape, self._words = shape, words
+        self.shape, self._masks = shape, masks
         self.head, self.batch = pl.program_id(1), pl.program_id(2)
         rank = lax.div(pl.program_id(0), jnp.int32(shape.row_parts))
         self._part = lax.rem(pl.program_id(0), jnp.int32(shape.row_parts))
         at = self._shared(order)
         self._row = order[(*at, rank)]
         self._count, self._partial = count[(*at, self._row)], partial[(*at, self._row)]
-        if words is None:
+        if masks.words is None and masks.pairs is None:
             self._partial = jnp.int32(0)
         tile = shape.tile_k if shape.inverse else shape.tile_q
         block = shape.block_k if shape.inverse else shape.block_q
@@ -105,11 +143,10 @@ class _Program:
         )
 
     def visit(self, step: Callable[..., Any], carry: Any) -> Any:
-        """Fold `step(start, allowed, carry)` over the listed tiles' blocks.
+        """Fold `step(start, look, carry)` over the listed tiles' blocks.
 
-        start: first token of the block of the other side. allowed: bool [the row's tokens, the
-        block's], or None where all is. Partial tiles come first, full ones in a loop of their own
-        without bits.
+        start: first token of the block of the other side; look: what the mask says of the block.
+        Partial tiles come first, full ones in a loop of their own without a mask.
         """
         shape, parts = self.shape, jnp.int32(self.shape.visit_parts)
         ragged = shape.k_len % shape.tile_k != 0
@@ -120,29 +157,45 @@ class _Program:
             tile = self._index[where]
             inner = part * (shape.block_q if shape.inverse else shape.block_k)
             start = tile * (shape.tile_q if shape.inverse else shape.tile_k) + inner
-            allowed = self._bits(entry, inner) if partial else None
+            look = self._look(entry, inner) if partial else Look(None)
             if ragged:
                 inside = _tokens(self.start if shape.inverse else start, shape.block_k)
                 inside = inside < shape.k_len
                 inside = inside[:, None] if shape.inverse else inside[None, :]
-                allowed = inside if allowed is None else allowed & inside
-            return step(start, allowed, carry)
+                allowed = inside if look.allowed is None else look.allowed & inside
+                look = look._replace(allowed=allowed)
+            return step(start, look, carry)
 
         middle, end = self._partial * parts, self._count * parts
-        if self._words is not None:
+        if self._masks.words is not None or self._masks.pairs is not None:
             carry = lax.fori_loop(0, middle, lambda at, carry: block(at, carry, True), carry)
         return lax.fori_loop(middle, end, lambda at, carry: block(at, carry, False), carry)
 
-    def _bits(self, entry: Array, inner: Array) -> Array:
-        """What a partial tile's bits allow: bool [the row's tokens, the block's]."""
+    def _look(self, entry: Array, inner: Array) -> Look:
+        """What the mask says of a partial tile's block, `inner` tokens into it."""
         shape = self.shape
         own = self._part * (shape.block_k if shape.inverse else shape.block_q)
         row, column = (inner, own) if shape.inverse else (own, inner)
         slot = self._slot[(*self._shared(self._slot), self._row, entry)]
-        count = shape.block_k // 32
         rows = pl.ds(jnp.maximum(slot, 0) * shape.tile_q + row, shape.block_q)
-        words = pl.ds(lax.div(column, jnp.int32(32)), count)
-        found = plgpu.load(self._words.at[(*self._shared(self._words), rows, words)])
+        if self._masks.pairs is None:
+            return Look(self._bits(slot, rows, column))
+        pairs, numbers = self._masks.pairs, self._masks.numbers
+        columns = pl.ds(column, shape.block_k)
+        found = plgpu.load(pairs.at[(*self._shared(pairs), rows, columns)])
+        found = jnp.where(slot >= 0, found, EXCLUDED_PAIR)
+        attraction, penalty, allowed = decode(found.T if shape.inverse else found)
+        at = self._shared(numbers)
+        bias = numbers[(*at, 0)] * attraction - numbers[(*at, 1)] * penalty
+        slope = numbers[(*at, 2)] * attraction - penalty
+        return Look(allowed & (bias > _WEAKEST), bias, slope)
+
+    def _bits(self, slot: Array, rows: Any, column: Array) -> Array:
+        """What a partial tile's bits allow: bool [the row's tokens, the block's]."""
+        shape, words = self.shape, self._masks.words
+        count = shape.block_k // 32
+        chosen = pl.ds(lax.div(column, jnp.int32(32)), count)
+        found = plgpu.load(words.at[(*self._shared(words), rows, chosen)])
         found = jnp.where(slot >= 0, found, 0)
         # The bits of a word get an axis of their own, which then joins that of the words.
         if shape.inverse:
@@ -164,21 +217,22 @@ def _dot(a: Array, b: Array, *, trans_b: bool = False) -> Array:
     return plgpu.dot(a, b, trans_b=trans_b, precision=exact)
 
 
-def _where(allowed: Array | None, logits: Array) -> Array:
-    return logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)
+def _masked(look: Look, logits: Array) -> Array:
+    logits = logits if look.bias is None else logits + look.bias
+    return logits if look.allowed is None else jnp.where(look.allowed, logits, -jnp.inf)
 
 
 def forward_kernel(
-    shape: KernelShape, tables: tuple[Any, ...], words: Any, q, k, v, out, lse
+    shape: KernelShape, tables: tuple[Any, ...], masks: Masks, q, k, v, out, lse
 ) -> None:
     """Output [b, t, heads, d] and LSE [b, heads, t] of a block of queries."""
-    program = _Program(shape, tables, words)
+    program = _Program(shape, tables, masks)
     query = program.load(q, program.start, shape.block_q, shape.q_len)
 
-    def step(start: Array, allowed: Array | None, carry: Any) -> Any:
+    def step(start: Array, look: Look, carry: Any) -> Any:
         top, total, found = carry
         key = program.load(k, start, shape.block_k, shape.k_len)
-        logits = _where(allowed, _dot(query, key, trans_b=True) * (shape.scale * LOG2_E))
+        logits = _masked(look, _dot(query, key, trans_b=True) * (shape.scale * LOG2_E))
         new_top = jnp.maximum(top, jnp.max(logits, axis=1))
         # A row that has seen nothing keeps -inf, which must not meet itself in a difference.
         base = jnp.where(new_top > -jnp.inf, new_top, 0.0)
@@ -201,39 +255,55 @@ def forward_kernel(
 
 
 def backward_q_kernel(
-    shape: KernelShape, tables: tuple[Any, ...], words: Any, q, k, v, d_out, lse, delta, dq
+    shape: KernelShape,
+    tables: tuple[Any, ...],
+    masks: Masks,
+    q,
+    k,
+    v,
+    d_out,
+    lse,
+    delta,
+    dq,
+    *slope,
 ) -> None:
-    """dq of a block of queries."""
-    program = _Program(shape, tables, words)
+    """dq of a block of queries, and [b, heads, t] of a soft mask: the strength's slope by row."""
+    program = _Program(shape, tables, masks)
     query, d_row = (program.load(x, program.start, shape.block_q, shape.q_len) for x in (q, d_out))
     top = program.load_row(lse, program.start, shape.block_q, jnp.inf) * LOG2_E
     offset = program.load_row(delta, program.start, shape.block_q, 0.0)
 
-    def step(start: Array, allowed: Array | None, found: Array) -> Array:
+    def step(start: Array, look: Look, carry: Any) -> Any:
+        found, *slopes = carry
         key, value = (program.load(x, start, shape.block_k, shape.k_len) for x in (k, v))
-        logits = _where(allowed, _dot(query, key, trans_b=True) * (shape.scale * LOG2_E))
+        logits = _masked(look, _dot(query, key, trans_b=True) * (shape.scale * LOG2_E))
         weights = jnp.exp2(logits - top[:, None])
         d_logits = weights * (_dot(d_row, value, trans_b=True) - offset[:, None])
-        return found + _dot(d_logits.astype(key.dtype), key)
+        if look.slope is not None:
+            slopes = [x + jnp.sum(d_logits * look.slope, axis=1) for x in slopes]
+        return found + _dot(d_logits.astype(key.dtype), key), *slopes
 
-    found = program.visit(step, jnp.zeros(query.shape, jnp.float32))
+    start = [jnp.zeros((shape.block_q,), jnp.float32) for _ in slope]
+    found, *slopes = program.visit(step, (jnp.zeros(query.shape, jnp.float32), *start))
     program.store(dq, found * shape.scale, shape.q_len)
+    for ref, value in zip(slope, slopes, strict=True):
+        program.store_row(ref, value)
 
 
 def backward_kv_kernel(
-    shape: KernelShape, tables: tuple[Any, ...], words: Any, q, k, v, d_out, lse, delta, dk, dv
+    shape: KernelShape, tables: tuple[Any, ...], masks: Masks, q, k, v, d_out, lse, delta, dk, dv
 ) -> None:
     """dk and dv of a block of keys, over the query tiles that see it."""
-    program = _Program(shape, tables, words)
+    program = _Program(shape, tables, masks)
     key, value = (program.load(x, program.start, shape.block_k, shape.k_len) for x in (k, v))
 
-    def step(start: Array, allowed: Array | None, carry: Any) -> Any:
+    def step(start: Array, look: Look, carry: Any) -> Any:
         dk, dv = carry
         query, d_row = (program.load(x, start, shape.block_q, shape.q_len) for x in (q, d_out))
         top = program.load_row(lse, start, shape.block_q, jnp.inf) * LOG2_E
         offset = program.load_row(delta, start, shape.block_q, 0.0)
         # Keys by queries, so that the products below take the weights as they are.
-        logits = _where(allowed, _dot(key, query, trans_b=True) * (shape.scale * LOG2_E))
+        logits = _masked(look, _dot(key, query, trans_b=True) * (shape.scale * LOG2_E))
         weights = jnp.exp2(logits - top[None, :])
         dv = dv + _dot(weights.astype(d_row.dtype), d_row)
         d_logits = weights * (_dot(value, d_row, trans_b=True) - offset[None, :])

@@ -22,9 +22,12 @@ def test_reads_the_compilers_report():
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(reason), reason=reason or "it can")
+@pytest.mark.parametrize("kind", ["bits"])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_hopper_kernels_neither_spill_nor_serialise(head_dim):
-    arguments = gpu_compile.attention_arguments(3000, 2000, 4, head_dim, "bfloat16", capacity=64)
+def test_hopper_kernels_neither_spill_nor_serialise(head_dim, kind):
+    arguments = gpu_compile.attention_arguments(
+        3000, 2000, 4, head_dim, "bfloat16", kind=kind, capacity=64
+    )
     found = gpu_compile.compile_mosaic(arguments)
     assert [each.kernel for each in found] == ["backward_kv", "backward_q", "forward"]
     for each in found:
@@ -39,7 +42,10 @@ def test_hopper_kernels_neither_spill_nor_serialise(head_dim):
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(reason), reason=reason or "it can")
+@pytest.mark.parametrize("kind", ["bits", "soft"])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_triton_kernels_do_not_spill(head_dim):
-    arguments = gpu_compile.attention_arguments(3000, 2000, 4, head_dim, "bfloat16", capacity=64)
+def test_triton_kernels_do_not_spill(head_dim, kind):
+    arguments = gpu_compile.attention_arguments(
+        3000, 2000, 4, head_dim, "bfloat16", kind=kind, capacity=64
+    )
     gpu_compile.compile_triton(arguments)

@@ -188,18 +188,6 @@ def test_is_the_choice_on_a_tpu_and_says_when_it_packs(monkeypatch):
     assert "`pack_partial_tiles` makes once" in pk.explain_choice(q, q, mask).reason
 
 
-def test_infinite_strength_is_the_hard_mask():
-    problem = make_problem("soft", batch=1, heads=1, q_len=32, k_len=64, head_dim=8)
-    hard = problem.mask.replace(strength=jnp.full((1, 1), jnp.inf))
-    got = jax.jit(interpreted, static_argnums=4)(*problem[:3], hard, 1.0)
-    want = pk.block_sparse_attention(
-        problem.q, problem.k, problem.v, hard, scale=1.0, implementation="reference",
-        return_lse=True,
-    )  # fmt: skip
-    for a, b in zip(got, want, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
-
-
 def test_negative_scale():
     problem = make_problem("random", batch=1, heads=1, q_len=32, k_len=64, head_dim=8)
     got = jax.jit(interpreted, static_argnums=4)(*problem[:4], -0.7)
