@@ -18,7 +18,7 @@ from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.component_configs import Scheduler, read_component_config
 from worldstereo_jax.interop.components import ComponentTable
-from worldstereo_jax.interop.converted import ConvertedSource, is_converted
+from worldstereo_jax.interop.converted import MANIFEST, ConvertedSource, is_converted
 from worldstereo_jax.interop.encoder_names import (
     clip_vision_table,
     depth_anything_table,
@@ -76,14 +76,14 @@ def resolve(
     revision: str | None = None,
     patterns: Sequence[str] | None = None,
 ) -> Path:
-    """A folder on this machine: the one named, or the hub's repository of that id, downloaded.
+    """A folder on this machine: the one named, or one of the hub, downloaded.
 
     What was downloaded stays in the hub's cache; an interrupted download goes on where it ended.
 
     Args:
-        source: a folder, or a hub id "owner/name".
+        source: a folder, a hub id "owner/name", or a folder of one, "owner/name/folder".
         revision: branch, tag or commit of a hub id.
-        patterns: files of the repository that are needed, None for all.
+        patterns: files of the folder that are needed, None for all.
 
     Raises:
         InputError: when there is no such folder, or the hub cannot be asked.
@@ -92,7 +92,8 @@ def resolve(
     if path.is_dir():
         return path
     name = str(source)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+    owner, repository, *inside = name.split("/") if "/" in name else (name, "")
+    if not all((owner, repository, *inside)) or owner[0] in ".~":
         raise InputError(f"{name}: no such folder, and no hub id of the form owner/name")
     try:
         import huggingface_hub
@@ -100,13 +101,19 @@ def resolve(
         raise InputError(
             f"{name}: no such folder; hub ids need the hub extra: pip install worldstereo-jax[hub]"
         ) from error
+    wanted = ["/".join((*inside, pattern)) for pattern in patterns or ("*",)]
     try:
         found = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=list(patterns) if patterns else None
+            f"{owner}/{repository}", revision=revision, allow_patterns=wanted
         )
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise InputError(f"{name}: cannot be had from the hub ({error})") from error
-    return Path(found)
+        raise InputError(
+            f"{name}: no such folder, and it cannot be had from the hub ({error})"
+        ) from error
+    folder = Path(found, *inside)
+    if not folder.is_dir():
+        raise InputError(f"{name}: {owner}/{repository} on the hub has no such folder")
+    return folder
 
 
 def from_pretrained(
@@ -176,7 +183,15 @@ def open_model(
 
     A folder that `conversion.convert_to_orbax` wrote is as good as the official one.
     """
-    folder = resolve(source, patterns=["*.safetensors", "*.json", "transformer/*"])
+    # Configs first: they show which of a repository's large files are needed.
+    folder = resolve(source, patterns=["config.json", "transformer/config.json", MANIFEST])
+    if is_converted(folder):
+        folder = resolve(source, patterns=[MANIFEST, "parts/*"])
+    elif (folder / "config.json").is_file():
+        # A pattern's * reaches into folders too, so names are spelt from their start.
+        folder = resolve(source, patterns=["config.json", "model*", "diffusion_pytorch_model*"])
+    else:
+        folder = resolve(source, patterns=["transformer/*"])
     if is_converted(folder):
         converted = ConvertedSource(folder)
         settings = None
@@ -224,8 +239,8 @@ def load_component(
     if kind not in _TABLES:
         raise InputError(f"component {kind!r} is none of {', '.join(_TABLES)}")
     inside = kind not in ("dinov2", "depth")
-    names = ["*.safetensors", "*.json"]
-    folder = resolve(base, patterns=[f"{kind}/{name}" for name in names] if inside else names)
+    names = [f"{kind}/*.safetensors", f"{kind}/*.json"] if inside else ["model*", "config.json"]
+    folder = resolve(base, patterns=names)
     folder = folder / kind if inside else folder
     config = _computing_in(read_component_config(folder, kind), _compute_dtype(dtype))
     table = _TABLES[kind](config)
