@@ -224,7 +224,7 @@ def bank_rows() -> list[tuple[str, ...]]:
         _, drawn = timed(draw)
         points = np.asarray(store.bank.anchor)[: int(store.bank.count)]
         _, tree = timed(lambda p=points: cKDTree(p, balanced_tree=False, compact_nodes=False))
-        numbers = (*update, pruned[0], drawn[0], tree[0])
+        numbers = (*update, pruned[1], drawn[1], tree[1])
         rows.append((f"{size:,}", f"{added:,}", *(f"{x:.2f}" for x in numbers)))
         print("bank", rows[-1], "missed", int(store.missed))
     return rows
@@ -286,9 +286,9 @@ def main() -> None:
                 "added by the clip",
                 "update s",
                 "update processor s",
-                "prune s",
-                "draw s",
-                "cKDTree build s",
+                "prune processor s",
+                "draw processor s",
+                "cKDTree build processor s",
             ),
             bank_rows(),
             f"Banks with room for {MANY:,} entries; a clip of 21 frames of 480 x 832.",
