@@ -44,6 +44,7 @@ from worldstereo_jax.evaluation.report import Table, format_difference, write_se
 from worldstereo_jax.evaluation.reprojection import REPROJECTIONS, reproject
 from worldstereo_jax.interop.shipped import load_world
 from worldstereo_jax.models.vae_tiny import decode_frames, encode_frames
+from worldstereo_jax.sampling.compiled import CompiledRollout, compile_rollout
 from worldstereo_jax.sampling.world import Cameras, World, WorldMemory, WorldParams, init_memory
 
 BEST = "best reprojection"
@@ -75,7 +76,9 @@ def best_of(scores: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def evaluate_scene(world: World, params: WorldParams, scene: dict, key: jax.Array):
+def evaluate_scene(
+    world: World, params: WorldParams, rollout: CompiledRollout, scene: dict, key: jax.Array
+):
     """All figures of one scene: {(clip, variant, metric): value}, and pictures by name."""
     paths = {
         "first": Cameras(w2c=scene["w2c"], intrinsics=scene["intrinsics"]),
@@ -109,7 +112,7 @@ def evaluate_scene(world: World, params: WorldParams, scene: dict, key: jax.Arra
                     figures[clip_name, BEST, metric] = value
                 pictures[f"{clip_name} reprojection"] = videos["bilinear"]
             clip, memory = clip_with(
-                variant, world, params, memory, cameras, jax.random.fold_in(key, number)
+                variant, rollout, params, memory, cameras, jax.random.fold_in(key, number)
             )
             pictures[f"{clip_name} {variant}"] = clip.video
             for metric, value in frame_metrics(clip.video, truths[clip_name]).items():
@@ -175,19 +178,19 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "RESULTS.md")
     options = parser.parse_args()
     world, params = load_world("tiny", **({"weights": options.weights} if options.weights else {}))
-    rollout = world.rollout
+    sizes, rollout = world.rollout, compile_rollout(world, params)
     source = SceneClips(
         range(options.scenes),
         split="held_out",
-        frames=rollout.frames,
-        height=rollout.height,
-        width=rollout.width,
+        frames=sizes.frames,
+        height=sizes.height,
+        width=sizes.width,
     )
     results = []
     for number in tqdm(range(options.scenes), unit="scene"):
         scene = {k: jnp.asarray(v) for k, v in source[number].items() if k != "seed"}
         key = jax.random.fold_in(jax.random.key(options.seed), number)
-        figures, pictures = evaluate_scene(world, params, scene, key)
+        figures, pictures = evaluate_scene(world, params, rollout, scene, key)
         results.append(figures)
         for clip in ("first", "revisit"):
             videos = {

@@ -27,6 +27,7 @@ ROLLOUT = RolloutConfig(
     keyframes=2,
     bank_capacity=5,
     point_capacity=8192,
+    entry_capacity=8192,
     steps=2,
 )
 MODEL = ModelConfig(

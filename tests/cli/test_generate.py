@@ -195,7 +195,7 @@ def test_the_noise_follows_from_the_seed(scene, tmp_path, monkeypatch):
 
     keys = []
 
-    def make_rollout(world, on_step):
+    def compile_rollout(world, params, on_step):
         def rollout(params, memory, cameras, key):
             keys.append(np.asarray(jax.random.key_data(key)).tolist())
             raise Stop
@@ -205,7 +205,7 @@ def test_the_noise_follows_from_the_seed(scene, tmp_path, monkeypatch):
     world = types.SimpleNamespace(name="tiny")
     monkeypatch.setattr(generate, "load_world", lambda preset, *, rollout: (world, None))
     monkeypatch.setattr(generate, "begin_memory", lambda *_: empty_memory(RolloutConfig()))
-    monkeypatch.setattr(generate, "make_rollout", make_rollout)
+    monkeypatch.setattr(generate, "compile_rollout", compile_rollout)
     for seed in ("5", "5", "6"):
         with pytest.raises(Stop):
             main(["generate", str(scene), "--seed", seed, "--out", str(tmp_path / "out")])

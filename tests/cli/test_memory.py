@@ -6,6 +6,8 @@ import pytest
 from PIL import Image
 
 from worldstereo_jax.cli.main import main
+from worldstereo_jax.memory.entries import EntryConfig, init_entries
+from worldstereo_jax.memory.entry_folder import entry_fields
 from worldstereo_jax.memory.folder import save_memory
 from worldstereo_jax.memory.global_geometric import init_global_memory
 from worldstereo_jax.memory.spatial_stereo import init_spatial_memory, insert_keyframes
@@ -21,7 +23,15 @@ def folder(tmp_path):
         jnp.broadcast_to(jnp.array([[40.0, 0, 24], [0, 40, 16], [0, 0, 1]]), (2, 3, 3)),
         source=7,
     )
-    optional = {"descriptor.census": np.zeros((5, 2), np.uint32)}
+    bank = init_entries(EntryConfig(6))
+    bank = bank.replace(
+        valid=bank.valid.at[:5].set(True),
+        views=bank.views.at[:2, 0].set(3).at[2:5, 0].set(1),
+        confidence=bank.confidence.at[:5].set(0.95),
+        features=tuple(level.at[:3].set(1.0) for level in bank.features),
+        count=jnp.asarray(5, jnp.int32),
+    )
+    optional = entry_fields(bank) | {"descriptor.census": np.zeros((5, 2), np.uint32)}
     save_memory(
         tmp_path / "memory", init_global_memory(10), stereo, model="tiny", optional=optional
     )
@@ -34,6 +44,10 @@ def test_inspect_prints_and_draws(folder, capsys):
     assert "2 of 3 (2 of clip 7), 32 x 48 pixels" in said
     assert "made by model tiny" in said
     assert "descriptor.census uint32 5 x 2" in said
+    assert "entries     5, 0 found no room" in said
+    assert "3 of 27 channels, 3 of 27 channels, 3 of 27 channels" in said
+    assert "3 by 1, 2 by 2" in said
+    assert "descriptor.state" not in said
     assert "0 of 10" in said
     with Image.open(folder.parent / "memory.png") as picture:
         assert picture.size[0] > 800

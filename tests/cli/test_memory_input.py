@@ -1,5 +1,6 @@
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,13 +19,15 @@ from worldstereo_jax.data import images
 from worldstereo_jax.data.scene_folders import PanoramaScene, SingleViewScene
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.trajectories import make_path
+from worldstereo_jax.memory.entry_folder import entry_fields
 from worldstereo_jax.memory.folder import save_memory
 from worldstereo_jax.models.depth_tiny import TinyDepth
 from worldstereo_jax.models.vae_tiny import TinyVae
 from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.world import Cameras, RolloutConfig, World, WorldMemory, WorldParams
 
-_CONFIG = RolloutConfig(bank_capacity=4, point_capacity=20_000)
+_CONFIG = RolloutConfig(bank_capacity=4, point_capacity=20_000, entry_capacity=16_000)
+_CAPACITIES = ("bank_capacity", "point_capacity", "entry_capacity")
 
 
 class _FlatDepth(TinyDepth):
@@ -97,8 +100,23 @@ def test_views_are_estimated_one_by_one(panorama):
 def test_a_saved_memory_is_read_back_for_its_scene_only(tmp_path, picture):
     found = _single_view(picture)
     memory = _begin(found)
-    save_memory(tmp_path / "memory", memory.points, memory.stereo, model="tiny")
+    parts = (memory.points, memory.stereo)
+    stored = entry_fields(memory.entries)
+    save_memory(tmp_path / "memory", *parts, model="tiny", optional=stored)
     again = read_memory(tmp_path / "memory", "tiny", found)
+    count = int(memory.entries.count)
+    assert count == int(again.entries.count) > 1000
+    for old, new in zip(
+        jax.tree.leaves(memory.entries), jax.tree.leaves(again.entries), strict=True
+    ):
+        np.testing.assert_array_equal(*((a[:count] if a.ndim else a) for a in (old, new)))
+    # An older folder has no entries: they are made from its views.
+    save_memory(tmp_path / "memory", *parts, model="tiny")
+    made = read_memory(tmp_path / "memory", "tiny", found).entries
+    assert int(made.count) == count
+    np.testing.assert_allclose(
+        made.position[:count], memory.entries.position[:count], rtol=1e-5, atol=1e-5
+    )
     np.testing.assert_array_equal(again.stereo.images, memory.stereo.images)
     np.testing.assert_array_equal(again.points.positions, memory.points.positions)
 
@@ -119,10 +137,16 @@ def test_room_is_made_for_all_that_the_clips_can_add(picture):
     config = with_capacity(_CONFIG, 1, 15_000, 3)
     assert config.bank_capacity == 1 + 3 * _CONFIG.keyframes
     assert config.point_capacity == 15_000 + 3 * _CONFIG.keyframes * 96 * 160
-    assert dataclasses.replace(config, bank_capacity=4, point_capacity=20_000) == _CONFIG
+    assert config.entry_capacity == config.bank_capacity * 96 * 160 // 2
+    small = {name: getattr(_CONFIG, name) for name in _CAPACITIES}
+    assert dataclasses.replace(config, **small) == _CONFIG
 
     larger = with_room(memory, config)
     assert larger.stereo.capacity == config.bank_capacity
+    assert larger.entries.capacity == config.entry_capacity
+    np.testing.assert_array_equal(
+        larger.entries.position[: memory.entries.capacity], memory.entries.position
+    )
     assert larger.points.positions.shape == (config.point_capacity, 3)
     assert int(larger.stereo.count) == int(memory.stereo.count)
     assert not np.any(larger.stereo.valid[1:])

@@ -1,19 +1,25 @@
 """What the memories tell the model: the truth where they know it, nothing when removed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from worldstereo_jax.memory.warping import Warped
 from worldstereo_jax.models.vae_tiny import encode_frames
 from worldstereo_jax.sampling.conditions import (
     UNSEEN_LOG_WEIGHT,
+    add_entries,
     anchor,
+    entries_beyond,
     example_conditions,
     gather_conditions,
     without_global,
     without_stereo,
 )
+from worldstereo_jax.sampling.denoise import denoise
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +50,33 @@ def test_warps_show_the_true_frames_where_they_are_covered(gathered, scene):
     depth = np.asarray(guidance.depth)
     relative = np.abs(depth - np.asarray(scene["depth"])) / np.asarray(scene["depth"])
     assert np.median(relative[covered]) < 0.01
+
+
+@pytest.mark.row("S28")
+def test_entries_speak_where_no_view_that_was_warped_does(memory, cameras):
+    """With the only view left out of the warp, the entries made from it take its place."""
+    _, height, width = memory.stereo.depth.shape
+    frames = len(cameras.w2c)
+    nothing = Warped(
+        features=jnp.zeros((frames, height, width, 3)),
+        mask=jnp.ones((frames, height, width)),
+        depth=jnp.zeros((frames, height, width)),
+        weight=jnp.zeros((frames, height, width)),
+    )
+
+    @jax.jit
+    def completed(valid):
+        beyond = entries_beyond(memory.entries, jnp.zeros((1,), jnp.int32), valid)
+        return add_entries(nothing, beyond, cameras)
+
+    np.testing.assert_array_equal(completed(jnp.array([True])).mask, 1.0)
+    found = completed(jnp.array([False]))
+    covered = np.asarray(found.mask[0]) < 0.5
+    assert covered.mean() > 0.8
+    seen = np.asarray(found.features[0])[covered]
+    assert np.abs(seen - np.asarray(memory.stereo.images[0])[covered]).mean() < 0.05
+    depth = np.asarray(memory.stereo.depth[0])[covered]
+    assert np.median(np.abs(np.asarray(found.depth[0])[covered] - depth) / depth) < 0.01
 
 
 @pytest.mark.row("S26")
@@ -87,3 +120,28 @@ def test_the_example_has_the_shapes_of_the_real_thing(gathered, world):
     example = example_conditions(world)
     real = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), gathered[0])
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), example) == real
+
+
+@pytest.mark.row("S17")
+def test_a_removed_memory_is_not_read(world, params, gathered):
+    """With a memory off, what it says must not reach the output by any way."""
+    conditions, _ = gathered
+
+    @jax.jit
+    def output(conditions):
+        batch = jax.tree.map(lambda leaf: leaf[None], conditions)
+        noisy = 0.5 * jax.random.normal(jax.random.key(5), batch.render_latent.shape)
+        return denoise(world.denoiser, params.denoiser, noisy, jnp.array([400.0]), batch)
+
+    stereo = ("reference_latent", "warped_features")
+    shifted = {name: getattr(conditions, name) + 1.0 for name in stereo}
+    other_views = dataclasses.replace(conditions, **shifted)
+    assert np.abs(output(conditions) - output(other_views)).max() > 1e-4
+    np.testing.assert_allclose(
+        output(without_stereo(conditions)), output(without_stereo(other_views)), atol=1e-5
+    )
+    other_points = dataclasses.replace(conditions, render_latent=conditions.render_latent + 1.0)
+    assert np.abs(output(conditions) - output(other_points)).max() > 1e-4
+    np.testing.assert_allclose(
+        output(without_global(conditions)), output(without_global(other_points)), atol=1e-5
+    )

@@ -8,6 +8,7 @@ three times by the same parameters: with both memories, with the global one alon
 import argparse
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -35,6 +36,7 @@ from worldstereo_jax.evaluation.memory_gain import (
 )
 from worldstereo_jax.files import atomic_folder
 from worldstereo_jax.interop.shipped import load_world
+from worldstereo_jax.sampling.compiled import compile_rollout
 from worldstereo_jax.sampling.rollout import Clip
 from worldstereo_jax.sampling.world import Cameras, RolloutConfig, init_memory
 
@@ -71,10 +73,10 @@ def run(options: argparse.Namespace) -> None:
 
     with Stages(3 + len(VARIANTS)) as stages:
         stages.seconds["loading the model"] = loading
-        with stages.stage("making a room"):
+        with stages.stage("making a room"), ThreadPoolExecutor(1) as aside:
+            compiling = aside.submit(compile_rollout, world, params)
             scene = make_room(options.scene, world.rollout)
-        first_key, second_key = jax.random.split(jax.random.key(options.seed))
-        with stages.stage("first clip, and compiling"):
+            first_key, second_key = jax.random.split(jax.random.key(options.seed))
             memory = init_memory(
                 world.rollout,
                 scene["image"][0],
@@ -82,15 +84,18 @@ def run(options: argparse.Namespace) -> None:
                 scene["w2c"][0],
                 scene["intrinsics"][0],
             )
+            stages.note(" compiling")
+            rollout = compiling.result()
+        with stages.stage("first clip"):
             path = Cameras(w2c=scene["w2c"], intrinsics=scene["intrinsics"])
             first, memory = jax.block_until_ready(
-                clip_with(BOTH, world, params, memory, path, first_key)
+                clip_with(BOTH, rollout, params, memory, path, first_key)
             )
         path = Cameras(w2c=scene["revisit_w2c"], intrinsics=scene["revisit_intrinsics"])
         clips, gain, final = {}, {}, memory
         for variant in VARIANTS:
             with stages.stage(f"second clip, {variant}"):
-                clip, after = clip_with(variant, world, params, memory, path, second_key)
+                clip, after = clip_with(variant, rollout, params, memory, path, second_key)
                 clips[variant] = clip
                 gain[variant] = {
                     **revisit_metrics(scene, clip.video, first.video),

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -29,7 +30,7 @@ from worldstereo_jax.errors import InputError
 from worldstereo_jax.files import atomic_folder
 from worldstereo_jax.geometry.trajectories import path_names, unknown_name
 from worldstereo_jax.interop.shipped import SHIPPED, load_world
-from worldstereo_jax.sampling.rollout import make_rollout
+from worldstereo_jax.sampling.compiled import compile_rollout
 from worldstereo_jax.sampling.world import Cameras, RolloutConfig, WorldMemory
 
 
@@ -125,7 +126,13 @@ def run(options: argparse.Namespace) -> None:
     key = jax.random.key(options.seed)
     with Stages(2 * len(jobs) + 2) as stages, atomic_folder(options.out) as folder:
         stages.seconds["reading and loading"] = reading
-        with stages.stage("beginning the memory"):
+        with stages.stage("beginning the memory"), ThreadPoolExecutor(1) as aside:
+            compiling = aside.submit(
+                compile_rollout,
+                world,
+                params,
+                on_step=lambda step: stages.note(f" step {step + 1} of {config.steps}"),
+            )
             if memory is None:
                 memory = begin_memory(
                     world,
@@ -135,12 +142,10 @@ def run(options: argparse.Namespace) -> None:
                     [job.path for job in jobs if isinstance(job.path, Cameras)],
                 )
             memory = jax.block_until_ready(with_room(memory, config))
-        rollout = make_rollout(
-            world, on_step=lambda step: stages.note(f" step {step + 1} of {config.steps}")
-        )
+            stages.note(" compiling")
+            rollout = compiling.result()
         for number, job in enumerate(jobs):
             with stages.stage(f"making {job.name or 'the clip'}"):
-                stages.note(" compiling" if number == 0 else "")
                 clip, memory = jax.block_until_ready(
                     rollout(
                         params,
@@ -166,8 +171,10 @@ def run(options: argparse.Namespace) -> None:
                 "memory": {
                     "points": int(memory.points.count),
                     "keyframes": int(memory.stereo.count),
+                    "entries": int(memory.entries.count),
                     "points without room": int(memory.points.overflow),
                     "keyframes without room": int(memory.stereo.overflow),
+                    "entries without room": int(memory.entries.overflow),
                 },
             },
         )
@@ -180,6 +187,12 @@ def _roomy(
 ) -> RolloutConfig:
     if memory is not None:
         views, points = int(memory.stereo.count), int(memory.points.count)
+        config = dataclasses.replace(
+            config,
+            bank_capacity=max(config.bank_capacity, memory.stereo.capacity),
+            point_capacity=max(config.point_capacity, memory.points.capacity),
+            entry_capacity=max(config.entry_capacity, memory.entries.capacity),
+        )
     else:
         views = len(scene.bank.names) if isinstance(scene, PanoramaScene) else 1
         points = views * config.height * config.width

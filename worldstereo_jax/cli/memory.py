@@ -9,7 +9,8 @@ from worldstereo_jax.cli.arguments import ArgumentParser
 from worldstereo_jax.data.images import write_uint8_image
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.memory_picture import memory_picture
-from worldstereo_jax.evaluation.memory_report import MemoryReport, report_memory
+from worldstereo_jax.evaluation.memory_report import MemoryReport, report_entries, report_memory
+from worldstereo_jax.memory.entry_folder import entries_from_fields, is_entry_field
 from worldstereo_jax.memory.folder import load_memory, load_optional_fields, model_of_memory
 from worldstereo_jax.memory.global_geometric import GlobalGeometricMemory
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
@@ -76,12 +77,12 @@ def describe(
             f"  size        {report.bytes_per_view / 1e6:.2f} MB a view",
             "  confidence  of known pixels",
         ]
-        most = max(int(report.confidence.max()), 1)
-        for i, count in enumerate(report.confidence):
-            low = i / len(report.confidence)
-            bar = "█" * round(_BAR * int(count) / most)
-            lines.append(f"    {low:.1f} {count:>9,} {bar}")
+        lines += _bars(report.confidence)
+    if "position" in optional:
+        lines += _describe_entries(optional)
     for name, value in optional.items():
+        if "position" in optional and is_entry_field(name):
+            continue
         shape = " x ".join(map(str, value.shape))
         lines.append(f"  {name:<11} {value.dtype} {shape}, {value.nbytes / 1e6:.2f} MB")
     held = int(np.asarray(points.valid).sum())
@@ -91,3 +92,32 @@ def describe(
         f"  points      {held:,} of {points.capacity:,}, {int(points.overflow):,} found no room",
     ]
     return "\n".join(lines)
+
+
+def _describe_entries(optional: dict[str, np.ndarray]) -> list[str]:
+    """The figures of the surface entries among a folder's optional arrays."""
+    report = report_entries(entries_from_fields(optional, capacity=len(optional["position"])))
+    filled = ", ".join(
+        f"{count:,} of {width} channels"
+        for count, width in zip(report.levels, report.widths, strict=True)
+    )
+    seen = ", ".join(
+        f"{int(count):,} by {number}" for number, count in enumerate(report.views) if count
+    )
+    return [
+        f"  entries     {report.entries:,}, {report.overflow:,} found no room",
+        f"  levels      {filled or 'none'}, the finest first",
+        f"  seen by     {seen or 'none'} (entries by number of views)",
+        f"  size        {report.bytes_per_entry} bytes an entry",
+        "  confidence  of the entries",
+        *_bars(report.confidence),
+    ]
+
+
+def _bars(histogram: np.ndarray) -> list[str]:
+    """A histogram over 0..1 as lines of text."""
+    most = max(int(histogram.max()), 1)
+    return [
+        f"    {i / len(histogram):.1f} {count:>9,} {'█' * round(_BAR * int(count) / most)}"
+        for i, count in enumerate(histogram)
+    ]

@@ -1,6 +1,7 @@
 """The memory a run starts with: begun from a scene, or read from an earlier run."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +15,14 @@ from worldstereo_jax.data.scene_folders import SingleViewScene, default_intrinsi
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.panorama_depth import agree_on_depth, share_a_centre
 from worldstereo_jax.geometry.pivot import pivot_depth
-from worldstereo_jax.memory.folder import load_memory
+from worldstereo_jax.memory.entries import EntryBank, init_entries
+from worldstereo_jax.memory.entry_codec import QuantisedEntries, restore_entries
+from worldstereo_jax.memory.entry_folder import entries_from_fields
+from worldstereo_jax.memory.entry_frame import make_entry_frame
+from worldstereo_jax.memory.entry_update import update_entries
+from worldstereo_jax.memory.folder import load_memory, load_optional_fields
 from worldstereo_jax.memory.global_geometric import init_global_memory
-from worldstereo_jax.memory.spatial_stereo import init_spatial_memory
+from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory, init_spatial_memory
 from worldstereo_jax.sampling.world import (
     Cameras,
     RolloutConfig,
@@ -24,7 +30,7 @@ from worldstereo_jax.sampling.world import (
     WorldMemory,
     WorldParams,
     empty_memory,
-    remember,
+    remember_frames,
 )
 
 # Mean difference, of colours in [-1, 1], up to which a stored view counts as the scene's image.
@@ -32,7 +38,8 @@ _SAME_IMAGE = 0.02
 # Cosine of the angle within which a view looks at a path's pivot.
 _STRAIGHT = 0.95
 
-_remember = jax.jit(remember, static_argnames=("config", "source"))
+# Entries per pixel of all views together.
+_NEW_SHARE = 0.5
 
 
 def read_memory(folder: Path, model: str, scene: AnyScene) -> WorldMemory:
@@ -42,6 +49,7 @@ def read_memory(folder: Path, model: str, scene: AnyScene) -> WorldMemory:
         InputError: naming what does not fit, and as `load_memory` does.
     """
     points, stereo = load_memory(folder, model=model)
+    entries = _read_entries(folder, stereo)
     size = image_size(scene)
     found = tuple(stereo.images.shape[1:3])
     if found != size:
@@ -53,7 +61,37 @@ def read_memory(folder: Path, model: str, scene: AnyScene) -> WorldMemory:
     difference = np.abs(np.asarray(stereo.images) - image[None]).mean((1, 2, 3))
     if not np.any(np.asarray(stereo.valid) & (difference < _SAME_IMAGE)):
         raise InputError(f"--memory {folder} was begun from another image than {scene.name}'s")
-    return WorldMemory(points=points, stereo=stereo)
+    return WorldMemory(points=points, stereo=stereo, entries=entries)
+
+
+def _read_entries(folder: Path, stereo: SpatialStereoMemory) -> EntryBank:
+    """The stored entries; of a folder that has none, entries built from its keyframes."""
+    stored = load_optional_fields(folder)
+    if "position" in stored:
+        capacity = max(len(stored["position"]), RolloutConfig().entry_capacity)
+        found = entries_from_fields(stored, capacity=capacity)
+        return restore_entries(found) if isinstance(found, QuantisedEntries) else found
+    height, width = stereo.images.shape[1:3]
+    views = int(stereo.count)
+    config = with_capacity(RolloutConfig(height=height, width=width), views, 0, 0)
+    return _entries_of_views(config, stereo, views)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "views"))
+def _entries_of_views(config: RolloutConfig, stereo: SpatialStereoMemory, views: int) -> EntryBank:
+    def add(bank: EntryBank, number: Array) -> tuple[EntryBank, None]:
+        frame = make_entry_frame(
+            stereo.images[number],
+            stereo.depth[number],
+            stereo.w2c[number],
+            stereo.intrinsics[number],
+            view=number,
+            source=stereo.source[number],
+        )
+        return update_entries(bank, frame), None
+
+    numbers = jnp.arange(views, dtype=jnp.int32)
+    return jax.lax.scan(add, init_entries(config.entry_config), numbers)[0]
 
 
 def begin_memory(
@@ -87,7 +125,7 @@ def begin_memory(
         depth = jnp.asarray(known_depth)[None]
     cameras = Cameras(w2c=jnp.asarray(w2c), intrinsics=jnp.asarray(intrinsics[: len(images)]))
     empty = empty_memory(world.rollout)
-    return _remember(world.rollout, empty, jnp.asarray(images), depth, cameras, source=0)
+    return remember_frames(world.rollout, empty, jnp.asarray(images), depth, cameras, source=0)
 
 
 def path_unit(
@@ -131,7 +169,10 @@ def estimate_depth(
 
 
 def with_capacity(config: RolloutConfig, views: int, points: int, clips: int) -> RolloutConfig:
-    """The config with memories so large that nothing `clips` clips add can be lost.
+    """The config with memories so large that no view or point of `clips` clips can be lost.
+
+    Surface entries are shared by views, so room is made for half of the pixels; those beyond it
+    are counted.
 
     Args:
         config: its capacities are kept where they suffice.
@@ -140,11 +181,13 @@ def with_capacity(config: RolloutConfig, views: int, points: int, clips: int) ->
         clips: clips to be made.
     """
     views += clips * config.keyframes
+    entries = round(_NEW_SHARE * views * config.height * config.width)
     points += clips * config.keyframes * config.height * config.width
     return dataclasses.replace(
         config,
         bank_capacity=max(config.bank_capacity, views),
         point_capacity=max(config.point_capacity, points),
+        entry_capacity=max(config.entry_capacity, entries),
     )
 
 
@@ -153,11 +196,16 @@ def with_room(memory: WorldMemory, config: RolloutConfig) -> WorldMemory:
     height, width = memory.stereo.images.shape[1:3]
     points = init_global_memory(max(config.point_capacity, memory.points.positions.shape[0]))
     stereo = init_spatial_memory(max(config.bank_capacity, memory.stereo.capacity), height, width)
+    wanted, held = config.entry_config, memory.entries.config
+    entries = init_entries(
+        dataclasses.replace(
+            held,
+            capacity=max(wanted.capacity, held.capacity),
+            views=max(wanted.views, held.views),
+        )
+    )
 
     def extend(old: Array, empty: Array) -> Array:
-        return old if old.ndim == 0 else jnp.concatenate([old, empty[len(old) :]])
+        return empty.at[tuple(slice(size) for size in old.shape)].set(old)
 
-    return WorldMemory(
-        points=jax.tree.map(extend, memory.points, points),
-        stereo=jax.tree.map(extend, memory.stereo, stereo),
-    )
+    return jax.tree.map(extend, memory, WorldMemory(points=points, stereo=stereo, entries=entries))

@@ -18,6 +18,7 @@ from worldstereo_jax.data.video_io import write_mask_video, write_video
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.contact_sheet import contact_sheet
 from worldstereo_jax.geometry.camera_io import write_cameras_json
+from worldstereo_jax.memory.entry_folder import entry_fields
 from worldstereo_jax.memory.folder import save_memory
 from worldstereo_jax.sampling.rollout import Clip
 from worldstereo_jax.sampling.world import WorldMemory
@@ -80,7 +81,13 @@ def write_clip(folder: Path, clip: Clip, title: str) -> None:
 
 def write_memory(folder: Path, memory: WorldMemory, model: str) -> None:
     """memory/ (loadable with --memory) and points.ply, the coloured cloud of the global memory."""
-    save_memory(folder / "memory", memory.points, memory.stereo, model=model)
+    save_memory(
+        folder / "memory",
+        memory.points,
+        memory.stereo,
+        model=model,
+        optional=entry_fields(memory.entries),
+    )
     points = jax.tree.map(np.asarray, memory.points)
     write_point_cloud(folder / "points.ply", points.positions, points.colors, points.valid)
 

@@ -5,8 +5,7 @@ model that was trained for what it is given.
 """
 
 import dataclasses
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,9 @@ import jax.numpy as jnp
 from worldstereo_jax.array_types import Array, Float
 from worldstereo_jax.evaluation.image_metrics import gmsd, masked_psnr, ms_ssim, psnr, ssim
 from worldstereo_jax.evaluation.revisit import revisited_pixels
-from worldstereo_jax.sampling.conditions import gather_conditions
-from worldstereo_jax.sampling.rollout import Clip, complete_depth, generate_clip, write_back
-from worldstereo_jax.sampling.world import Cameras, World, WorldMemory, WorldParams
+from worldstereo_jax.sampling.conditions import Conditions
+from worldstereo_jax.sampling.rollout import Clip
+from worldstereo_jax.sampling.world import Cameras, WorldMemory, WorldParams
 
 BOTH = "both memories"
 # variant -> whether the global-geometric and the spatial-stereo memory are given to the model.
@@ -29,36 +28,21 @@ METRICS = {"PSNR dB": psnr, "SSIM": ssim, "MS-SSIM": ms_ssim, "GMSD": gmsd}
 LOWER_IS_BETTER = frozenset({"GMSD"})
 
 
-@functools.partial(jax.jit, static_argnames="world")
-def _clip_with(
-    world: World,
-    params: WorldParams,
-    memory: WorldMemory,
-    cameras: Cameras,
-    key: Array,
-    enabled: tuple[Array, Array],
-) -> tuple[Clip, WorldMemory]:
-    conditions, guidance = gather_conditions(world, params.vae, memory, cameras)
-    conditions = dataclasses.replace(
-        conditions, global_enabled=enabled[0], stereo_enabled=enabled[1]
-    )
-    video = generate_clip(world, params, conditions, guidance, key)
-    depth = complete_depth(world, params, video, guidance.depth)
-    clip = Clip(video=video, depth=depth, cameras=cameras, guidance=guidance)
-    return clip, write_back(world, memory, clip, source=memory.stereo.count)
-
-
 def clip_with(
     variant: str,
-    world: World,
+    rollout: Callable[..., tuple[Clip, WorldMemory]],
     params: WorldParams,
     memory: WorldMemory,
     cameras: Cameras,
     key: Array,
 ) -> tuple[Clip, WorldMemory]:
-    """One clip of a variant and the memory after it; one compiled program serves all variants."""
-    enabled = tuple(jnp.asarray(flag) for flag in VARIANTS[variant])
-    return _clip_with(world, params, memory, cameras, key, enabled)
+    """One clip of a variant and the memory after it, by a `CompiledRollout` that serves all."""
+    by_points, by_views = (jnp.asarray(flag) for flag in VARIANTS[variant])
+
+    def alter(conditions: Conditions) -> Conditions:
+        return dataclasses.replace(conditions, global_enabled=by_points, stereo_enabled=by_views)
+
+    return rollout(params, memory, cameras, key, alter=alter)
 
 
 def frame_metrics(

@@ -9,6 +9,9 @@ import numpy as np
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int, ndarray
 from worldstereo_jax.memory.correspondence import bank_correspondence
+from worldstereo_jax.memory.entries import EntryBank
+from worldstereo_jax.memory.entry_codec import QuantisedEntries, bytes_per_entry, restore_entries
+from worldstereo_jax.memory.entry_views import count_views
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
 
 CONFIDENCE_BINS = 10
@@ -33,6 +36,49 @@ class MemoryReport:
     confidence: Int[ndarray, "bins"]
     shared: Float[ndarray, "v v"]
     bytes_per_view: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EntryReport:
+    """Figures of a bank of surface entries.
+
+    Attributes:
+        entries: entries held.
+        overflow: entries that found no room.
+        widths: channels of each level of the pyramid, finest first.
+        levels: entries whose level of the pyramid is filled, per level.
+        confidence: histogram of their confidence, `CONFIDENCE_BINS` bins over 0..1.
+        views: histogram of the number of views that saw an entry, from 0 on.
+        bytes_per_entry: as it is stored.
+    """
+
+    entries: int
+    overflow: int
+    widths: tuple[int, ...]
+    levels: tuple[int, ...]
+    confidence: Int[ndarray, "bins"]
+    views: Int[ndarray, "views"]
+    bytes_per_entry: int
+
+
+def report_entries(bank: EntryBank | QuantisedEntries) -> EntryReport:
+    """Figures of the entries; empty slots do not count."""
+    is_quantised = isinstance(bank, QuantisedEntries)
+    rest, levels = (bank.rest, bank.codes) if is_quantised else (bank, bank.features)
+    held = np.flatnonzero(np.asarray(rest.valid))
+    histogram, _ = np.histogram(
+        np.asarray(rest.confidence)[held], bins=CONFIDENCE_BINS, range=(0.0, 1.0)
+    )
+    full = restore_entries(bank) if is_quantised else bank
+    return EntryReport(
+        entries=len(held),
+        overflow=int(rest.overflow),
+        widths=full.config.widths,
+        levels=tuple(int(np.asarray(level)[held].any(-1).sum()) for level in levels),
+        confidence=histogram,
+        views=np.bincount(np.asarray(count_views(rest.views))[held]),
+        bytes_per_entry=bytes_per_entry(bank)["total"],
+    )
 
 
 @functools.partial(jax.jit, static_argnames="stride")

@@ -70,6 +70,16 @@ def entry_fields(bank: EntryBank | QuantisedEntries) -> _Fields:
     return {name: np.ascontiguousarray(value) for name, value in fields.items()}
 
 
+def is_entry_field(name: str) -> bool:
+    """Whether a field of a memory folder is one of those that `entry_fields` writes."""
+    stem = name.partition(".")[0]
+    return stem in ("pyramid", "pyramid_scale") or name in (
+        *_NAMED.values(),
+        "descriptor.state",
+        "descriptor.record",
+    )
+
+
 def entries_from_fields(
     fields: Mapping[str, Shaped[ndarray, "..."]], *, capacity: int
 ) -> EntryBank | QuantisedEntries:

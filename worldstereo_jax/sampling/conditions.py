@@ -14,8 +14,11 @@ from einops import reduce
 from flax import struct
 
 from pallas_kernels import TokenGeometry
-from worldstereo_jax.array_types import Array, Float, PyTree
+from worldstereo_jax.array_types import Array, Bool, Float, Int, PyTree
 from worldstereo_jax.memory.coverage import retrieve_by_coverage
+from worldstereo_jax.memory.entries import EntryBank
+from worldstereo_jax.memory.entry_views import set_view
+from worldstereo_jax.memory.entry_warp import warp_entries
 from worldstereo_jax.memory.global_geometric import render_global_memory
 from worldstereo_jax.memory.hole_filling import fill_holes, row_prior
 from worldstereo_jax.memory.masks import ViewSet, token_geometry
@@ -168,7 +171,9 @@ def gather_conditions(
         lambda camera: warp_candidates(*bank, *camera, k=max(FUSED_VIEWS, config.candidates)),
         (cameras.w2c, cameras.intrinsics),
     )
-    warped = fuse_candidates(seen)
+    warped = add_entries(
+        fuse_candidates(seen), entries_beyond(memory.entries, chosen, retrieved.valid), cameras
+    )
 
     is_start = same_camera(cameras.w2c[0], stereo.w2c, stereo.valid)
     first_image = jnp.where(is_start.any(), stereo.images[jnp.argmax(is_start)], warped.features[0])
@@ -196,8 +201,10 @@ def gather_conditions(
         stereo.depth[attended], stereo.w2c[attended], stereo.intrinsics[attended], attended_valid
     )
 
-    def encode(images: Float[Array, "n h w 3"]) -> Float[Array, "n lh lw 16"]:
-        return encode_frames(world.vae, vae_params, images[None])[0]
+    # One call for all pictures, again for the compiler's sake.
+    pictures = (first_image[None], render_filled, stereo.images[attended])
+    latents = encode_frames(world.vae, vae_params, jnp.concatenate(pictures)[None])[0]
+    first_latent, render_latent, reference_latent = jnp.split(latents, (1, 1 + config.frames))
 
     def unbatched(geometry: TokenGeometry) -> TokenGeometry:
         return jax.tree.map(lambda leaf: leaf[0], geometry)
@@ -206,10 +213,10 @@ def gather_conditions(
     conditions = Conditions(
         w2c=cameras.w2c,
         intrinsics=cameras.intrinsics,
-        first_latent=encode(first_image[None])[0],
+        first_latent=first_latent[0],
         render_mask=render_mask,
-        render_latent=encode(render_filled),
-        reference_latent=encode(stereo.images[attended]),
+        render_latent=render_latent,
+        reference_latent=reference_latent,
         reference_index=jnp.maximum(retrieved.frame[: config.references] - 1, 0),
         reference_w2c=stereo.w2c[attended],
         reference_valid=attended_valid,
@@ -228,6 +235,44 @@ def gather_conditions(
         depth=depth,
     )
     return conditions, guidance
+
+
+def entries_beyond(
+    entries: EntryBank, index: Int[Array, "r"], valid: Bool[Array, "r"]
+) -> EntryBank:
+    """The entries that other views saw than those at `index` alone; the rest are not valid.
+
+    What a view showed is read from the view itself, which also knows where it sees nothing.
+    """
+    bits = jnp.zeros((1, entries.views.shape[-1]), jnp.uint32)
+    for view, there in zip(index, valid, strict=True):
+        bits = set_view(bits, view, there[None])
+    beyond = (entries.views & ~bits).any(-1)
+    return dataclasses.replace(entries, valid=entries.valid & beyond)
+
+
+def add_entries(warped: Warped, entries: EntryBank, cameras: Cameras) -> Warped:
+    """The warp of the views along a path, completed by entries where no view shows anything.
+
+    A view is sharper than what was fused from it; but the views that are warped are few, and the
+    entries hold what all frames ever showed (rows S18, S28).
+
+    Args:
+        warped: along the path, leading axis f.
+        entries: of the same world.
+        cameras: the path.
+    """
+    _, height, width = warped.mask.shape
+    found = jax.lax.map(
+        lambda camera: warp_entries(entries, *camera, height=height, width=width),
+        (cameras.w2c, cameras.intrinsics),
+    )
+    missing = (warped.mask > 0.5) & (found.mask < 0.5)
+
+    def choose(old: Array, new: Array) -> Array:
+        return jnp.where(missing.reshape(missing.shape + (1,) * (old.ndim - 3)), new, old)
+
+    return jax.tree.map(choose, warped, found)
 
 
 def _candidate_latents(

@@ -24,7 +24,14 @@ from worldstereo_jax.sampling.loop import sample
 from worldstereo_jax.sampling.prediction import anchored_source, anchored_velocity
 from worldstereo_jax.sampling.schedules import flow_schedule
 from worldstereo_jax.sampling.solvers import euler
-from worldstereo_jax.sampling.world import Cameras, World, WorldMemory, WorldParams, remember
+from worldstereo_jax.sampling.world import (
+    Cameras,
+    RolloutConfig,
+    World,
+    WorldMemory,
+    WorldParams,
+    remember,
+)
 
 
 @struct.dataclass
@@ -118,9 +125,14 @@ def write_back(
     source: Array | int,
 ) -> WorldMemory:
     """Let `keyframes` frames of a finished clip into both memories, spread as officially."""
-    chosen = jnp.asarray(keyframe_indices(world.rollout.frames, world.rollout.keyframes))
+    return remember(world.rollout, memory, *keyframes_of(world.rollout, clip), source)
+
+
+def keyframes_of(config: RolloutConfig, clip: Clip) -> tuple[Array, Array, Cameras]:
+    """Images, depth and cameras of the frames of a clip that enter the memories."""
+    chosen = jnp.asarray(keyframe_indices(config.frames, config.keyframes))
     cameras = Cameras(w2c=clip.cameras.w2c[chosen], intrinsics=clip.cameras.intrinsics[chosen])
-    return remember(world.rollout, memory, clip.video[chosen], clip.depth[chosen], cameras, source)
+    return clip.video[chosen], clip.depth[chosen], cameras
 
 
 def make_rollout(

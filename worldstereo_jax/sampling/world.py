@@ -10,6 +10,9 @@ from flax import struct
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int, PyTree
 from worldstereo_jax.geometry.splat import pixel_radius
+from worldstereo_jax.memory.entries import EntryBank, EntryConfig, init_entries
+from worldstereo_jax.memory.entry_frame import make_entry_frame
+from worldstereo_jax.memory.entry_update import update_entries
 from worldstereo_jax.memory.global_geometric import (
     GlobalGeometricMemory,
     init_global_memory,
@@ -38,6 +41,7 @@ class RolloutConfig:
         keyframes: frames of a finished clip that enter the memories.
         bank_capacity: keyframes the stereo memory holds.
         point_capacity: points the global memory holds.
+        entry_capacity: surface entries the stereo memory holds.
         point_radius: radius of a rendered point in pixels.
         steps: denoising steps.
         shift: flow shift of the noise schedule.
@@ -52,6 +56,7 @@ class RolloutConfig:
     keyframes: int = 4
     bank_capacity: int = 24
     point_capacity: int = 131_072
+    entry_capacity: int = 65_536
     point_radius: float = 1.0
     steps: int = 1
     shift: float = 3.0
@@ -60,6 +65,11 @@ class RolloutConfig:
     def point_radius_ndc(self) -> float:
         """`point_radius` in normalised device coordinates (1 = half the shorter side)."""
         return pixel_radius(self.height, self.width, self.point_radius)
+
+    @property
+    def entry_config(self) -> EntryConfig:
+        """Sizes of the bank of surface entries; every keyframe of the bank has a bit in it."""
+        return EntryConfig(self.entry_capacity, views=max(64, self.bank_capacity))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,17 +105,26 @@ class Cameras:
 @struct.dataclass
 @typing.no_type_check
 class WorldMemory:
-    """Both memories of one world, in one world frame (row S26)."""
+    """Both memories of one world, in one world frame (row S26).
+
+    Attributes:
+        points: the global-geometric memory.
+        stereo: keyframes of the spatial-stereo memory (row S7).
+        entries: its surface entries, fused from the same frames (rows S1 to S6).
+    """
 
     points: GlobalGeometricMemory
     stereo: SpatialStereoMemory
+    entries: EntryBank
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def empty_memory(config: RolloutConfig) -> WorldMemory:
     """Allocate both memories at their full capacity, holding nothing."""
     return WorldMemory(
         points=init_global_memory(config.point_capacity),
         stereo=init_spatial_memory(config.bank_capacity, config.height, config.width),
+        entries=init_entries(config.entry_config),
     )
 
 
@@ -119,6 +138,8 @@ def remember(
 ) -> WorldMemory:
     """Write frames into both memories, one after the other (row S26: one rollout updates both).
 
+    For use inside jit, as one scan; `remember_frames` is for plain Python.
+
     Args:
         config: the rollout's sizes.
         memory: the memories to extend.
@@ -131,24 +152,62 @@ def remember(
         The extended memories; what no longer fits is counted in their `overflow`.
     """
 
-    def add_points(points: GlobalGeometricMemory, frame):
-        image, frame_depth, w2c, intrinsics = frame
-        points = update_global_memory(
-            points, image, frame_depth, w2c, intrinsics, radius_ndc=config.point_radius_ndc
-        )
-        return points, None
+    def add(memory: WorldMemory, frame: tuple[Array, Array, Array, Array]):
+        return _remember_frame(config, memory, *frame, jnp.asarray(source, jnp.int32)), None
 
-    points, _ = jax.lax.scan(
-        add_points, memory.points, (images, depth, cameras.w2c, cameras.intrinsics)
-    )
-    stereo = insert_keyframes(
-        memory.stereo, images, depth, cameras.w2c, cameras.intrinsics, source=source
-    )
-    return WorldMemory(points=points, stereo=stereo)
+    frames = (images, depth, cameras.w2c, cameras.intrinsics)
+    return jax.lax.scan(add, memory, frames)[0]
 
 
-# Compiled even when called from plain Python, where its many small operations start slowly.
+def remember_frames(
+    config: RolloutConfig,
+    memory: WorldMemory,
+    images: Float[Array, "f h w 3"],
+    depth: Float[Array, "f h w"],
+    cameras: Cameras,
+    source: Int[Array, ""] | int,
+) -> WorldMemory:
+    """`remember`, frame by frame from plain Python: one small program for any number of frames."""
+    for frame in zip(images, depth, cameras.w2c, cameras.intrinsics, strict=True):
+        memory = _remember_frame(config, memory, *frame, jnp.asarray(source, jnp.int32))
+    return memory
+
+
 @functools.partial(jax.jit, static_argnames="config")
+def _remember_frame(
+    config: RolloutConfig,
+    memory: WorldMemory,
+    image: Float[Array, "h w 3"],
+    depth: Float[Array, "h w"],
+    w2c: Float[Array, "4 4"],
+    intrinsics: Float[Array, "3 3"],
+    source: Int[Array, ""],
+) -> WorldMemory:
+    stereo = memory.stereo
+    # A view's number in the entries' bitsets is its slot among the keyframes, also when the same
+    # view comes again; those without room have numbers beyond.
+    known = same_camera(w2c, stereo.w2c, stereo.valid & (stereo.source == source))
+    slot = jnp.where(known.any(), jnp.argmax(known), stereo.count + stereo.overflow)
+    frame = make_entry_frame(
+        image, depth, w2c, intrinsics, view=slot.astype(jnp.int32), source=source
+    )
+    return WorldMemory(
+        points=update_global_memory(
+            memory.points, image, depth, w2c, intrinsics, radius_ndc=config.point_radius_ndc
+        ),
+        stereo=insert_keyframes(
+            stereo,
+            image[None],
+            depth[None],
+            w2c[None],
+            intrinsics[None],
+            confidence=frame.confidence[None],
+            source=source,
+        ),
+        entries=update_entries(memory.entries, frame),
+    )
+
+
 def init_memory(
     config: RolloutConfig,
     image: Float[Array, "h w 3"],
@@ -166,7 +225,7 @@ def init_memory(
         intrinsics: pixels.
     """
     cameras = Cameras(w2c=w2c[None], intrinsics=intrinsics[None])
-    return remember(config, empty_memory(config), image[None], depth[None], cameras, source=0)
+    return remember_frames(config, empty_memory(config), image[None], depth[None], cameras, 0)
 
 
 def same_camera(

@@ -1,0 +1,104 @@
+"""A rollout compiled ahead of its first clip, its stages side by side on the cores there are.
+
+`make_rollout` is one program: right for a notebook and inside other programs, but a compiler works
+on one program mostly by one core. A command that makes one or two clips spends most of its time
+waiting for it, so it compiles the three stages apart, at once, and while it reads its input.
+"""
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from worldstereo_jax.array_types import Array, PyTree
+from worldstereo_jax.sampling.conditions import Conditions, gather_conditions
+from worldstereo_jax.sampling.rollout import Clip, complete_depth, generate_clip, keyframes_of
+from worldstereo_jax.sampling.world import (
+    Cameras,
+    RolloutConfig,
+    World,
+    WorldMemory,
+    WorldParams,
+    empty_memory,
+    remember_frames,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledRollout:
+    """The compiled stages of a clip: `gather_conditions`, `generate_clip`, `complete_depth`."""
+
+    config: RolloutConfig
+    gather: Callable[..., Any]
+    generate: Callable[..., Any]
+    complete: Callable[..., Any]
+
+    def __call__(
+        self,
+        params: WorldParams,
+        memory: WorldMemory,
+        cameras: Cameras,
+        key: Array,
+        *,
+        alter: Callable[[Conditions], Conditions] = lambda conditions: conditions,
+    ) -> tuple[Clip, WorldMemory]:
+        """One clip and the memory after it, as `make_rollout` makes them.
+
+        Args:
+            params, memory, cameras, key: of the shapes that were compiled for.
+            alter: changes what the model is told, for instance `without_stereo`.
+        """
+        conditions, guidance = self.gather(params.vae, memory, cameras)
+        video = self.generate(params, alter(conditions), guidance, key)
+        depth = self.complete(params, video, guidance.depth)
+        clip = Clip(video=video, depth=depth, cameras=cameras, guidance=guidance)
+        frames = keyframes_of(self.config, clip)
+        return clip, remember_frames(self.config, memory, *frames, memory.stereo.count)
+
+
+def compile_rollout(
+    world: World, params: PyTree, *, on_step: Callable[[int], None] | None = None
+) -> CompiledRollout:
+    """Compile a world's rollout for its memory and paths of its length.
+
+    Args:
+        world: networks and sizes; memories must have the sizes of `empty_memory`.
+        params: its `WorldParams`, or their shapes and types.
+        on_step: called on the host with the index of each finished denoising step.
+    """
+    config = world.rollout
+    memory = jax.eval_shape(lambda: empty_memory(config))
+
+    def gather(vae: PyTree, memory: WorldMemory, cameras: Cameras):
+        return gather_conditions(world, vae, memory, cameras)
+
+    def generate(params: WorldParams, conditions, guidance, key: Array) -> Array:
+        return generate_clip(world, params, conditions, guidance, key, on_step=on_step)
+
+    def complete(params: WorldParams, video: Array, known: Array) -> Array:
+        return complete_depth(world, params, video, known)
+
+    def path() -> Cameras:
+        frames = config.frames
+        return Cameras(w2c=jnp.zeros((frames, 4, 4)), intrinsics=jnp.zeros((frames, 3, 3)))
+
+    params = jax.eval_shape(lambda x: x, params)
+    cameras = jax.eval_shape(path)
+    video = jax.ShapeDtypeStruct((config.frames, config.height, config.width, 3), "float32")
+    conditions, guidance = jax.eval_shape(gather, params.vae, memory, cameras)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    programs = (
+        (gather, (params.vae, memory, cameras)),
+        (generate, (params, conditions, guidance, key)),
+        (complete, (params, video, guidance.depth)),
+    )
+
+    def compiled(program: tuple[Callable[..., Any], tuple[Any, ...]]) -> Callable[..., Any]:
+        function, arguments = program
+        return jax.jit(function).lower(*arguments).compile()
+
+    with concurrent.futures.ThreadPoolExecutor(len(programs)) as pool:
+        return CompiledRollout(config, *pool.map(compiled, programs))
