@@ -146,13 +146,13 @@ def main() -> None:
             ]
         )
         summary = (
-            f"One denoising step with dense attention, {tokens} target tokens and {VIEWS} references of "
-            f"{ROWS * COLUMNS // 4} tokens each, {billions:.2f} B parameters in bfloat16, split "
-            f"over the chips by heads and hidden channels. Traced on abstract values in "
-            f"{seconds:.1f} s. Compiled by XLA:TPU for slices that are not there; gigabytes "
-            "(10^9) per chip as the compiled program states them. The machine was shared with "
-            "other jobs. Not compiled here: the whole model with the correspondence pattern, and one "
-            "H200."
+            f"One denoising step with dense attention, {tokens} target tokens and {VIEWS} "
+            f"references of {ROWS * COLUMNS // 4} tokens each, {billions:.2f} B parameters in "
+            "bfloat16, split over the chips by heads and hidden channels. Traced on abstract "
+            f"values in {seconds:.1f} s. Compiled by XLA:TPU for slices that are not there; "
+            "gigabytes (10^9) per chip as the compiled program states them. The machine was "
+            "shared with other jobs. Not compiled here: the whole model with the correspondence "
+            "pattern, and one H200."
         )
         # After every slice: a later one may take the whole machine down.
         write_section(
