@@ -16,6 +16,7 @@ from pallas_kernels.packing import pack_partial_tiles, pack_soft_tiles
 from pallas_kernels.soft_fill import SoftFill
 
 __all__ = [
+    "WEAKEST",
     "KernelTables",
     "RowTables",
     "kernel_tables",
@@ -26,6 +27,8 @@ __all__ = [
     "strength_slope",
 ]
 
+# Biases below this are those of an infinite strength, which excludes.
+WEAKEST = -1e20
 _LOG2E = math.log2(math.e)
 # An infinite strength, as a factor that leaves a penalty of 0 alone.
 _STRONGEST = 1e30

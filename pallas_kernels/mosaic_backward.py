@@ -20,6 +20,7 @@ from pallas_kernels.mosaic_kernels import (
     LOG2_E,
     Rows,
     Static,
+    constant,
     mask_logits,
     product,
     read,
@@ -40,16 +41,16 @@ def _words(rows: Rows, buffer: Any, part: Array, warpgroup: Array) -> Array:
 
 
 def _walk(rows: Rows, stages: int, step: Callable[..., None]) -> None:
-    """`step(part, stage, masked)` for all listed half tiles, those with a mask first."""
+    """`step(entry, part, stage, masked)` for all listed half tiles, those with a mask first."""
 
     def loop(low, high, masked):
         def one(at, stage, _):
-            step(lax.rem(at, jnp.int32(PARTS)), stage, masked)
+            step(lax.div(at, jnp.int32(PARTS)), lax.rem(at, jnp.int32(PARTS)), stage, masked)
             return _
 
         stage_loop(low * PARTS, high * PARTS, one, None, stages)
 
-    if rows.words is not None:
+    if rows.masked:
         loop(jnp.int32(0), rows.partial, True)
     loop(rows.partial, rows.count, False)
 
@@ -94,10 +95,12 @@ def _operand(static: Static, value: Array, buffer: Any) -> Any:
     return buffer
 
 
-def backward_q_body(static: Static, rows: Rows, q, k, v, d_out, lse, delta, dq, scoped: Any):
-    """dq [b, t, heads, d] of a row of 128 queries."""
+def backward_q_body(static: Static, rows: Rows, q, k, v, d_out, lse, delta, dq, *rest: Any):
+    """dq [b, t, heads, d] of a row of 128 queries; of a soft mask the strength's slope by row."""
+    *slope, scoped = rest
     buffers, ready, released = scoped
-    q_smem, d_smem, k_smem, v_smem, lse_smem, delta_smem, words_smem, weights_smem = buffers
+    q_smem, d_smem, k_smem, v_smem, lse_smem, delta_smem, words_smem, weights_smem = buffers[:8]
+    slope_smem = buffers[8]
     own_ready, k_ready, v_ready, words_ready = ready
     k_released, v_released = released
     warpgroup = lax.axis_index("wg")
@@ -117,20 +120,31 @@ def backward_q_body(static: Static, rows: Rows, q, k, v, d_out, lse, delta, dq, 
         top = read(lse_smem.at[warpgroup], per_row) * LOG2_E
         offset = read(delta_smem.at[warpgroup], per_row)
         shape = (HALF, HALF)
+        if rows.soft:
+            slope_smem[warpgroup] = constant(0.0, (HALF,))
 
         def run(found):
-            def step(part, stage, masked):
+            def step(entry, part, stage, masked):
                 plgpu.barrier_wait(k_ready.at[stage])
+                if masked and rows.soft:
+                    bias, steep = rows.constraint(entry, warpgroup, part * HALF, HALF)
                 logits = product(own_q, k_smem.at[stage].transpose((1, 0)), shape)
-                if masked:
+                factor = static.scale * LOG2_E
+                if masked and rows.soft:
+                    logits, factor = logits * factor + bias, 1.0
+                elif masked:
                     plgpu.barrier_wait(words_ready.at[stage])
                     words = _words(rows, words_smem.at[stage], part, warpgroup)
                     logits = mask_logits(logits, words)
-                weights = jnp.exp2(logits * (static.scale * LOG2_E) - spread(top, shape))
+                weights = jnp.exp2(logits * factor - spread(top, shape))
                 plgpu.barrier_wait(v_ready.at[stage])
                 d_weights = product(own_d, v_smem.at[stage].transpose((1, 0)), shape)
                 plgpu.barrier_arrive(v_released.at[stage])
-                d_logits = (weights * (d_weights - spread(offset, shape))).astype(k.dtype)
+                d_logits = weights * (d_weights - spread(offset, shape))
+                if masked and rows.soft:
+                    sums = read(slope_smem.at[warpgroup], per_row)
+                    slope_smem[warpgroup] = sums + (d_logits * steep).sum(axis=1)
+                d_logits = d_logits.astype(k.dtype)
                 left = _operand(static, d_logits, weights_smem and weights_smem.at[warpgroup])
                 plgpu.wgmma(found, left, k_smem.at[stage])
                 plgpu.wgmma_wait(0)
@@ -143,6 +157,8 @@ def backward_q_body(static: Static, rows: Rows, q, k, v, d_out, lse, delta, dq, 
         own_q[...] = (found * static.scale).astype(dq.dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(own_q, rows.tokens(dq, start, HALF))
+        for each in slope:
+            plgpu.copy_smem_to_gmem(slope_smem.at[warpgroup], rows.values(each, start, HALF))
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(warpgroup == COMPUTE)
@@ -166,7 +182,7 @@ def backward_kv_body(static: Static, rows: Rows, q, k, v, d_out, lse, delta, dk,
     All matrices are keys by queries, so that the products take the weights as they are.
     """
     buffers, ready, released = scoped
-    k_smem, v_smem, q_smem, d_smem, lse_smem, delta_smem, words_smem, weights_smem = buffers
+    k_smem, v_smem, q_smem, d_smem, lse_smem, delta_smem, words_smem, weights_smem, _ = buffers
     own_ready, q_ready, d_ready, words_ready = ready
     q_released, d_released = released
     warpgroup = lax.axis_index("wg")
@@ -183,19 +199,26 @@ def backward_kv_body(static: Static, rows: Rows, q, k, v, d_out, lse, delta, dk,
         per_column, shape = plgpu.Layout.WGMMA.reduce(0), (HALF, HALF)
 
         def run(found_k, found_v):
-            def step(part, stage, masked):
+            def step(entry, part, stage, masked):
                 plgpu.barrier_wait(q_ready.at[stage])
                 logits = product(own_k, q_smem.at[stage].transpose((1, 0)), shape)
-                if masked:
+                if masked and not rows.soft:
                     plgpu.barrier_wait(words_ready.at[stage])
                     words = _words(rows, words_smem.at[stage], part, warpgroup)
                     logits = mask_logits(logits, words)
                 top = read(lse_smem.at[stage], per_column) * LOG2_E
-                weights = jnp.exp2(logits * (static.scale * LOG2_E) - spread(top, shape, 1))
+                logits = logits * (static.scale * LOG2_E) - spread(top, shape, 1)
+                if masked and rows.soft:
+                    # Only now: beside the sums of dk and dv registers are few.
+                    bias, _ = rows.constraint(entry, warpgroup, part * HALF, HALF)
+                    logits = logits + bias
+                weights = jnp.exp2(logits)
                 buffer = weights_smem and weights_smem.at[warpgroup]
                 plgpu.barrier_wait(d_ready.at[stage])
                 left = _operand(static, weights.astype(d_out.dtype), buffer)
                 plgpu.wgmma(found_v, left, d_smem.at[stage])
+                if rows.soft:  # frees the operand's registers, which are few
+                    plgpu.wgmma_wait(0)
                 d_weights = product(own_v, d_smem.at[stage].transpose((1, 0)), shape)
                 offset = read(delta_smem.at[stage], per_column)
                 plgpu.barrier_arrive(d_released.at[stage])

@@ -15,7 +15,9 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.kernel_tables import WEAKEST
 from pallas_kernels.mosaic_tables import TILE
+from pallas_kernels.soft_fill import decode
 
 __all__ = ["COMPUTE", "LOG2_E", "Rows", "Static", "forward_body"]
 
@@ -46,14 +48,20 @@ class Static:
 class Rows:
     """The row of tiles that a program owns: which it is, and what it visits."""
 
-    def __init__(self, tables: Any, words: Any):
+    def __init__(self, tables: Any, words: Any = None, pairs: Any = None, numbers: Any = None):
         order, self._index, self._slot, count, partial = tables
-        self.words = words
+        self.words, self._pairs = words, pairs
+        self.soft = pairs is not None
+        self.masked = words is not None or self.soft
         self.batch, self.head = lax.axis_index("batch"), lax.axis_index("heads")
         at = self._shared(order)
         self.row = order[(*at, lax.axis_index("rows"))]
         self.count = count[(*at, self.row)]
-        self.partial = jnp.int32(0) if words is None else partial[(*at, self.row)]
+        self.partial = partial[(*at, self.row)] if self.masked else jnp.int32(0)
+        if self.soft:
+            # Once a row: within the loop the addresses would want registers.
+            at = self._shared(numbers)
+            self._numbers = [numbers[(*at, jnp.int32(i))] for i in range(3)]
 
     def _shared(self, table: Any) -> tuple[Any, Any]:
         """Sample and head of a table that may be shared by all samples or heads."""
@@ -73,10 +81,28 @@ class Rows:
         """Values of ref [b, heads, t]."""
         return ref.at[self.batch, self.head, pl.ds(start, size)]
 
+    def _slot_of(self, entry: Array) -> Array:
+        return self._slot[(*self._shared(self._slot), self.row, entry)]
+
     def bits(self, entry: Array) -> Any:
         """Words [64, 8] of a listed partial tile."""
-        slot = self._slot[(*self._shared(self._slot), self.row, entry)]
-        return self.words.at[(*self._shared(self.words), slot)]
+        return self.words.at[(*self._shared(self.words), self._slot_of(entry))]
+
+    def constraint(self, entry: Array, warpgroup: Array, first: Any, n: int) -> tuple[Array, Array]:
+        """A partial tile's constraint on the warpgroup's rows and n columns from `first`, [64, n].
+
+        The bias of logits in base 2, -inf where a pair is excluded; and the slope of natural logits
+        by the strength. To be asked for before the logits are there: both want registers.
+        """
+        rows, columns = pl.ds(warpgroup * HALF, HALF), pl.ds(first, n)
+        source = self._pairs.at[(*self._shared(self._pairs), self._slot_of(entry), rows, columns)]
+        # jax 0.10 has another signature; the kernels need 0.11.
+        found = plgpu.load(source, layout=plgpu.Layout.WGMMA, optimized=False)  # pyright: ignore[reportCallIssue]
+        attraction, penalty, allowed = decode(found)
+        weight, factor, share = self._numbers
+        bias = weight * attraction - factor * penalty
+        bias = jnp.where(allowed & (bias > WEAKEST), bias, -jnp.inf)
+        return bias, share * attraction - penalty
 
 
 def product(a: Any, b: Any, shape: tuple[int, int]) -> Array:
@@ -148,20 +174,25 @@ def forward_body(static: Static, rows: Rows, q, k, v, out, lse, scoped: Any) -> 
         def step(entry, stage, carry, *, masked):
             top, total, found = carry
             plgpu.barrier_wait(k_ready.at[stage])
-            if masked:
+            if masked and not rows.soft:
                 plgpu.barrier_wait(words_ready.at[stage])
                 words = read(words_smem.at[stage], plgpu.Layout.WGMMA)
                 words = lax.shift_right_logical(words, 16 * warpgroup)
+            if masked and rows.soft:
+                bias, _ = rows.constraint(entry, warpgroup, 0, TILE)
             logits = product(own, k_smem.at[stage].transpose((1, 0)), (HALF, TILE))
             change_turn()
             plgpu.barrier_arrive(k_released.at[stage])
-            if masked:
+            factor = static.scale * LOG2_E
+            if masked and rows.soft:
+                logits, factor = logits * factor + bias, 1.0
+            elif masked:
                 logits = mask_logits(logits, words)
-            new_top = jnp.maximum(top, logits.max(axis=1) * (static.scale * LOG2_E))
+            new_top = jnp.maximum(top, logits.max(axis=1) * factor)
             # A row that has seen nothing keeps -inf, which must not meet itself in a difference.
             base = jnp.where(new_top > -jnp.inf, new_top, 0.0) if masked else new_top
             decay = jnp.exp2(top - base)
-            weights = jnp.exp2(logits * (static.scale * LOG2_E) - spread(base, logits.shape))
+            weights = jnp.exp2(logits * factor - spread(base, logits.shape))
             total = total * decay + weights.sum(axis=1)
             weights = weights.astype(v.dtype)
             if static.take_turns:
@@ -189,7 +220,7 @@ def forward_body(static: Static, rows: Rows, q, k, v, out, lse, scoped: Any) -> 
 
             return stage_loop(low, high, one, carry, static.stages)
 
-        if rows.words is not None:
+        if rows.masked:
             carry = walk(0, rows.partial, carry, masked=True)
         top, total, found = walk(rows.partial, rows.count, carry, masked=False)
         pl.when(warpgroup == 0)(change_turn)

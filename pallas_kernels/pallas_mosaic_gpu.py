@@ -1,8 +1,9 @@
 """Block-sparse attention for Hopper by Mosaic GPU: TMA copies, wgmma, warp specialisation.
 
 A program owns a row of 128 queries (for dk and dv: keys), reads the length of the row's list from
-memory, and visits its listed tiles only: those with a mask first, then the full ones without. Rows
-start longest first. Two warpgroups compute, taking turns at the tensor cores, and a third copies.
+memory, and visits its listed tiles only: those with a mask first, by bits or by a soft constraint's
+numbers, then the full ones without. Rows start longest first. Two warpgroups compute, taking turns
+at the tensor cores, and a third copies.
 """
 
 import functools
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from pallas_kernels.block_mask import BlockMask
 from pallas_kernels.compat import output_like, reduce_like
 from pallas_kernels.folding import fold_vmap
+from pallas_kernels.kernel_tables import strength_numbers, strength_slope
 from pallas_kernels.mosaic_backward import backward_kv_body, backward_q_body
 from pallas_kernels.mosaic_kernels import COMPUTE, HALF, Rows, Static, forward_body
 from pallas_kernels.mosaic_tables import TILE, MosaicTables, mosaic_tables
@@ -30,8 +32,6 @@ HEAD_DIMS = (64, 128)
 
 def cannot_take_mosaic_gpu(q: Any, k: Any, mask: BlockMask) -> str:
     """Why these operands cannot run, by their shapes and the mask's kind; empty when they can."""
-    if mask.soft:
-        return "it takes hard masks only, and this one is soft"
     if TILE % mask.tile_q or TILE % mask.tile_k:
         return f"the mask's tiles must divide {TILE}, and they are {mask.tile_q}x{mask.tile_k}"
     if q.shape[-1] not in HEAD_DIMS:
@@ -58,7 +58,7 @@ def mosaic_gpu_attention(
         reason = f"v needs the head size of q, {q.shape[-1]}, and it has {v.shape[-1]}"
     if reason:
         raise ValueError(f"implementation 'pallas_mosaic_gpu' cannot run: {reason}")
-    return _attention((Static(float(scale)), False), q, k, v, mosaic_tables(mask))
+    return _attention((Static(float(scale)), False), q, k, v, mask.strength, mosaic_tables(mask))
 
 
 def interpreted_attention(
@@ -73,8 +73,6 @@ def interpreted_attention(
     Takes float32 and any head size too, by padding; tokens are padded to whole tiles, because the
     interpreter has no reads beyond an array's end, which TMA answers with zeros.
     """
-    if mask.soft:
-        raise ValueError("implementation 'pallas_mosaic_gpu' cannot run: it takes no soft mask")
     size = next(d for d in HEAD_DIMS if d >= max(q.shape[-1], v.shape[-1]))
 
     def pad(x: Array) -> Array:
@@ -82,23 +80,24 @@ def interpreted_attention(
         return jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, size - x.shape[-1])))
 
     static = Static(float(scale), through_smem=True), True
-    out, lse = _attention(static, pad(q), pad(k), pad(v), mosaic_tables(mask))
+    out, lse = _attention(static, pad(q), pad(k), pad(v), mask.strength, mosaic_tables(mask))
     return out[:, : q.shape[1], :, : v.shape[-1]], lse[:, : q.shape[1]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(static, q, k, v, tables):
-    return _attention_forward(static, q, k, v, tables)[0]
+def _attention(static, q, k, v, strength, tables):
+    return _attention_forward(static, q, k, v, strength, tables)[0]
 
 
-def _attention_forward(static, q, k, v, tables):
-    out, lse = fold_vmap(functools.partial(_forward, *static))(q, k, v, tables[0])
+def _attention_forward(static, q, k, v, strength, tables):
+    run = fold_vmap(functools.partial(_forward, *static))
+    out, lse = run(q, k, v, strength, tables[0])
     shown = jnp.swapaxes(lse[..., : q.shape[1]], 1, 2)
-    return (out, shown), (q, k, v, tables, out, lse)
+    return (out, shown), (q, k, v, strength, tables, out, lse)
 
 
 def _attention_backward(static, saved, cotangents):
-    q, k, v, (query_tables, key_tables), out, lse = saved
+    q, k, v, strength, (query_tables, key_tables), out, lse = saved
     d_out, d_lse = cotangents
     delta = jnp.einsum("bthd,bthd->bht", d_out.astype(jnp.float32), out.astype(jnp.float32))
     delta = delta - jnp.swapaxes(d_lse, 1, 2)
@@ -107,11 +106,11 @@ def _attention_backward(static, saved, cotangents):
     padding = ((0, 0), (0, 0), (0, extra))
     some = (lse > -jnp.inf) & (jnp.arange(lse.shape[-1]) < delta.shape[-1])[None, None]
     delta = jnp.where(some, jnp.pad(delta, padding), 0.0)
-    rows = (q, k, v, d_out.astype(q.dtype), jnp.where(some, lse, jnp.inf), delta)
-    dq = fold_vmap(functools.partial(_backward_q, *static))(*rows, query_tables)
+    rows = (q, k, v, d_out.astype(q.dtype), jnp.where(some, lse, jnp.inf), delta, strength)
+    dq, *slope = fold_vmap(functools.partial(_backward_q, *static))(*rows, query_tables)
     dk, dv = fold_vmap(functools.partial(_backward_kv, *static))(*rows, key_tables)
     dq, dk, dv = (reduce_like(*pair) for pair in ((dq, q), (dk, k), (dv, v)))
-    return dq, dk, dv, None
+    return dq, dk, dv, None if strength is None else strength_slope(slope[0], strength), None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
@@ -123,7 +122,7 @@ def _tiles(shape: tuple[int, ...], dtype: Any) -> Any:
     return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(128)))
 
 
-def _forward(static: Static, interpret: bool, q, k, v, tables: MosaicTables):
+def _forward(static: Static, interpret: bool, q, k, v, strength, tables: MosaicTables):
     """Output, and LSE of whole tiles [b, heads, t]."""
     b, _, heads, d = q.shape
     n, dtype, count = static.stages, q.dtype, tables.rows.count.shape[2]
@@ -141,7 +140,7 @@ def _forward(static: Static, interpret: bool, q, k, v, tables: MosaicTables):
         plgpu.Barrier(num_arrivals=COMPUTE),
     )
     outputs = [(q.shape, dtype), ((b, heads, count * TILE), jnp.float32)]
-    return _run(forward_body, static, interpret, tables, (q, k, v), outputs, scratch)
+    return _run(forward_body, static, interpret, tables, strength, (q, k, v), outputs, scratch)
 
 
 def _backward_scratch(
@@ -155,9 +154,11 @@ def _backward_scratch(
     own, visited = _tiles((COMPUTE, HALF, d), dtype), _tiles((n, HALF, d), dtype)
     per_row = plgpu.SMEM((n if inverse else COMPUTE, HALF), jnp.float32)
     weights = _tiles((COMPUTE, HALF, HALF), dtype) if static.through_smem else None
+    some = tables.pairs is not None and not inverse
+    slope = plgpu.SMEM((COMPUTE, HALF), jnp.float32) if some else None
     own_copies, copies = (2, 2) if inverse else (4, 1)
     return (
-        (own, own, visited, visited, per_row, per_row, _words(tables, n), weights),
+        (own, own, visited, visited, per_row, per_row, _words(tables, n), weights, slope),
         (
             plgpu.Barrier(num_arrivals=own_copies, num_barriers=COMPUTE),
             plgpu.Barrier(num_arrivals=copies, num_barriers=n),
@@ -168,16 +169,18 @@ def _backward_scratch(
     )
 
 
-def _backward_q(static, interpret, q, k, v, d_out, lse, delta, tables):
+def _backward_q(static, interpret, q, k, v, d_out, lse, delta, strength, tables):
     scratch = _backward_scratch(static, tables, q.shape[-1], q.dtype, inverse=False)
     operands, outputs = (q, k, v, d_out, lse, delta), [(q.shape, q.dtype)]
-    return _run(backward_q_body, static, interpret, tables, operands, outputs, scratch)[0]
+    if strength is not None:
+        outputs.append((lse.shape, jnp.float32))
+    return _run(backward_q_body, static, interpret, tables, strength, operands, outputs, scratch)
 
 
-def _backward_kv(static, interpret, q, k, v, d_out, lse, delta, tables):
+def _backward_kv(static, interpret, q, k, v, d_out, lse, delta, strength, tables):
     scratch = _backward_scratch(static, tables, q.shape[-1], q.dtype, inverse=True)
     operands, outputs = (q, k, v, d_out, lse, delta), [(k.shape, k.dtype), (v.shape, v.dtype)]
-    return _run(backward_kv_body, static, interpret, tables, operands, outputs, scratch)
+    return _run(backward_kv_body, static, interpret, tables, strength, operands, outputs, scratch)
 
 
 def _words(tables: MosaicTables, stages: int) -> Any:
@@ -191,6 +194,7 @@ def _run(
     static: Static,
     interpret: bool,
     tables: MosaicTables,
+    strength: Array | None,
     operands: tuple[Array, ...],
     outputs: list[Any],
     scratch: Any,
@@ -198,14 +202,18 @@ def _run(
     """Run a kernel body; outputs: shapes and dtypes."""
     rows = tables.rows
     lists = (rows.order, rows.index, rows.slot, rows.count, rows.partial)
-    words = () if tables.words is None else (tables.words,)
+    given: dict[str, Array] = {}
+    if tables.words is not None:
+        given["words"] = tables.words
+    if tables.pairs is not None and strength is not None:
+        given |= {"pairs": tables.pairs, "numbers": strength_numbers(strength)}
 
     def kernel(*refs):
-        bits = refs[len(lists)] if words else None
-        rest = refs[len(lists) + len(words) :]
+        rest = refs[len(lists) + len(given) :]
+        masks = dict(zip(given, refs[len(lists) :], strict=False))
 
         def run(*scoped):
-            body(static, Rows(refs[: len(lists)], bits), *rest, scoped)
+            body(static, Rows(refs[: len(lists)], **masks), *rest, scoped)
 
         pl.run_scoped(run, *scratch, collective_axes="wg")
 
@@ -215,7 +223,7 @@ def _run(
     batch, _, heads, _ = operands[0].shape
     call = plgpu.kernel(
         kernel,
-        out_type=[output_like(*each, operands, lists, words) for each in outputs],
+        out_type=[output_like(*each, operands, lists, given) for each in outputs],
         grid=(rows.count.shape[2], heads, batch),
         grid_names=("rows", "heads", "batch"),
         num_threads=COMPUTE + 1,
@@ -223,4 +231,4 @@ def _run(
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=mode,
     )
-    return tuple(call(*lists, *words, *operands))
+    return tuple(call(*lists, *given.values(), *operands))

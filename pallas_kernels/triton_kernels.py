@@ -13,6 +13,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from pallas_kernels.kernel_tables import WEAKEST
 from pallas_kernels.soft_fill import EXCLUDED_PAIR, decode
 
 __all__ = [
@@ -55,10 +56,6 @@ class KernelShape:
     def visit_parts(self) -> int:
         """Steps per listed tile."""
         return self.tile_q // self.block_q if self.inverse else self.tile_k // self.block_k
-
-
-# Biases below this are those of an infinite strength, which excludes.
-_WEAKEST = -1e20
 
 
 class Look(NamedTuple):
@@ -188,7 +185,7 @@ class _Program:
         at = self._shared(numbers)
         bias = numbers[(*at, 0)] * attraction - numbers[(*at, 1)] * penalty
         slope = numbers[(*at, 2)] * attraction - penalty
-        return Look(allowed & (bias > _WEAKEST), bias, slope)
+        return Look(allowed & (bias > WEAKEST), bias, slope)
 
     def _bits(self, slot: Array, rows: Any, column: Array) -> Array:
         """What a partial tile's bits allow: bool [the row's tokens, the block's]."""

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -45,16 +44,10 @@ class AttentionSuite:
     kinds: tuple[str, ...] = CASES
     tolerance = 2e-5
     soft_tolerance = 2e-5
-    # Whether the backend takes soft constraints; one that does not must refuse them.
-    soft = True
     # False where an interpreter does not know what varies over a mesh's axes.
     check_vma = True
 
     def check(self, problem, tolerance=None, wanted=None):
-        if problem.mask.soft and not self.soft:
-            with pytest.raises(ValueError, match=f"'{self.implementation}' cannot run: .*soft"):
-                compare(self.implementation, problem, wanted)
-            return
         errors = compare(self.implementation, problem, wanted)
         least = self.soft_tolerance if problem.mask.soft else self.tolerance
         limit = least if tolerance is None else tolerance
@@ -70,7 +63,7 @@ class AttentionSuite:
     def test_forward_and_gradients(self, kind):
         # Joint sequences hold 32 reference tokens first.
         self.check_kind(kind, **({"q_len": 56} if kind.startswith("joint") else {}))
-        if kind == "soft" and self.soft:
+        if kind == "soft":
             assert _wanted(kind).keys() >= {"d_strength", "dq", "lse"}
         # One mask for all samples.
         assert kind != "window" or _problem(kind).mask.batch == 1
@@ -132,8 +125,7 @@ class AttentionSuite:
         np.testing.assert_allclose(shared[1], apart, atol=self.tolerance)
 
     def test_shard_map_and_scan(self):
-        kind = "soft" if self.soft else "random"
-        problem = _problem(kind, seed=5, batch=8, head_dim=24, **SMALL)
+        problem = _problem("soft", seed=5, batch=8, head_dim=24, **SMALL)
         operands = tuple(problem[:4])
         auto = (jax.sharding.AxisType.Auto,)
         mesh = jax.make_mesh((8,), ("data",), axis_types=auto, devices=jax.devices("cpu")[:8])

@@ -22,7 +22,7 @@ def test_reads_the_compilers_report():
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(reason), reason=reason or "it can")
-@pytest.mark.parametrize("kind", ["bits"])
+@pytest.mark.parametrize("kind", ["bits", "soft"])
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_hopper_kernels_neither_spill_nor_serialise(head_dim, kind):
     arguments = gpu_compile.attention_arguments(

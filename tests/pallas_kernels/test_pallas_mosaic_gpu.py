@@ -10,7 +10,7 @@ from pallas_kernels import api, gpu_device
 from pallas_kernels.fills import BitFill
 from pallas_kernels.mosaic_tables import lane_words, mosaic_tables
 from pallas_kernels.pallas_mosaic_gpu import cannot_take_mosaic_gpu, interpreted_attention
-from pallas_kernels.selftest_cases import make_problem
+from pallas_kernels.selftest_cases import QUICK, make_problem
 from tests.pallas_kernels.attention_suite import AttentionSuite
 
 needs_interpreter = pytest.mark.skipif(
@@ -32,7 +32,8 @@ def interpreted():
 @pytest.mark.usefixtures("interpreted")
 class TestPallasMosaicGpu(AttentionSuite):
     implementation = "pallas_mosaic_gpu"
-    soft = False
+    kinds = (*QUICK, "joint_soft")  # all others are packed into bits like "joint"
+    soft_tolerance = 1e-3  # attraction and penalty are rounded to 16 bits
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
     def test_rows_of_several_tiles(self, dtype):
