@@ -217,6 +217,7 @@ def dump(variant: str, topology: str, folder: Path) -> None:
     """Compile a variant in a process of its own, which dumps into `folder`."""
     settings = {
         "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(RESULTS.parent.parent),
         "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
