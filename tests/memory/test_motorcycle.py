@@ -202,7 +202,7 @@ def test_half_of_the_fused_entries_in_8_bits_are_seen_where_they_are(strip, seen
 @pytest.mark.row("S34")
 def test_even_half_of_the_entries_hide_what_is_behind_them(strip, seen):
     found = strip.inside & np.asarray(
-        hidden_pixels(strip.depth, *strip.left_camera, seen.depth, *strip.right_camera)
+        jax.jit(hidden_pixels)(strip.depth, *strip.left_camera, seen.depth, *strip.right_camera)
     )
     both = (found & strip.hidden).sum()
     assert both / found.sum() > 0.9
@@ -213,7 +213,7 @@ def test_even_half_of_the_entries_hide_what_is_behind_them(strip, seen):
 @pytest.mark.row("S14")
 def test_patches_hold_the_true_match_of_nearly_all_queries(strip, seen):
     """Queries are pixels of the right view, of which the memory alone knows the depth."""
-    pixels, valid = dense_correspondence(
+    pixels, valid = jax.jit(dense_correspondence)(
         seen.depth, *strip.right_camera, strip.depth, *strip.left_camera
     )
     rows, columns = (BOTTOM - TOP) // 16, WIDTH // 16
