@@ -1,6 +1,9 @@
 """Settings that every test runs under."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Set before jax starts: eight simulated devices, so that sharding is tested on any machine; and
@@ -15,6 +18,12 @@ _GIVEN = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join(
     [_GIVEN, *(f"{name}={value}" for name, value in _FLAGS.items() if name not in _GIVEN)]
 ).strip()
+# What one test has compiled another one reads, also in the other worker processes, which inherit
+# the setting.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest

@@ -47,12 +47,12 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _arguments(room: Path) -> tuple[object, ...]:
-    return "--camera", "left", "--depth", room / "depth.npy", "--steps", 2, "--seed", 5
+    return "--camera", "left", "--depth", room / "depth.npy", "--seed", 5
 
 
 @pytest.fixture(scope="module")
 def first(room: Path) -> Path:
-    """Results of two denoising steps along "left"."""
+    """Results along "left"."""
     out = room / "first"
     _generate(room / "image.png", *_arguments(room), "--out", out)
     return out
@@ -107,9 +107,9 @@ def test_run_json_tells_what_was_done(first):
     record = json.loads((first / "run.json").read_text())
     assert record["command"] == "worldstereo generate"
     assert record["seed"] == 5
-    assert record["arguments"]["steps"] == 2
+    assert record["arguments"]["steps"] is None
     assert record["arguments"]["camera"] == "left"
-    assert record["rollout"]["steps"] == 2
+    assert record["rollout"]["steps"] == RolloutConfig().steps
     assert record["model"]["preset"] == "tiny"
     assert len(record["model"]["sha256"]) == 64
     assert record["versions"]["jax"]
@@ -137,6 +137,7 @@ def test_a_memory_is_continued_with_another_path(first, room):
         room / "image.png", "--camera", "right", "--memory", memory, "--steps", 2, "--out", out
     )
     assert before == {path.name: path.read_bytes() for path in memory.iterdir()}
+    assert json.loads((out / "run.json").read_text())["rollout"]["steps"] == 2
     old_points, old = load_memory(memory, model="tiny")
     points, stereo = load_memory(out / "memory", model="tiny")
     count = int(old.count)

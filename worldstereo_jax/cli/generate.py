@@ -124,15 +124,15 @@ def run(options: argparse.Namespace) -> None:
     reading = round(time.perf_counter() - started, 3)
 
     key = jax.random.key(options.seed)
+
+    def tell(step: int) -> None:
+        stages.note(f" step {step + 1} of {config.steps}")
+
     with Stages(2 * len(jobs) + 2) as stages, atomic_folder(options.out) as folder:
         stages.seconds["reading and loading"] = reading
         with stages.stage("beginning the memory"), ThreadPoolExecutor(1) as aside:
-            compiling = aside.submit(
-                compile_rollout,
-                world,
-                params,
-                on_step=lambda step: stages.note(f" step {step + 1} of {config.steps}"),
-            )
+            on_step = tell if config.steps > 1 else None
+            compiling = aside.submit(compile_rollout, world, params, on_step=on_step)
             if memory is None:
                 memory = begin_memory(
                     world,
