@@ -159,3 +159,30 @@ def test_lists_are_small_and_built_without_dense_arrays():
     lists = jax.tree.leaves((mask.keys, mask.queries))
     assert sum(x.size * x.dtype.itemsize for x in lists) < 0.01 * tokens**2
     assert f"{tokens}x{tokens}x" not in build.lower(query, query).as_text()
+
+
+def test_a_curved_surface_keeps_every_tile_that_holds_a_pair():
+    """Many tiles of nearly parallel normals, inside jit."""
+    rng = np.random.default_rng(0)
+    tokens, tile, radius = 700, 16, 0.08
+    x, y = rng.uniform(-1, 1, (2, tokens))
+    order = np.argsort(np.floor(8 * x) + 0.1 * y)
+    x, y = x[order], y[order]
+    position = np.stack([x, y, 0.3 * np.sin(3 * x)], -1).astype(np.float32)
+    normal = np.stack([-0.9 * np.cos(3 * x), 0 * x, 1 + 0 * x], -1)
+    normal += 0.02 * rng.normal(size=normal.shape)
+    normal = (normal / np.linalg.norm(normal, axis=-1, keepdims=True)).astype(np.float32)
+    geometry = pk.make_token_geometry(
+        jnp.asarray(position)[None],
+        radius=jnp.full((1, tokens), radius),
+        normal=jnp.asarray(normal)[None],
+        views=2,
+    )
+    near = np.linalg.norm(position[:, None] - position[None], axis=-1) < 0.999 * radius
+    allowed = near & (normal @ normal.T > 0.51)
+    tiles = -(-tokens // tile)
+    padded = np.zeros((tiles * tile, tiles * tile), bool)
+    padded[:tokens, :tokens] = allowed
+    wanted = padded.reshape(tiles, tile, tiles, tile).any((1, 3))
+    mask = pk.from_geometry(geometry, geometry, tile_q=tile, tile_k=tile)
+    assert not (wanted & (np.asarray(mask.state())[0, 0] == 0)).any()

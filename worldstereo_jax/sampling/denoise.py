@@ -78,9 +78,11 @@ def model_inputs(
     )
     text = jnp.zeros((batch, 1, config.text_dim), noisy_latent.dtype)
     seen, wanted = conditions.reference_geometry, conditions.target_geometry
-    # One curve through the world for both sequences: tiles of either meet few of the other.
+    # One curve through the world for both sequences: tiles of either meet few of the other. Views
+    # stay together, since each attends to all of itself.
     box = bounding_box(seen, wanted)
-    seen_order, wanted_order = order_tokens(seen, box=box), order_tokens(wanted, box=box)
+    seen_order = order_tokens(seen, box=box, major=seen.frame)
+    wanted_order = order_tokens(wanted, box=box)
     return Inputs(
         args=(latent, timestep, text, None),
         kwargs={
