@@ -111,9 +111,10 @@ def evaluate_scene(
                 for metric, value in best_of(scores).items():
                     figures[clip_name, BEST, metric] = value
                 pictures[f"{clip_name} reprojection"] = videos["bilinear"]
-            clip, memory = clip_with(
-                variant, rollout, params, memory, cameras, jax.random.fold_in(key, number)
+            clip = clip_with(
+                variant, rollout.clip, params, memory, cameras, jax.random.fold_in(key, number)
             )
+            memory = rollout.remember(memory, clip)
             pictures[f"{clip_name} {variant}"] = clip.video
             for metric, value in frame_metrics(clip.video, truths[clip_name]).items():
                 figures[clip_name, variant, metric] = value

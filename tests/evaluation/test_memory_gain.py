@@ -18,13 +18,13 @@ from worldstereo_jax.sampling.world import WorldParams, empty_memory
 def test_variants_are_told_what_their_names_say(world, cameras):
     told = []
 
-    def rollout(params, memory, cameras, key, *, alter):
+    def make_clip(params, memory, cameras, key, *, alter):
         told.append(alter(example_conditions(world)))
-        return Clip(video=None, depth=None, cameras=cameras, guidance=None), memory
+        return Clip(video=None, depth=None, cameras=cameras, guidance=None)
 
     params = WorldParams(denoiser={}, vae={}, depth={})
     for name in VARIANTS:
-        clip_with(name, rollout, params, empty_memory(world.rollout), cameras, jax.random.key(0))
+        clip_with(name, make_clip, params, empty_memory(world.rollout), cameras, jax.random.key(0))
     flags = [(bool(c.global_enabled), bool(c.stereo_enabled)) for c in told]
     assert flags == [(True, True), (True, False), (False, False)]
 

@@ -171,7 +171,7 @@ def theirs(official):
 
 
 def as_torch(x):
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     return torch.from_numpy(np.array(x)).movedim(-1, 1)
 

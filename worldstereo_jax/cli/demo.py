@@ -88,24 +88,21 @@ def run(options: argparse.Namespace) -> None:
             rollout = compiling.result()
         with stages.stage("first clip"):
             path = Cameras(w2c=scene["w2c"], intrinsics=scene["intrinsics"])
-            first, memory = jax.block_until_ready(
-                clip_with(BOTH, rollout, params, memory, path, first_key)
-            )
+            first, memory = jax.block_until_ready(rollout(params, memory, path, first_key))
         path = Cameras(w2c=scene["revisit_w2c"], intrinsics=scene["revisit_intrinsics"])
-        clips, gain, final = {}, {}, memory
+        clips, gain = {}, {}
         for variant in VARIANTS:
             with stages.stage(f"second clip, {variant}"):
-                clip, after = clip_with(variant, rollout, params, memory, path, second_key)
+                clip = clip_with(variant, rollout.clip, params, memory, path, second_key)
                 clips[variant] = clip
                 gain[variant] = {
                     **revisit_metrics(scene, clip.video, first.video),
                     **frame_metrics(clip.video, scene["revisit_image"]),
                 }
-                final = after if variant == BOTH else final
         with stages.stage("writing"), atomic_folder(options.out) as folder:
             write_clip(folder / "first", first, "The first clip, from one image and its depth")
             write_clip(folder / "revisit", clips[BOTH], "The second clip, with both memories")
-            write_memory(folder, final, world.name)
+            write_memory(folder, rollout.remember(memory, clips[BOTH]), world.name)
             write_uint8_image(folder / "comparison.png", compare(scene, clips))
             write_run(
                 folder,

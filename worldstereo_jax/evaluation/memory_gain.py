@@ -30,19 +30,19 @@ LOWER_IS_BETTER = frozenset({"GMSD"})
 
 def clip_with(
     variant: str,
-    rollout: Callable[..., tuple[Clip, WorldMemory]],
+    make_clip: Callable[..., Clip],
     params: WorldParams,
     memory: WorldMemory,
     cameras: Cameras,
     key: Array,
-) -> tuple[Clip, WorldMemory]:
-    """One clip of a variant and the memory after it, by a `CompiledRollout` that serves all."""
+) -> Clip:
+    """One clip of a variant, by the `clip` of a `CompiledRollout`, which serves all variants."""
     by_points, by_views = (jnp.asarray(flag) for flag in VARIANTS[variant])
 
     def alter(conditions: Conditions) -> Conditions:
         return dataclasses.replace(conditions, global_enabled=by_points, stereo_enabled=by_views)
 
-    return rollout(params, memory, cameras, key, alter=alter)
+    return make_clip(params, memory, cameras, key, alter=alter)
 
 
 def frame_metrics(

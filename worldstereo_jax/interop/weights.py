@@ -55,11 +55,16 @@ def load_weights(
         flat = load_file(str(path))
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from error
-    params = {
+    return unflatten_dict(_in_float32(flat), sep="/"), metadata
+
+
+# One program: compiled one by one, the conversions of a hundred shapes take seconds.
+@jax.jit
+def _in_float32(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {
         name: value.astype(jnp.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
         for name, value in flat.items()
     }
-    return unflatten_dict(params, sep="/"), metadata
 
 
 def check_safetensors(path: str | os.PathLike[str]) -> dict[str, typing.Any]:

@@ -37,6 +37,13 @@ class CompiledRollout:
     complete: Callable[..., Any]
 
     def __call__(
+        self, params: WorldParams, memory: WorldMemory, cameras: Cameras, key: Array
+    ) -> tuple[Clip, WorldMemory]:
+        """One clip and the memory after it, as `make_rollout` makes them."""
+        clip = self.clip(params, memory, cameras, key)
+        return clip, self.remember(memory, clip)
+
+    def clip(
         self,
         params: WorldParams,
         memory: WorldMemory,
@@ -44,8 +51,8 @@ class CompiledRollout:
         key: Array,
         *,
         alter: Callable[[Conditions], Conditions] = lambda conditions: conditions,
-    ) -> tuple[Clip, WorldMemory]:
-        """One clip and the memory after it, as `make_rollout` makes them.
+    ) -> Clip:
+        """One clip.
 
         Args:
             params, memory, cameras, key: of the shapes that were compiled for.
@@ -54,9 +61,12 @@ class CompiledRollout:
         conditions, guidance = self.gather(params.vae, memory, cameras)
         video = self.generate(params, alter(conditions), guidance, key)
         depth = self.complete(params, video, guidance.depth)
-        clip = Clip(video=video, depth=depth, cameras=cameras, guidance=guidance)
+        return Clip(video=video, depth=depth, cameras=cameras, guidance=guidance)
+
+    def remember(self, memory: WorldMemory, clip: Clip) -> WorldMemory:
+        """The memory after a clip, as `write_back` leaves it."""
         frames = keyframes_of(self.config, clip)
-        return clip, remember_frames(self.config, memory, *frames, memory.stereo.count)
+        return remember_frames(self.config, memory, *frames, memory.stereo.count)
 
 
 def compile_rollout(
@@ -88,17 +98,14 @@ def compile_rollout(
     params = jax.eval_shape(lambda x: x, params)
     cameras = jax.eval_shape(path)
     video = jax.ShapeDtypeStruct((config.frames, config.height, config.width, 3), "float32")
-    conditions, guidance = jax.eval_shape(gather, params.vae, memory, cameras)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    programs = (
-        (gather, (params.vae, memory, cameras)),
-        (generate, (params, conditions, guidance, key)),
-        (complete, (params, video, guidance.depth)),
-    )
-
-    def compiled(program: tuple[Callable[..., Any], tuple[Any, ...]]) -> Callable[..., Any]:
-        function, arguments = program
-        return jax.jit(function).lower(*arguments).compile()
-
-    with concurrent.futures.ThreadPoolExecutor(len(programs)) as pool:
-        return CompiledRollout(config, *pool.map(compiled, programs))
+    gathering = jax.jit(gather).trace(params.vae, memory, cameras)
+    conditions, guidance = gathering.out_info
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        compiling = [pool.submit(lambda: gathering.lower().compile())]
+        for traced in (
+            jax.jit(generate).trace(params, conditions, guidance, key),
+            jax.jit(complete).trace(params, video, guidance.depth),
+        ):
+            compiling.append(pool.submit(lambda traced=traced: traced.lower().compile()))
+        return CompiledRollout(config, *(program.result() for program in compiling))

@@ -263,10 +263,18 @@ def add_entries(warped: Warped, entries: EntryBank, cameras: Cameras) -> Warped:
         cameras: the path.
     """
     _, height, width = warped.mask.shape
-    found = jax.lax.map(
-        lambda camera: warp_entries(entries, *camera, height=height, width=width),
-        (cameras.w2c, cameras.intrinsics),
-    )
+
+    def draw() -> Warped:
+        return jax.lax.map(
+            lambda camera: warp_entries(entries, *camera, height=height, width=width),
+            (cameras.w2c, cameras.intrinsics),
+        )
+
+    def nothing() -> Warped:
+        empty = jax.tree.map(jnp.zeros_like, warped)
+        return dataclasses.replace(empty, mask=jnp.ones_like(warped.mask))
+
+    found = jax.lax.cond(entries.valid.any(), draw, nothing)
     missing = (warped.mask > 0.5) & (found.mask < 0.5)
 
     def choose(old: Array, new: Array) -> Array:
