@@ -94,7 +94,10 @@ def with_gradient(attend: Callable[..., Any]) -> Any:
 def flex_program(operands: Sequence[jax.Array], tile: int) -> Callable[..., Program]:
     """FlexAttention on the same operands: (index, count) of a mask -> program."""
     import torch  # pyright: ignore[reportMissingImports]
-    from torch.nn.attention.flex_attention import BlockMask, flex_attention  # pyright: ignore[reportMissingImports]
+    from torch.nn.attention.flex_attention import (  # pyright: ignore[reportMissingImports]
+        BlockMask,
+        flex_attention,
+    )
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = getattr(torch, str(operands[0].dtype))
