@@ -9,6 +9,7 @@ from worldstereo_jax.memory.masks import (
     TOKEN,
     ViewSet,
     reference_block_mask,
+    token_geometries,
     token_geometry,
     token_surface,
     visibility_words,
@@ -193,3 +194,11 @@ def test_geometry_scales_with_the_world(room):
     assert np.quantile(gap / np.abs(plain.metric).max(-1, keepdims=True), 0.99) < 1e-2
     same = np.asarray(other.visibility == plain.visibility)
     assert same.mean() > 0.99
+
+
+def test_both_sides_at_once_are_what_they_are_one_by_one(room):
+    one, other = _views(room.bank), _views(room.target)
+    together = jax.jit(token_geometries)(one, other)
+    for found, wanted in zip(together, (_geometry(one, other), _geometry(other, one)), strict=True):
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

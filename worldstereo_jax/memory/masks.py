@@ -132,9 +132,37 @@ def token_geometry(views: ViewSet, others: ViewSet) -> TokenGeometry:
         views: the views whose tokens are described.
         others: the views on the other side of the attention.
     """
+    return _seen_by(_token_fields(views), others)
+
+
+def token_geometries(one: ViewSet, other: ViewSet) -> tuple[TokenGeometry, TokenGeometry]:
+    """`token_geometry` of either set of views before the other, as one computation.
+
+    Args:
+        one, other: views of one image size, both with a confidence or both without.
+    """
+    joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), one, other)
+    fields, count = _token_fields(joined), one.depth.shape[0]
+    first, second = (
+        jax.tree.map(lambda x, part=part: x[part], fields)
+        for part in (slice(count), slice(count, None))
+    )
+    return _seen_by(first, other), _seen_by(second, one)
+
+
+class _TokenFields(typing.NamedTuple):
+    """Of t tokens per view what `TokenGeometry` says of them, and `slack` [f, t] for visibility."""
+
+    position: Float[Array, "f t 3"]
+    metric: Float[Array, "f t 6"]
+    normal: Float[Array, "f t 3"]
+    log_weight: Float[Array, "f t"]
+    valid: Bool[Array, "f t"]
+    slack: Float[Array, "f t"]
+
+
+def _token_fields(views: ViewSet) -> _TokenFields:
     surface = token_surface(views)
-    frames, height, width = views.depth.shape
-    columns, rows = width // TOKEN, height // TOKEN
     position = jax.vmap(unproject)(surface.pixel, surface.depth, views.w2c, views.intrinsics)
     ray = position - camera_centers(views.w2c)[:, None]
     ray = ray / jnp.maximum(jnp.linalg.norm(ray, axis=-1, keepdims=True), 1e-9)
@@ -150,21 +178,34 @@ def token_geometry(views: ViewSet, others: ViewSet) -> TokenGeometry:
     )
     # A quarter of a token along the surface, in depth.
     slack = 0.25 * footprint / cosine + 2.0 * surface.spread
-    valid = (surface.known > 0.25) & views.valid[:, None]
-    frame = jnp.broadcast_to(jnp.arange(frames, dtype=jnp.int32)[:, None], valid.shape)
+    return _TokenFields(
+        position=position,
+        metric=metric,
+        normal=surface.normal,
+        log_weight=jnp.log(jnp.clip(surface.known * surface.confidence * cosine, 1e-3, 1.0)),
+        valid=(surface.known > 0.25) & views.valid[:, None],
+        slack=slack,
+    )
+
+
+def _seen_by(fields: _TokenFields, others: ViewSet) -> TokenGeometry:
+    """The tokens as one sequence, with the views among `others` that see them."""
+    frames, tokens = fields.valid.shape
+    frame = jnp.broadcast_to(jnp.arange(frames, dtype=jnp.int32)[:, None], fields.valid.shape)
 
     def flat(x: Array) -> Array:
-        return x.reshape(1, frames * rows * columns, *x.shape[2:])
+        return x.reshape(1, frames * tokens, *x.shape[2:])
 
+    position, slack = flat(fields.position)[0], flat(fields.slack)[0]
     return TokenGeometry(
-        position=flat(jnp.where(valid[..., None], position, 0.0)),
-        metric=flat(metric),
-        normal=flat(surface.normal),
-        log_weight=flat(jnp.log(jnp.clip(surface.known * surface.confidence * cosine, 1e-3, 1.0))),
-        segment=jnp.zeros((1, frames * rows * columns), jnp.int32),
+        position=flat(jnp.where(fields.valid[..., None], fields.position, 0.0)),
+        metric=flat(fields.metric),
+        normal=flat(fields.normal),
+        log_weight=flat(fields.log_weight),
+        segment=jnp.zeros((1, frames * tokens), jnp.int32),
         frame=flat(frame),
-        visibility=visibility_words(flat(position)[0], others, flat(slack)[0])[None],
-        valid=flat(valid),
+        visibility=visibility_words(position, others, slack)[None],
+        valid=flat(fields.valid),
     )
 
 

@@ -21,7 +21,7 @@ from worldstereo_jax.memory.entry_views import set_view
 from worldstereo_jax.memory.entry_warp import warp_entries
 from worldstereo_jax.memory.global_geometric import render_global_memory
 from worldstereo_jax.memory.hole_filling import fill_holes, row_prior
-from worldstereo_jax.memory.masks import ViewSet, token_geometry
+from worldstereo_jax.memory.masks import ViewSet, token_geometries
 from worldstereo_jax.memory.warping import Candidates, Warped, fuse_candidates, warp_candidates
 from worldstereo_jax.models.vae_tiny import encode_frames
 from worldstereo_jax.sampling.world import (
@@ -209,6 +209,7 @@ def gather_conditions(
     def unbatched(geometry: TokenGeometry) -> TokenGeometry:
         return jax.tree.map(lambda leaf: leaf[0], geometry)
 
+    target_geometry, reference_geometry = token_geometries(target_views, reference_views)
     on = jnp.ones((), bool)
     conditions = Conditions(
         w2c=cameras.w2c,
@@ -222,8 +223,8 @@ def gather_conditions(
         reference_valid=attended_valid,
         warped_features=features,
         warped_log_weight=log_weight,
-        target_geometry=unbatched(token_geometry(target_views, reference_views)),
-        reference_geometry=unbatched(token_geometry(reference_views, target_views)),
+        target_geometry=unbatched(target_geometry),
+        reference_geometry=unbatched(reference_geometry),
         global_enabled=on,
         stereo_enabled=on,
     )
