@@ -8,7 +8,7 @@ from jax import Array
 __all__ = ["output_like", "quick_compiler_options", "reduce_like", "vary_like"]
 
 
-def quick_compiler_options() -> dict[str, bool]:
+def quick_compiler_options() -> dict[str, Any]:
     """Options of XLA with which a program that runs only a few times is ready soonest.
 
     On a CPU jax 0.10 has two generations of emitters; the older one compiles our programs in two
