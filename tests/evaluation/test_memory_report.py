@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from worldstereo_jax.evaluation.memory_picture import memory_picture
-from worldstereo_jax.evaluation.memory_report import report_memory, shared_surface
+from worldstereo_jax.evaluation.memory_report import (
+    report_entries,
+    report_memory,
+    shared_surface,
+)
+from worldstereo_jax.memory.entries import EntryConfig, init_entries
+from worldstereo_jax.memory.entry_codec import quantise_entries
 from worldstereo_jax.memory.spatial_stereo import init_spatial_memory, insert_keyframes
 
 _H, _W = 32, 48
@@ -71,3 +77,20 @@ def test_any_memory_can_be_drawn(shifts):
     assert picture.shape[2] == 4
     assert picture.dtype == np.uint8
     assert len(np.unique(picture.reshape(-1, 4), axis=0)) > 20
+
+
+def test_entries_are_reported_alike_however_they_are_stored():
+    bank = init_entries(EntryConfig(6, widths=(4, 3)))
+    bank = bank.replace(
+        valid=bank.valid.at[:4].set(True),
+        views=bank.views.at[0, 0].set(7).at[1:4, 0].set(2),
+        confidence=bank.confidence.at[:4].set(0.55),
+        features=(bank.features[0].at[:3].set(0.5), bank.features[1].at[:6].set(0.25)),
+        count=jnp.asarray(4, jnp.int32),
+    )
+    plain, small = report_entries(bank), report_entries(quantise_entries(bank))
+    for report in (plain, small):
+        assert (report.entries, report.widths, report.levels) == (4, (4, 3), (3, 4))
+        assert report.confidence.tolist() == [0, 0, 0, 0, 0, 4, 0, 0, 0, 0]
+        assert report.views.tolist() == [0, 3, 0, 1]
+    assert plain.bytes_per_entry - small.bytes_per_entry == 3 * 7

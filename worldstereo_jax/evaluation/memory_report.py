@@ -10,7 +10,7 @@ import numpy as np
 from worldstereo_jax.array_types import Array, Bool, Float, Int, ndarray
 from worldstereo_jax.memory.correspondence import bank_correspondence
 from worldstereo_jax.memory.entries import EntryBank
-from worldstereo_jax.memory.entry_codec import QuantisedEntries, bytes_per_entry, restore_entries
+from worldstereo_jax.memory.entry_codec import QuantisedEntries, bytes_per_entry
 from worldstereo_jax.memory.entry_views import count_views
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
 
@@ -69,11 +69,12 @@ def report_entries(bank: EntryBank | QuantisedEntries) -> EntryReport:
     histogram, _ = np.histogram(
         np.asarray(rest.confidence)[held], bins=CONFIDENCE_BINS, range=(0.0, 1.0)
     )
-    full = restore_entries(bank) if is_quantised else bank
+    # Codes may hold two channels to a byte; scales never do.
+    channels = bank.scales if is_quantised else bank.features
     return EntryReport(
         entries=len(held),
         overflow=int(rest.overflow),
-        widths=full.config.widths,
+        widths=tuple(level.shape[-1] for level in channels),
         levels=tuple(int(np.asarray(level)[held].any(-1).sum()) for level in levels),
         confidence=histogram,
         views=np.bincount(np.asarray(count_views(rest.views))[held]),
