@@ -7,10 +7,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from worldstereo_jax.array_types import PyTree
 from worldstereo_jax.config import PRESETS
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.weights import SHIPPED_WEIGHTS, load_weights
 from worldstereo_jax.models.depth_tiny import TinyDepth, TinyDepthConfig
+from worldstereo_jax.models.detail_mixer import DetailMixer, DetailMixerConfig
 from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig
 from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.conditions import example_conditions
@@ -23,6 +25,7 @@ SHIPPED: Mapping[str, Mapping[str, str]] = {
         "denoiser": "tiny_denoiser.safetensors",
         "vae": "tiny_vae.safetensors",
         "depth": "tiny_depth.safetensors",
+        "detail": "tiny_detail.safetensors",
     }
 }
 
@@ -48,14 +51,18 @@ def load_world(
     vae_params, vae_metadata = load_weights(files["vae"])
     depth_params, depth_metadata = load_weights(files["depth"])
     denoiser, _ = load_weights(files["denoiser"])
+    detail_params, detail_metadata = load_weights(files["detail"])
     world = World(
         name=preset,
         rollout=rollout or RolloutConfig(),
         denoiser=WorldStereo(PRESETS[preset]),
         vae=TinyVae(TinyVaeConfig.from_dict(vae_metadata["config"])),
         depth=TinyDepth(TinyDepthConfig.from_dict(depth_metadata["config"])),
+        detail=DetailMixer(DetailMixerConfig.from_dict(detail_metadata["config"])),
     )
-    return world, WorldParams(denoiser=denoiser, vae=vae_params, depth=depth_params)
+    return world, WorldParams(
+        denoiser=denoiser, vae=vae_params, depth=depth_params, detail=detail_params
+    )
 
 
 def load_untrained(
@@ -78,8 +85,9 @@ def load_untrained(
         denoiser=WorldStereo(PRESETS[preset]),
         vae=TinyVae(TinyVaeConfig.from_dict(metadata["config"])),
         depth=TinyDepth(TinyDepthConfig()),
+        detail=DetailMixer(),
     )
-    denoiser_key, depth_key = jax.random.split(key)
+    denoiser_key, depth_key, detail_key = jax.random.split(key, 3)
     example = jax.tree.map(
         lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), example_conditions(world)
     )
@@ -97,4 +105,11 @@ def load_untrained(
         ],
         vae=vae_params,
         depth=jax.jit(world.depth.init)(depth_key, image)["params"],
+        detail=init_mixer(world.detail, detail_key, *image.shape[1:3]),
     )
+
+
+def init_mixer(mixer: DetailMixer, key: jax.Array, height: int, width: int) -> PyTree:
+    """Fresh parameters of a `DetailMixer`, float32."""
+    colour, grey = jnp.zeros((1, height, width, 3)), jnp.zeros((1, height, width))
+    return jax.jit(mixer.init)(key, colour, colour, colour, grey, grey)["params"]

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
-from safetensors.flax import load_file, save_file
+from safetensors.flax import save_file
 
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.files import atomic_write
+from worldstereo_jax.interop.safetensors_io import SafetensorsFile
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 """The folder of the weights that come with the package."""
@@ -49,22 +49,13 @@ def load_weights(
     Raises InputError, naming the file, when it is missing, truncated or no safetensors file. A
     missing file of the package's own weights says how to get it back.
     """
-    path = Path(path)
     metadata = check_safetensors(path)
-    try:
-        flat = load_file(str(path))
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
-    return unflatten_dict(_in_float32(flat), sep="/"), metadata
-
-
-# One program: compiled one by one, the conversions of a hundred shapes take seconds.
-@jax.jit
-def _in_float32(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {
-        name: value.astype(jnp.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
-        for name, value in flat.items()
+    # By numpy: a jax program for each of a hundred shapes takes seconds to compile.
+    flat = {
+        name: value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+        for name, value in SafetensorsFile(path).items()
     }
+    return unflatten_dict(jax.device_put(flat), sep="/"), metadata
 
 
 def check_safetensors(path: str | os.PathLike[str]) -> dict[str, typing.Any]:

@@ -25,7 +25,6 @@ _DIFFUSIONS = 10
 _NEAREST_SHARE = 0.7
 # Share of the shorter side over which a hole turns into the prior.
 _PRIOR_REACH = 1.0
-_ROWS = 6  # rows to either side that a row's mean is smoothed over
 
 
 def fill_holes(
@@ -55,6 +54,7 @@ def fill_holes(
     broad, _ = _pull_push(colour, known * relative**_FAR_PREFERENCE)
     row, column = nearest_known(known, jnp.where(known, relative, 1.0) ** _FAR_REACH)
     mixed = broad + _NEAREST_SHARE * (colour[row, column] - broad)
+    mixed = _diffuse(jnp.where(known[..., None], colour, mixed), known)
     if prior is not None:
         rows, columns = jnp.indices(known.shape)
         away = jnp.hypot(
@@ -62,21 +62,7 @@ def fill_holes(
         )
         trust = jnp.exp(-away / (_PRIOR_REACH * min(known.shape))) * known.any()
         mixed = prior + trust[..., None] * (mixed - prior)
-    mixed = jnp.where(known[..., None], colour, mixed)
-    return jnp.where(known[..., None], image, _diffuse(mixed, known))
-
-
-def row_prior(image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
-    """The smoothed means of an image's rows: what a level camera of the same world may expect.
-
-    Sky stays above and ground below, whichever way the camera turns.
-    """
-    height, width, channels = image.shape
-    means = image.mean(1)
-    around = jnp.clip(
-        jnp.arange(height)[:, None] + jnp.arange(-_ROWS, _ROWS + 1)[None], 0, height - 1
-    )
-    return jnp.broadcast_to(means[around].mean(1)[:, None], (height, width, channels))
+    return jnp.where(known[..., None], image, mixed)
 
 
 def nearest_known(

@@ -19,8 +19,9 @@ from worldstereo_jax.memory.coverage import retrieve_by_coverage
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_views import set_view
 from worldstereo_jax.memory.entry_warp import warp_entries
+from worldstereo_jax.memory.environment import mirrored_environment
 from worldstereo_jax.memory.global_geometric import render_global_memory
-from worldstereo_jax.memory.hole_filling import fill_holes, row_prior
+from worldstereo_jax.memory.hole_filling import fill_holes
 from worldstereo_jax.memory.masks import ViewSet, token_geometries
 from worldstereo_jax.memory.warping import Candidates, Warped, fuse_candidates, warp_candidates
 from worldstereo_jax.models.vae_tiny import encode_frames
@@ -184,13 +185,18 @@ def gather_conditions(
     depth = jnp.where(warped.depth > 0, warped.depth, render.depth)
     by_points = (warped.mask > 0.5) & (render_mask < 0.5)
     fused = jnp.where(by_points[..., None], render_image, warped.features)
+    around = jax.vmap(
+        lambda w2c, intrinsics: mirrored_environment(
+            stereo.images[0], stereo.w2c[0], stereo.intrinsics[0], w2c, intrinsics
+        )
+    )(cameras.w2c, cameras.intrinsics)
     # One call for both: the pyramid takes longer to compile than to compute.
-    fill = jax.vmap(jax.vmap(fill_holes, in_axes=(0, 0, 0, None)), in_axes=(0, 0, 0, None))
+    fill = jax.vmap(jax.vmap(fill_holes, in_axes=(0, 0, 0, 0)), in_axes=(0, 0, 0, None))
     render_filled, fused = fill(
         jnp.stack([render_image, fused]),
         jnp.stack([render_mask, warped.mask * render_mask]),
         jnp.stack([render.depth, depth]),
-        row_prior(first_image),
+        around,
     )
     features, log_weight = _candidate_latents(world, vae_params, fused, warped, seen)
 

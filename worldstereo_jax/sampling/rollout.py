@@ -21,6 +21,7 @@ from worldstereo_jax.sampling.conditions import Conditions, Guidance, anchor, ga
 from worldstereo_jax.sampling.denoise import denoise
 from worldstereo_jax.sampling.detail import restore_detail
 from worldstereo_jax.sampling.loop import sample
+from worldstereo_jax.sampling.noise import unit_noise
 from worldstereo_jax.sampling.prediction import anchored_source, anchored_velocity
 from worldstereo_jax.sampling.schedules import flow_schedule
 from worldstereo_jax.sampling.solvers import euler
@@ -61,10 +62,7 @@ def generate_clip(
     *,
     on_step: Callable[[int], None] | None = None,
 ) -> Float[Array, "f h w 3"]:
-    """Denoise one clip from its noised anchor under its conditions and decode it.
-
-    With the stereo memory enabled, texture that the latent cannot hold is taken from its warp
-    (see `restore_detail`).
+    """One clip: `denoise_clip`, then texture that the latent cannot hold by `restore_detail`.
 
     Args:
         world: networks and sizes.
@@ -76,6 +74,33 @@ def generate_clip(
     Returns:
         Frames in [-1, 1].
     """
+    video, coded_warp = denoise_clip(world, params, conditions, key, on_step=on_step)
+    return restore_detail(
+        world.detail,
+        params.detail,
+        video,
+        guidance.warped_image,
+        coded_warp,
+        guidance.warped_mask,
+        conditions.stereo_enabled,
+    )
+
+
+def denoise_clip(
+    world: World,
+    params: WorldParams,
+    conditions: Conditions,
+    key: Key[Array, ""],
+    *,
+    on_step: Callable[[int], None] | None = None,
+) -> tuple[Float[Array, "f h w 3"], Float[Array, "f h w 3"]]:
+    """Denoise one clip from its noised anchor under its conditions and decode it.
+
+    Args as in `generate_clip`.
+
+    Returns:
+        The decoded frames, and the stereo memory's warp as the autoencoder shows it.
+    """
     batched = jax.tree.map(lambda a: a[None], conditions)
     base = anchor(batched)
 
@@ -84,13 +109,12 @@ def generate_clip(
         return anchored_velocity(output, x, sigma, base)
 
     schedule = flow_schedule(world.rollout.steps, world.rollout.shift)
-    noise = jax.random.normal(key, base.shape, jnp.float32)
+    noise = unit_noise(key, base.shape)
     source = anchored_source(base, noise)
     latent = sample(velocity, source, schedule, euler, on_step=on_step)
     warped_latent = conditions.warped_features[..., 0, :16]
     video, coded_warp = decode_frames(world.vae, params.vae, jnp.stack([latent[0], warped_latent]))
-    detailed = restore_detail(video, guidance.warped_image, coded_warp, guidance.warped_mask)
-    return jnp.where(conditions.stereo_enabled, detailed, video).clip(-1, 1)
+    return video, coded_warp
 
 
 def complete_depth(
