@@ -33,6 +33,8 @@ from pallas_kernels.patterns import (
     sliding_window,
 )
 from pallas_kernels.refinement import coarsen, refine, tile_density
+from pallas_kernels.sharding import AttentionSharding, sharded_attention
+from pallas_kernels.target_device import Target, target_of
 from pallas_kernels.tile_sizes import TileSizes, best_tiles
 from pallas_kernels.token_order import (
     TokenOrder,
@@ -43,8 +45,10 @@ from pallas_kernels.token_order import (
 )
 
 __all__ = [
+    "AttentionSharding",
     "BlockMask",
     "CorrespondenceRule",
+    "Target",
     "TileSizes",
     "TokenGeometry",
     "TokenOrder",
@@ -71,7 +75,9 @@ __all__ = [
     "pack_partial_tiles",
     "pack_soft_tiles",
     "refine",
+    "sharded_attention",
     "sliding_window",
     "sphere_metric",
+    "target_of",
     "tile_density",
 ]

@@ -20,6 +20,7 @@ from pallas_kernels.pallas_tpu import (
 from pallas_kernels.pallas_triton import cannot_take_triton, triton_attention
 from pallas_kernels.patterns import dense_pattern
 from pallas_kernels.reference import reference_attention
+from pallas_kernels.target_device import Target, target_of
 from pallas_kernels.xla_chunked import chunked_attention
 
 __all__ = [
@@ -44,13 +45,12 @@ class Implementation:
     """How one implementation runs, and what stands in its way.
 
     attend         the function (q, k, v, mask, scale) -> (out, lse).
-    cannot_run     why it cannot run on the devices at hand; empty when it can. Asked when needed,
-                   since the answer starts jax's devices.
+    cannot_run     why it cannot run on a device; empty when it can.
     cannot_take    why it cannot take such q, k and mask, by shape and dtype; empty when it can.
     """
 
     attend: Callable
-    cannot_run: Callable[[], str] = str
+    cannot_run: Callable[[Target], str] = lambda target: ""
     cannot_take: Callable[[Operand, Operand, BlockMask], str] = lambda q, k, mask: ""
 
 
@@ -75,15 +75,20 @@ class Choice:
     reason: str
 
 
-def available_implementations() -> dict[str, str]:
-    """Every implementation's name, and why it cannot run here: empty when it can."""
-    return {name: each.cannot_run() for name, each in IMPLEMENTATIONS.items()}
+def available_implementations(*operands: Operand) -> dict[str, str]:
+    """Every implementation's name, and why it cannot run: empty when it can.
+
+    On the device that the operands stand on, or that a program over them is compiled for (see
+    `target_of`); without operands, on the mesh in context or jax's default device.
+    """
+    target = target_of(*operands)
+    return {name: each.cannot_run(target) for name, each in IMPLEMENTATIONS.items()}
 
 
 def obstacle(name: str, q: Operand, k: Operand, mask: BlockMask) -> str:
-    """Why an implementation cannot run here on operands like these; empty when it can."""
+    """Why an implementation cannot run on operands like these, where they are; empty if it can."""
     implementation = IMPLEMENTATIONS[name]
-    return implementation.cannot_run() or implementation.cannot_take(q, k, mask)
+    return implementation.cannot_run(target_of(q, k)) or implementation.cannot_take(q, k, mask)
 
 
 def explain_choice(
@@ -93,7 +98,8 @@ def explain_choice(
 ) -> Choice:
     """What `implementation=None` runs for arrays of these shapes, and why.
 
-    Depends on shapes only, never on the mask's contents, so that it is the same under jit.
+    Depends on shapes, on the kind of mask and on the device that the program is compiled for
+    (`target_of`), never on the mask's contents, so that it is the same under jit.
     """
     logits = q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1]
     obstacles = {name: obstacle(name, q, k, mask) for name in IMPLEMENTATIONS}
@@ -174,8 +180,10 @@ def block_sparse_attention(
     over all keys, and it costs a dense pass.
 
     implementation: a name of `available_implementations()`, or None for the best that can run
-    (`explain_choice` tells which and why). Raises ValueError for a name that is unknown or cannot
-    run, and for shapes or dtypes that do not fit.
+    (`explain_choice` tells which and why). What can run is asked of the device that the program is
+    compiled for, here or elsewhere: that of the operands' mesh, of `jax.set_mesh` or of
+    `jax.shard_map`, else jax's default one. Raises ValueError for a name that is unknown or cannot
+    run there, and for shapes or dtypes that do not fit.
     """
     _check(q, k, v, mask)
     if normalisation not in NORMALISATIONS:

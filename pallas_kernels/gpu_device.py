@@ -2,26 +2,26 @@
 
 import jax
 
-__all__ = ["cannot_run_mosaic_gpu", "cannot_run_triton", "compute_capability"]
+from pallas_kernels.target_device import Target
+
+__all__ = ["cannot_run_mosaic_gpu", "cannot_run_triton"]
 
 AMPERE, HOPPER, BLACKWELL = (8, 0), (9, 0), (10, 0)
 MOSAIC_GPU_JAX = (0, 11)
 
 
-def compute_capability() -> tuple[int, int] | str:
-    """(major, minor) of jax's default device, or why there is none."""
-    device = jax.devices()[0]
-    if device.platform not in ("gpu", "cuda"):
-        return f"it needs an NVIDIA GPU, and jax runs on {device.platform} here"
-    major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
-    if not (major.isdigit() and minor.isdigit()):
-        return f"it needs an NVIDIA GPU, and {device.device_kind} is none"
-    return int(major), int(minor)
+def _capability(target: Target) -> tuple[int, int] | str:
+    """(major, minor), or why there is none."""
+    if target.platform != "gpu":
+        return f"it needs an NVIDIA GPU, and this is for {target.platform}"
+    if target.capability is None:
+        return f"it needs an NVIDIA GPU of known compute capability, and this is for {target.kind}"
+    return target.capability
 
 
-def cannot_run_triton() -> str:
-    """Why the Triton route cannot run on jax's default device; empty when it can."""
-    found = compute_capability()
+def cannot_run_triton(target: Target) -> str:
+    """Why the Triton route cannot run on a device; empty when it can."""
+    found = _capability(target)
     if isinstance(found, str):
         return found
     if found < AMPERE:
@@ -29,9 +29,9 @@ def cannot_run_triton() -> str:
     return ""
 
 
-def cannot_run_mosaic_gpu() -> str:
-    """Why the Hopper kernels cannot run on jax's default device; empty when they can."""
-    found = compute_capability()
+def cannot_run_mosaic_gpu(target: Target) -> str:
+    """Why the Hopper kernels cannot run on a device; empty when they can."""
+    found = _capability(target)
     if isinstance(found, str):
         return found
     if not HOPPER <= found < BLACKWELL:

@@ -22,20 +22,14 @@ from pallas_kernels.folding import fold_vmap
 from pallas_kernels.packing import pack_partial_tiles
 from pallas_kernels.pallas_tpu_calls import backward_keys, backward_queries, forward
 from pallas_kernels.pallas_tpu_plan import TpuConfig, choose_config
+from pallas_kernels.target_device import Target
 
 __all__ = ["tpu_attention", "tpu_cannot_run", "tpu_cannot_take", "tpu_note"]
 
 
-def tpu_cannot_run() -> str:
-    """Why the kernels cannot run on the devices at hand; empty when they can.
-
-    A mesh of TPU devices in context (`jax.set_mesh`) counts: programs are compiled for it anywhere.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    kind = jax.default_backend() if device is None else device.device_kind
-    if "tpu" in kind.lower():
-        return ""
-    return f"it needs a TPU, and jax runs on {kind}"
+def tpu_cannot_run(target: Target) -> str:
+    """Why the kernels cannot run on a device; empty when they can."""
+    return "" if target.platform == "tpu" else f"it needs a TPU, and this is for {target.platform}"
 
 
 def tpu_cannot_take(q: Any, k: Any, mask: BlockMask, *, least_tile: int = 128) -> str:

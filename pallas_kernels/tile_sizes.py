@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
+from pallas_kernels.target_device import target_of
 
 __all__ = ["TileSizes", "best_tiles"]
 
@@ -23,11 +23,12 @@ class TileSizes(NamedTuple):
 def best_tiles(device_kind: str | None = None) -> TileSizes:
     """Tile sizes for a correspondence mask on a device.
 
-    device_kind: what jax calls it, by default the first device's. A kind that has no entry of its
-    own has that of the longest entry that it begins with ("TPU v5e": "TPU"); one that has none at
-    all is no error but has tiles of 128, which every implementation takes.
+    device_kind: what jax calls it, by default the one that programs are compiled for in this
+    context (`target_of`). A kind that has no entry of its own has that of the longest entry that
+    it begins with ("TPU v5e": "TPU"); one that has none at all is no error but has tiles of 128,
+    which every implementation takes.
     """
-    kind = jax.devices()[0].device_kind if device_kind is None else device_kind
+    kind = target_of().kind if device_kind is None else device_kind
     found = max((name for name in _read() if kind.startswith(name)), key=len, default=None)
     return TileSizes(128, 128, "no entry for this device") if found is None else _read()[found]
 

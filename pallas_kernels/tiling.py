@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import jax
+from pallas_kernels.target_device import target_of
 
 __all__ = ["ChunkConfig", "choose_chunks"]
 
@@ -30,9 +30,10 @@ def choose_chunks(
 
     A CPU takes one listed tile at a time, which leaves the logits in its cache (faster than two or
     four, at 1 to 6 heads and tiles of 64 and 128), and looks into partial tiles only; other
-    devices need many rows at once to be busy. `platform` defaults to jax's default backend.
+    devices need many rows at once to be busy. `platform` defaults to that
+    which the program is compiled for.
     """
-    platform = jax.default_backend() if platform is None else platform
+    platform = target_of().platform if platform is None else platform
     if platform == "cpu":
         return ChunkConfig(rows=1, tiles=1)
     tile_bytes = 4 * heads * tile_q * tile_k

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 import pallas_kernels as pk
-from pallas_kernels import api, gpu_device
+from pallas_kernels import api
 from pallas_kernels.fills import BitFill
 from pallas_kernels.mosaic_tables import lane_words, mosaic_tables
 from pallas_kernels.pallas_mosaic_gpu import cannot_take_mosaic_gpu, interpreted_attention
 from pallas_kernels.selftest_cases import QUICK, make_problem
 from tests.pallas_kernels.attention_suite import AttentionSuite
+from tests.pallas_kernels.devices import AMPERE, HOPPER, tokens_on
 
 needs_interpreter = pytest.mark.skipif(
     jax.__version_info__ < (0, 12), reason="the GPU interpreter needs jax 0.12 (Python 3.12)"
@@ -85,26 +86,21 @@ def test_a_ragged_last_tile_is_masked_for_queries_only():
 
 
 @pytest.mark.parametrize(
-    ("found", "version", "reason"),
+    ("device", "version", "reason"),
     [
-        ("it needs an NVIDIA GPU, and jax runs on cpu here", (0, 12, 0), "NVIDIA GPU"),
-        ((8, 0), (0, 12, 0), "9.x .Hopper., and this is 8.0"),
-        ((10, 0), (0, 12, 0), "9.x .Hopper., and this is 10.0"),
-        ((9, 0), (0, 10, 2), "jax 0.11 or later"),
-        ((9, 0), (0, 11, 2), ""),
+        (("cpu", "cpu"), (0, 12, 0), "an NVIDIA GPU, and this is for cpu"),
+        (("gpu", "Radeon"), (0, 12, 0), "known compute capability, and this is for Radeon"),
+        (AMPERE, (0, 12, 0), "9.x (Hopper), and this is 8.0"),
+        (("gpu", "NVIDIA B200"), (0, 12, 0), "9.x (Hopper), and this is 10.0"),
+        (HOPPER, (0, 10, 2), "jax 0.11 or later"),
+        (HOPPER, (0, 11, 2), ""),
     ],
 )
-def test_which_devices_can_run(monkeypatch, found, version, reason):
-    monkeypatch.setattr(gpu_device, "compute_capability", lambda: found)
+def test_which_devices_can_run(monkeypatch, device, version, reason):
     monkeypatch.setattr(jax, "__version_info__", version)
-    if not reason:
-        assert gpu_device.cannot_run_mosaic_gpu() == ""
-        return
-    q = jnp.zeros((1, 40, 1, 64), jnp.bfloat16)
-    with pytest.raises(ValueError, match=f"'pallas_mosaic_gpu' cannot run: .*{reason}"):
-        pk.block_sparse_attention(
-            q, q, q, pk.dense_pattern(40, 40), implementation="pallas_mosaic_gpu"
-        )
+    q = tokens_on(device, 40)
+    found = api.obstacle("pallas_mosaic_gpu", q, q, pk.dense_pattern(40, 40))
+    assert reason in found if reason else found == ""
 
 
 def test_which_operands_it_can_take():
@@ -120,11 +116,10 @@ def test_which_operands_it_can_take():
 
 
 def test_hopper_is_preferred_to_triton(monkeypatch):
-    monkeypatch.setattr(gpu_device, "compute_capability", lambda: (9, 0))
     monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
 
     def choice(dtype):
-        shape = jax.ShapeDtypeStruct((1, 4096, 2, 64), dtype)
+        shape = tokens_on(HOPPER, 4096, dtype)
         return pk.explain_choice(shape, shape, pk.dense_pattern(4096, 4096)).implementation
 
     assert choice(jnp.bfloat16) == "pallas_mosaic_gpu"

@@ -8,7 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 import pallas_kernels as pk
 from pallas_kernels import api
-from pallas_kernels.pallas_tpu import tpu_attention, tpu_cannot_take
+from pallas_kernels.pallas_tpu import tpu_attention
 from pallas_kernels.pallas_tpu_plan import (
     EMPTY_SLOT,
     FIRST_SLOT,
@@ -23,6 +23,7 @@ from pallas_kernels.pallas_tpu_plan import (
 )
 from pallas_kernels.selftest_cases import CASES, make_problem
 from tests.pallas_kernels.attention_suite import AttentionSuite
+from tests.pallas_kernels.devices import TPU, tokens_on
 
 INTERPRET = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
 
@@ -174,10 +175,8 @@ def test_says_why_it_cannot_run_and_what_it_cannot_take():
     assert "combined" in take(q, q, soft & mask)
 
 
-def test_is_the_choice_on_a_tpu_and_says_when_it_packs(monkeypatch):
-    here = api.Implementation(tpu_attention, str, tpu_cannot_take)
-    monkeypatch.setitem(api.IMPLEMENTATIONS, "pallas_tpu", here)
-    q = jax.ShapeDtypeStruct((1, 4096, 1, 64), jnp.bfloat16)
+def test_is_the_choice_on_a_tpu_and_says_when_it_packs():
+    q = tokens_on(TPU, 4096)
     choice = pk.explain_choice(q, q, pk.dense_pattern(4096, 4096))
     assert choice.implementation == "pallas_tpu"
     assert "packed" not in choice.reason

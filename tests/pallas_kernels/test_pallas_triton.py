@@ -18,6 +18,7 @@ from pallas_kernels.pallas_triton import (
 )
 from pallas_kernels.selftest_cases import QUICK, make_problem
 from tests.pallas_kernels.attention_suite import AttentionSuite
+from tests.pallas_kernels.devices import AMPERE, HOPPER, tokens_on
 
 
 @pytest.fixture(scope="class")
@@ -79,22 +80,22 @@ def test_work_follows_the_active_tiles():
 
 
 @pytest.mark.parametrize(
-    ("found", "reason"),
+    ("device", "reason"),
     [
-        ("it needs an NVIDIA GPU, and jax runs on cpu here", "NVIDIA GPU"),
-        ((7, 5), "8.0 .Ampere. or later, and this is 7.5"),
-        ((8, 0), ""),
-        ((9, 0), ""),
+        (("cpu", "cpu"), "an NVIDIA GPU, and this is for cpu"),
+        (AMPERE, ""),
+        (HOPPER, ""),
     ],
 )
-def test_which_devices_can_run(monkeypatch, found, reason):
-    monkeypatch.setattr(gpu_device, "compute_capability", lambda: found)
-    if not reason:
-        assert gpu_device.cannot_run_triton() == ""
-        return
-    q = jnp.zeros((1, 40, 1, 16))
-    with pytest.raises(ValueError, match=f"'pallas_triton' cannot run: .*{reason}"):
-        pk.block_sparse_attention(q, q, q, pk.dense_pattern(40, 40), implementation="pallas_triton")
+def test_which_devices_can_run(device, reason):
+    q = tokens_on(device, 40, head_dim=16)
+    found = api.obstacle("pallas_triton", q, q, pk.dense_pattern(40, 40))
+    assert reason in found if reason else found == ""
+
+
+def test_a_capability_before_ampere_is_refused():
+    target = pk.Target("gpu", "NVIDIA T4", (7, 5))
+    assert "8.0 (Ampere) or later, and this is 7.5" in gpu_device.cannot_run_triton(target)
 
 
 @pytest.mark.parametrize(("tile_q", "tile_k"), [(48, 64), (16, 8)])

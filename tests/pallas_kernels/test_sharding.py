@@ -1,0 +1,110 @@
+"""Attention split over simulated chips equals attention on one."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+import pallas_kernels as pk
+from pallas_kernels.selftest_cases import make_problem
+
+# Three tiles of queries, the last ragged, over two chips; geometry and packed, hard and soft.
+KINDS = ("per_head", "soft", "joint", "joint_packed", "soft_packed", "window")
+
+
+@functools.cache
+def mesh() -> Mesh:
+    return Mesh(np.array(jax.devices("cpu")[:8]).reshape(2, 2, 2), ("batch", "rows", "heads"))
+
+
+def problem_of(kind):
+    sizes = {"q_len": 56 if kind.startswith("joint") else 40, "k_len": 70, "head_dim": 8}
+    problem = make_problem(kind.removesuffix("_packed"), seed=3, **sizes)
+    if kind.endswith("packed"):
+        pack = pk.pack_soft_tiles if problem.mask.soft else pk.pack_partial_tiles
+        problem = problem._replace(mask=pack(problem.mask))
+    return problem
+
+
+def results(attend, problem):
+    """Output and LSE, and the gradients of a sum of both."""
+    q, k, v, mask, d_out, d_lse = problem
+
+    def total(q, k, v, strength):
+        out, lse = attend(q, k, v, dataclasses.replace(mask, strength=strength))
+        some = jnp.where(lse > -jnp.inf, lse * d_lse, 0.0)
+        return jnp.sum(out * d_out) + jnp.sum(some), (out, lse)
+
+    run = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2, 3), has_aux=True))
+    (_, aux), gradients = run(q, k, v, mask.strength)
+    return jax.tree.leaves((aux, gradients))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_split_by_samples_heads_and_queries_it_is_the_same(kind):
+    problem = problem_of(kind)
+    queries = None if kind == "window" else "rows"
+    sharding = pk.AttentionSharding(mesh(), heads="heads", queries=queries, batch="batch")
+
+    def split(*operands):
+        return pk.sharded_attention(
+            *operands, sharding, implementation="xla_chunked", return_lse=True
+        )
+
+    def whole(*operands):
+        return pk.block_sparse_attention(*operands, implementation="reference", return_lse=True)
+
+    with jax.default_matmul_precision("highest"):
+        found, wanted = results(split, problem), results(whole, problem)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4 if kind == "soft_packed" else 2e-5, rtol=1e-4)
+
+
+def test_every_chip_walks_its_turn_of_the_query_tiles():
+    state = np.arange(7)[:, None] >= np.arange(7)[None]
+    mask = pk.block_mask.build_mask(
+        jnp.asarray(2 * state, jnp.int8)[None, None], q_len=7 * 16 - 3, k_len=7 * 32, tile_q=16,
+        tile_k=32,
+    )  # fmt: skip
+    dealing = pk.query_dealing.QueryDealing(mask, 2)
+    dealt = dealing.deal_mask(mask)
+    for part, tiles in enumerate(((0, 2, 4, 6), (1, 3, 5))):
+        own = jax.tree_util.tree_map_with_path(
+            lambda path, x, part=part: (
+                x[:, :, :, part : part + 1] if pk.query_dealing.stands_for_rows(path) else x
+            ),
+            dealt,
+        )
+        share = dealing.share_mask(own)
+        np.testing.assert_array_equal(share.state()[0, 0, : len(tiles)], 2 * state[list(tiles)])
+        assert not np.asarray(share.state()[0, 0, len(tiles) :]).any()
+        assert int(share.queries.count.sum()) == state[list(tiles)].sum()
+
+
+def test_says_what_cannot_be_split():
+    problem = make_problem("window", batch=1, heads=3, head_dim=8)
+    by_heads = pk.AttentionSharding(mesh(), heads="heads")
+    with pytest.raises(ValueError, match="3 heads cannot be split evenly over the 2 chips"):
+        pk.sharded_attention(*problem[:4], by_heads)
+    by_batch = pk.AttentionSharding(mesh(), batch="batch")
+    with pytest.raises(ValueError, match="1 samples cannot be split"):
+        pk.sharded_attention(*problem[:4], by_batch)
+    by_queries = pk.AttentionSharding(mesh(), queries="rows")
+    with pytest.raises(ValueError, match="must be packed"):
+        pk.sharded_attention(*problem[:4], by_queries)
+    with pytest.raises(ValueError, match="and not 'model'"):
+        pk.AttentionSharding(mesh(), heads="model")
+    with pytest.raises(ValueError, match="cannot split two things"):
+        pk.AttentionSharding(mesh(), heads="heads", queries="heads")
+
+
+def test_a_name_that_cannot_run_on_the_mesh_is_refused():
+    problem = make_problem("random", head_dim=8)
+    with pytest.raises(ValueError, match="'pallas_tpu' cannot run: it needs a TPU, and this is"):
+        pk.sharded_attention(
+            *problem[:4], pk.AttentionSharding(mesh(), heads="heads"), implementation="pallas_tpu"
+        )
