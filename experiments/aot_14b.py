@@ -1,27 +1,38 @@
-"""The 14B memory model at its working size, compiled ahead of time for TPU slices.
+"""The 14B memory model at its working size, compiled ahead of time for chips that are not here.
+
+    python experiments/aot_14b.py [--slices 0 1 ...] [--patterns dense correspondence]
+    python experiments/aot_14b.py --h200
 
 One denoising step: 21 latent frames of 60 x 104 (32,760 target tokens), 8 references (12,480), 512
 text and 257 image tokens, bfloat16 parameters. First traced on abstract values (eval_shape), then
-compiled by XLA:TPU for slices that are not there, parameters split by heads and hidden channels
-(`streaming.tensor_parallel`), and the bytes per chip read from the compiled program.
+compiled for TPU slices by XLA:TPU and Mosaic (jax 0.10.2 with libtpu), or for one H200 by XLA,
+Mosaic GPU and ptxas (jax 0.12; the packages that gpu_compile.py names, and nvidia-cudnn-cu13).
+Parameters are split by heads and hidden channels (`streaming.tensor_parallel`), attention by heads
+(`AttentionSharding`), and by query tiles where there are more chips than that divides. The bytes
+per chip are the compiled program's.
 
-Dense attention, in turns of queries that bound the logits; the pattern of the official model. The
-correspondence pattern's kernels are compiled for the same chips in tests/pallas_kernels; the whole
-model with them is not compiled here yet.
+Two patterns in every layer: dense, which the official model has, and correspondence, whose mask is
+an argument of the program: its lists and the bits of its partial tiles, once for all layers. How
+much it leaves of dense attention's work is counted on a procedural scene: the token pairs of the
+active tiles, over all pairs.
 
-Command: python experiments/aot_14b.py
-Record (2026-11-22, two Xeon cores shared with other jobs): 8.4 GB per chip on eight chips of v5e or
-v6e, 40.5 GB on one v5p.
+Record (2026-11-26, two Xeon cores shared with other jobs): RESULTS.md.
 """
 
 import argparse
+import collections
+import functools
 import os
+import re
 import time
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Another process may hold libtpu's lock; nothing here touches a chip.
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +40,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import pallas_kernels as pk
 from worldstereo_jax.config import get_preset
 from worldstereo_jax.evaluation.report import Table, write_section
 from worldstereo_jax.interop.layer_stacks import from_flat
@@ -36,24 +48,38 @@ from worldstereo_jax.interop.official import parameter_shapes
 from worldstereo_jax.interop.streaming import tensor_parallel
 from worldstereo_jax.models.worldstereo import ControlInput, References, WorldStereo
 
+RESULTS = Path(__file__).with_name("RESULTS.md")
 CONFIG = get_preset("wan_14b_memory")
-# Topology, chips used, gigabytes of memory per chip.
-SLICES = (
-    ("v5e:2x4", 8, 16),
-    ("v6e:2x4", 8, 32),
-    ("v5p:2x2x2", 1, 95),
-    ("v5p:2x2x2", 8, 95),
-)
-TITLE = "The 14B memory model at its working size, ahead of time"
-HEADER = (
-    "topology", "chips used", "GB per chip", "parameters and inputs GB",
-    "temporary GB", "together GB", "compile seconds",
-)  # fmt: skip
+PATTERNS = ("dense", "correspondence")
 FRAMES, ROWS, COLUMNS, VIEWS = 21, 60, 104, 8
+TARGET, REFERENCE = FRAMES * ROWS * COLUMNS // 4, VIEWS * ROWS * COLUMNS // 4
+
+
+class Slice(typing.NamedTuple):
+    """Chips: topology, how many split heads and how many split queries, gigabytes of each."""
+
+    topology: str
+    heads: int
+    queries: int
+    capacity: int
+
+
+SLICES = (
+    Slice("v5e:2x4", 8, 1, 16),
+    Slice("v6e:2x4", 8, 1, 32),
+    Slice("v5p:2x2x2", 1, 1, 95),
+    Slice("v5p:2x2x2", 8, 1, 95),
+    Slice("v5e:4x4", 8, 2, 16),
+)
+H200_GB = 150.75
+HEADER = (
+    "topology", "chips: heads x queries", "pattern", "attention", "GB per chip",
+    "parameters and inputs GB", "temporary GB", "together GB", "compile seconds",
+)  # fmt: skip
 
 
 def inputs() -> dict:
-    """Abstract inputs of one step."""
+    """Abstract inputs of one step, but for the mask."""
 
     def array(*shape: int, dtype=jnp.bfloat16) -> typing.Any:
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -75,26 +101,85 @@ def inputs() -> dict:
     }
 
 
-def step(params, kwargs):
-    """One call of the network."""
-    return WorldStereo(CONFIG).apply({"params": params}, **kwargs)
+def mask_shapes(tiles: pk.TileSizes) -> pk.BlockMask:
+    """Shapes of the packed mask over [references ; target], a quarter of all tiles partial."""
+
+    def tokens(length: int, views: int) -> typing.Any:
+        position = jax.ShapeDtypeStruct((1, length, 3), jnp.float32)
+        return jax.eval_shape(
+            lambda x: pk.make_token_geometry(x, radius=1.0, views=views), position
+        )
+
+    def build(reference, target):
+        mask = pk.joint_correspondence(
+            reference, target, tile_q=tiles.tile_q, tile_k=tiles.tile_k
+        )
+        return pk.pack_partial_tiles(mask, capacity=mask.q_tiles * mask.k_tiles // 4)
+
+    return jax.eval_shape(build, tokens(REFERENCE, FRAMES), tokens(TARGET, VIEWS))
 
 
-def trace() -> tuple[float, float, int]:
-    """Seconds to trace on abstract values; parameters in billions; target tokens."""
+class Work(typing.NamedTuple):
+    """The joint pattern of a scene in tiles: shares of all tile pairs."""
+
+    active: float
+    partial: float
+
+
+@functools.cache
+def work_of(tiles: tuple[int, int], seed: int = 0) -> Work:
+    """Count the tiles of a procedural scene's mask, the tokens in Hilbert order.
+
+    References keep their views together, as the model has them.
+    """
+    from tile_density import NORMAL_COS, geometry_of, procedural
+
+    target, reference = (geometry_of(x) for x in procedural(seed, VIEWS))
+    box = pk.bounding_box(reference, target)
+    reference = pk.order_geometry(
+        reference, pk.order_tokens(reference, box=box, major=reference.frame)
+    )
+    target = pk.order_geometry(target, pk.order_tokens(target, box=box))
+    mask = pk.joint_correspondence(
+        reference, target, rule=pk.CorrespondenceRule(normal_cos=NORMAL_COS),
+        tile_q=tiles[0], tile_k=tiles[1],
+    )  # fmt: skip
+    mask = pk.pack_partial_tiles(mask, capacity=mask.q_tiles * mask.k_tiles // 4)
+    if int(mask.fill.overflow.max()):
+        raise SystemExit("a quarter of all tiles is too little room for the partial ones")
+    total = mask.q_tiles * mask.k_tiles
+    return Work(
+        float(mask.keys.count.sum()) / total, float(mask.keys.partial.sum()) / total
+    )
+
+
+def trace() -> tuple[float, float]:
+    """Seconds to trace on abstract values; parameters in billions."""
     start = time.perf_counter()
     shapes = parameter_shapes(CONFIG)
     params = from_flat({k: jax.ShapeDtypeStruct(s, jnp.bfloat16) for k, s in shapes.items()})
-    out = jax.eval_shape(step, params, inputs())
+    out = jax.eval_shape(
+        lambda params, given: WorldStereo(CONFIG).apply({"params": params}, **given),
+        params,
+        inputs(),
+    )
     assert out.shape == (1, FRAMES, ROWS, COLUMNS, 16)
     count = sum(int(np.prod(shape)) for shape in shapes.values())
-    return time.perf_counter() - start, count / 1e9, FRAMES * ROWS * COLUMNS // 4
+    return time.perf_counter() - start, count / 1e9
 
 
-def compile_for(topology: str, chips: int) -> dict[str, float]:
-    """Compile the step; gigabytes per chip and seconds."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    mesh = Mesh(np.array(devices[:chips]), ("model",))
+def kernels_in(program: str) -> str:
+    """Attention kernels that a lowered program calls, and how often it says so."""
+    names = re.findall(r'kernel_name = "(\w+)"|(cudnn\w*fmha\w*)|(mosaic_gpu\w*)', program)
+    counted = collections.Counter(next(x for x in found if x) for found in names)
+    return ", ".join(f"{count} {name}" for name, count in sorted(counted.items())) or "products"
+
+
+def compile_for(mesh: Mesh, pattern: str, **options: typing.Any) -> dict[str, typing.Any]:
+    """Compile the step for a mesh with axes "model" and "rows"; gigabytes per chip and seconds."""
+    rows = "rows" if mesh.shape["rows"] > 1 else None
+    sharding = pk.AttentionSharding(mesh, heads="model", queries=rows)
+    model = WorldStereo(CONFIG.replace(attention_pattern=pattern), sharding)
     place = tensor_parallel(mesh, "model")
     whole = NamedSharding(mesh, PartitionSpec())
     params = from_flat(
@@ -103,62 +188,100 @@ def compile_for(topology: str, chips: int) -> dict[str, float]:
             for path, shape in parameter_shapes(CONFIG).items()
         }
     )
-    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), inputs())
+    given = inputs()
+    if pattern != "dense":
+        given["block_mask"] = mask_shapes(pk.best_tiles(pk.target_of(mesh).kind))
+    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), given)
     start = time.perf_counter()
-    compiled = jax.jit(step).lower(params, given).compile()
+    step = jax.jit(lambda params, given: model.apply({"params": params}, **given))
+    lowered = step.lower(params, given)
+    compiled = lowered.compile(**options)
     memory: typing.Any = compiled.memory_analysis()
     return {
         "seconds": time.perf_counter() - start,
         "arguments": memory.argument_size_in_bytes / 1e9,
         "temporary": memory.temp_size_in_bytes / 1e9,
+        "kernels": kernels_in(lowered.as_text()),
     }
 
 
+def row_of(
+    name: str, split: str, pattern: str, capacity: float, mesh: Mesh, **options: typing.Any
+) -> tuple[str, ...]:
+    """A row of the table; what does not fit has no figures."""
+    try:
+        found = compile_for(mesh, pattern, **options)
+    except jax.errors.JaxRuntimeError as error:
+        # Expected where a slice is too small: the compiler says by how much.
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(name, pattern, str(error)[:600], flush=True)
+        found = dict.fromkeys(("arguments", "temporary", "seconds"), float("nan"))
+        found["kernels"] = "does not fit"
+    total = found["arguments"] + found["temporary"]
+    cells = (found["arguments"], found["temporary"], total)
+    row = (
+        name, split, pattern, found["kernels"], f"{capacity:.0f}",
+        *(f"{x:.2f}" for x in cells), f"{found['seconds']:.0f}",
+    )  # fmt: skip
+    print(*row, flush=True)
+    return row
+
+
+def facts(seconds: float, billions: float, tiles: Sequence[tuple[int, int]]) -> str:
+    """What the figures are of."""
+    text = (
+        f"One denoising step, {TARGET} target tokens and {VIEWS} references of "
+        f"{REFERENCE // VIEWS} tokens each, {billions:.2f} B parameters in bfloat16. Traced on "
+        f"abstract values in {seconds:.1f} s. Gigabytes (10^9) per chip as the compiled program "
+        "states them; `attention` is what the lowered program calls, once for all scanned layers. "
+        "The machine was shared with other jobs."
+    )
+    for each in tiles:
+        work = work_of(each)
+        text += (
+            f" On a procedural scene the correspondence pattern computes {100 * work.active:.1f} % "
+            f"of the tile pairs of dense attention in tiles of {each[0]}x{each[1]}, "
+            f"{100 * work.partial:.1f} % under a mask: the target sees itself densely, which is "
+            f"{100 * (TARGET / (TARGET + REFERENCE)) ** 2:.1f} %."
+        )
+    return text
+
+
 def main() -> None:
-    """Trace, compile for every slice, record."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("RESULTS.md"))
+    """Trace, compile, record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--slices", type=int, nargs="*", default=list(range(len(SLICES))))
+    parser.add_argument("--patterns", nargs="*", choices=PATTERNS, default=list(PATTERNS))
+    parser.add_argument("--h200", action="store_true", help="one H200 instead of TPU slices")
     options = parser.parse_args()
-    seconds, billions, tokens = trace()
-    print(f"traced in {seconds:.1f} s: {billions:.2f} B parameters, {tokens} tokens", flush=True)
-    rows = []
-    for topology, chips, capacity in (SLICES[index] for index in options.slices):
-        try:
-            found = compile_for(topology, chips)
-        except jax.errors.JaxRuntimeError as error:
-            # Expected where a slice is too small: the compiler says by how much.
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            print(topology, chips, str(error)[:600], flush=True)
-            found = dict.fromkeys(("arguments", "temporary", "seconds"), float("nan"))
-        total = found["arguments"] + found["temporary"]
-        print(topology, chips, found, flush=True)
-        rows.append(
-            [
-                topology,
-                str(chips),
-                str(capacity),
-                f"{found['arguments']:.2f}",
-                f"{found['temporary']:.2f}",
-                f"{total:.2f}",
-                f"{found['seconds']:.0f}",
-            ]
-        )
-        summary = (
-            f"One denoising step with dense attention, {tokens} target tokens and {VIEWS} "
-            f"references of {ROWS * COLUMNS // 4} tokens each, {billions:.2f} B parameters in "
-            "bfloat16, split over the chips by heads and hidden channels. Traced on abstract "
-            f"values in {seconds:.1f} s. Compiled by XLA:TPU for slices that are not there; "
-            "gigabytes (10^9) per chip as the compiled program states them. The machine was "
-            "shared with other jobs. Not compiled here: the whole model with the correspondence "
-            "pattern, and one H200."
-        )
-        # After every slice: a later one may take the whole machine down.
-        write_section(
-            options.out, TITLE, [summary, Table(HEADER, rows)],
-            command="python experiments/aot_14b.py",
-        )  # fmt: skip
+    seconds, billions = trace()
+    print(f"traced in {seconds:.1f} s: {billions:.2f} B parameters", flush=True)
+    rows: list[tuple[str, ...]] = []
+    command = "python experiments/aot_14b.py"
+    if options.h200:
+        from gpu_compile import OPTIMISED, device
+
+        mesh = Mesh(np.array([device()]).reshape(1, 1), ("rows", "model"))
+        for pattern in options.patterns:
+            rows.append(
+                row_of("H200", "1 x 1", pattern, H200_GB, mesh, compiler_options=OPTIMISED)
+            )
+        parts = [facts(seconds, billions, [pk.best_tiles("NVIDIA H200")[:2]]), Table(HEADER, rows)]
+        title = "The 14B memory model on one H200, ahead of time"
+        write_section(RESULTS, title, parts, command=f"{command} --h200")
+        return
+    title = "The 14B memory model at its working size, ahead of time"
+    about = facts(seconds, billions, [pk.best_tiles("TPU")[:2]])
+    for each in (SLICES[index] for index in options.slices):
+        chips = each.heads * each.queries
+        found = topologies.get_topology_desc(platform="tpu", topology_name=each.topology).devices
+        mesh = Mesh(np.array(found[:chips]).reshape(each.queries, each.heads), ("rows", "model"))
+        split = f"{each.heads} x {each.queries}"
+        for pattern in options.patterns:
+            rows.append(row_of(each.topology, split, pattern, each.capacity, mesh))
+            # After every program: a later one may take the whole machine down.
+            write_section(RESULTS, title, [about, Table(HEADER, rows)], command=command)
 
 
 if __name__ == "__main__":

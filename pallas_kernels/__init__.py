@@ -23,6 +23,7 @@ from pallas_kernels.geometry import (
     make_token_geometry,
     sphere_metric,
 )
+from pallas_kernels.key_restriction import restrict_keys
 from pallas_kernels.packing import pack_partial_tiles, pack_soft_tiles
 from pallas_kernels.patterns import (
     dense_pattern,
@@ -75,6 +76,7 @@ __all__ = [
     "pack_partial_tiles",
     "pack_soft_tiles",
     "refine",
+    "restrict_keys",
     "sharded_attention",
     "sliding_window",
     "sphere_metric",

@@ -41,8 +41,8 @@ class Target(NamedTuple):
 def target_of(*operands: Any) -> Target:
     """The device that a program over these operands is made for.
 
-    operands: arrays, tracers or `jax.ShapeDtypeStruct`. The first that stands on a mesh or a device
-    decides; without any, the mesh in context does, and at last jax's default device.
+    operands: arrays, tracers, `jax.ShapeDtypeStruct` or meshes. The first that is or stands on a
+    mesh or a device decides; without any, the mesh in context, and at last jax's default device.
     """
     for device in _devices(operands):
         if device is not None:
@@ -54,6 +54,9 @@ def _devices(operands: tuple[Any, ...]) -> Iterator[Any]:
     context = jax.sharding.get_abstract_mesh()
     # Inside shard_map that mesh is the operands' too.
     for operand in operands:
+        if isinstance(operand, jax.sharding.Mesh):
+            yield operand.abstract_mesh.abstract_device
+            continue
         if isinstance(operand, jax.core.Tracer):
             yield jax.typeof(operand).sharding.mesh.abstract_device
             continue

@@ -9,10 +9,9 @@ from tests.models.small_model import apply, init, normal
 from worldstereo_jax.models.attention import (
     CrossAttention,
     WarpedAttention,
-    _in_turns,
-    dense_attention,
     masked_softmax,
 )
+from worldstereo_jax.models.dense_attention import _in_turns, dense_attention
 
 
 def softmax_attention(q, k, v, valid):

@@ -46,7 +46,11 @@ def test_a_gpu_says_its_capability_itself_or_by_name():
         device = types.SimpleNamespace(platform="cuda", device_kind=kind, **known)
         return target_device._describe(device)
 
-    assert capability("NVIDIA GeForce", compute_capability="8.6") == ("gpu", "NVIDIA GeForce", (8, 6))
+    assert capability("NVIDIA GeForce", compute_capability="8.6") == (
+        "gpu",
+        "NVIDIA GeForce",
+        (8, 6),
+    )
     assert capability("NVIDIA GH200 480GB").capability == (9, 0)
     assert capability("Radeon").capability is None
 

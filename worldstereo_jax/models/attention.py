@@ -11,9 +11,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from pallas_kernels import BlockMask, block_sparse_attention
+from pallas_kernels import (
+    AttentionSharding,
+    BlockMask,
+    block_sparse_attention,
+    sharded_attention,
+)
 from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.models.dense_attention import dense_attention
 from worldstereo_jax.models.layers import ZERO_INIT, RMSNorm, linear
 from worldstereo_jax.models.rope import Rotary, apply_rotary
 
@@ -26,95 +32,6 @@ def split_heads(x: Float[Array, "b n c"], heads: int) -> Float[Array, "b n heads
     return x.reshape(*x.shape[:2], heads, x.shape[-1] // heads)
 
 
-def dense_attention(
-    q: Float[Array, "b n heads d"],
-    k: Float[Array, "b m heads d"],
-    v: Float[Array, "b m heads d"],
-    key_valid: Bool[Array, "b m"] | None = None,
-) -> Float[Array, "b n c"]:
-    """Softmax attention of every query to every key, in float32 logits.
-
-    Args:
-        q: queries.
-        k: keys.
-        v: values.
-        key_valid: keys that may be attended to, None for all. A row without any gives a mean of
-            the values that nothing should read.
-
-    Returns:
-        The heads side by side, c = heads * d.
-    """
-    if key_valid is None:
-        key_valid = jnp.ones(k.shape[:2], bool)
-        fused = _fused_attention
-    else:
-        fused = _fused_masked_attention
-    out = jax.lax.platform_dependent(q, k, v, key_valid, cpu=_attention_by_head, default=fused)
-    return out.reshape(*out.shape[:2], -1)
-
-
-LOGIT_BYTES = 1 << 30
-"""What the float32 logits of dense attention may take at once; beyond it, queries go in turns."""
-
-
-def _fused_attention(q: Array, k: Array, v: Array, key_valid: Array) -> Array:
-    del key_valid
-    return _in_turns(q, k, v, None)
-
-
-def _fused_masked_attention(q: Array, k: Array, v: Array, key_valid: Array) -> Array:
-    return _in_turns(q, k, v, key_valid[:, None, None, :])
-
-
-def _in_turns(
-    q: Array, k: Array, v: Array, mask: Array | None, logit_bytes: int = LOGIT_BYTES
-) -> Array:
-    """All queries at once where their logits are small, else as many at a time as fit.
-
-    At 45,240 tokens and 40 heads the logits would take 327 GB.
-    """
-    b, n, heads, _ = q.shape
-    rows = max(1, logit_bytes // (4 * b * heads * k.shape[1]))
-    if rows >= n:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask)
-    turns = -(-n // rows)
-    rows = -(-n // turns)
-    padded = jnp.pad(q, ((0, 0), (0, turns * rows - n), (0, 0), (0, 0)))
-    chunks = padded.reshape(b, turns, rows, *q.shape[2:]).swapaxes(0, 1)
-
-    @jax.checkpoint
-    def attend(chunk: Array) -> Array:
-        return jax.nn.dot_product_attention(chunk, k, v, mask=mask)
-
-    out = jax.lax.map(attend, chunks)
-    return out.swapaxes(0, 1).reshape(padded.shape)[:, :n]
-
-
-def _attention_by_head(q: Array, k: Array, v: Array, key_valid: Array) -> Array:
-    """One head of one sample at a time, logits computed again on the way back.
-
-    On a CPU the logits of one head stay in the cache: four times faster forward and backward
-    than all heads at once (780 tokens, 6 heads of 32, batch 4).
-    """
-    b, n, heads, d = q.shape
-
-    def by_head(x: Array) -> Array:
-        return x.transpose(0, 2, 1, 3).reshape(b * heads, x.shape[1], d)
-
-    @jax.checkpoint
-    def one_head(operands: tuple[Array, Array, Array, Array]) -> Array:
-        q, k, v, bias = operands
-        logits = jnp.dot(q, k.T, preferred_element_type=jnp.float32) * d**-0.5 + bias[None]
-        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-        out = jnp.dot(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        return (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
-
-    # A large negative number, not -inf: a row without any key must not become NaN.
-    bias = jnp.repeat(jnp.where(key_valid, 0.0, -1e30), heads, axis=0)
-    out = jax.lax.map(one_head, (by_head(q), by_head(k), by_head(v), bias))
-    return out.reshape(b, heads, n, d).transpose(0, 2, 1, 3)
-
-
 def joint_attention(
     q: Float[Array, "b n heads d"],
     k: Float[Array, "b n heads d"],
@@ -125,6 +42,7 @@ def joint_attention(
     pattern: Int[Array, ""] | None,
     key_valid: Bool[Array, "b n"] | None,
     implementation: str | None,
+    sharding: AttentionSharding | None = None,
 ) -> Float[Array, "b n c"]:
     """Self-attention over [references ; target] under the layer's pattern (row S20).
 
@@ -138,6 +56,7 @@ def joint_attention(
         key_valid: False for the tokens of references that are not there. Only the dense pattern
             reads it: `masks` are already restricted to the same tokens.
         implementation: backend of the masked attention, None for the best available.
+        sharding: how attention is split over the chips of a mesh, None for one chip.
 
     Raises:
         InputError: when no mask is given for a pattern that a layer asks for.
@@ -145,12 +64,15 @@ def joint_attention(
 
     def attend(name: str) -> Float[Array, "b n c"]:
         if masks is None or name == DENSE:
-            return dense_attention(q, k, v, key_valid)
+            return dense_attention(q, k, v, key_valid, sharding=sharding)
         if name not in masks:
             raise InputError(
                 f"block_mask has no pattern {name!r}, expected it beside {sorted(masks)}"
             )
-        out = block_sparse_attention(q, k, v, masks[name], implementation=implementation)
+        if sharding is None:
+            out = block_sparse_attention(q, k, v, masks[name], implementation=implementation)
+        else:
+            out = sharded_attention(q, k, v, masks[name], sharding, implementation=implementation)
         return typing.cast(Array, out).reshape(*q.shape[:2], -1)
 
     if masks is None or len(patterns) == 1:
@@ -182,8 +104,9 @@ class SelfAttention(nn.Module):
         pattern: Int[Array, ""] | None = None,
         masks: Mapping[str, BlockMask] | None = None,
         key_valid: Bool[Array, "b n"] | None = None,
+        sharding: AttentionSharding | None = None,
     ) -> Float[Array, "b n c"]:
-        """Attend among the tokens of `x`."""
+        """Attend among the tokens of `x`; all arguments as in `joint_attention`."""
         width = x.shape[-1]
         q = RMSNorm(name="query_norm")(linear(width, dtype=self.dtype, name="query")(x))
         k = RMSNorm(name="key_norm")(linear(width, dtype=self.dtype, name="key")(x))
@@ -197,6 +120,7 @@ class SelfAttention(nn.Module):
             pattern=pattern,
             key_valid=key_valid,
             implementation=self.implementation,
+            sharding=sharding,
         )
         return linear(width, dtype=self.dtype, name="out")(out)
 
@@ -220,6 +144,8 @@ class CrossAttention(nn.Module):
         x: Float[Array, "b n c"],
         text: Float[Array, "b l c"],
         image: Float[Array, "b m c"] | None,
+        *,
+        sharding: AttentionSharding | None = None,
     ) -> Float[Array, "b n_or_1 c"]:
         """Attend from `x`; a result with a single token stands for the same on every token.
 
@@ -234,12 +160,13 @@ class CrossAttention(nn.Module):
         q = RMSNorm(name="query_norm")(linear(width, dtype=self.dtype, name="query")(x))
         q = split_heads(q, heads)
         key = RMSNorm(name="key_norm")(linear(width, dtype=self.dtype, name="key")(text))
-        out = dense_attention(q, split_heads(key, heads), split_heads(value, heads))
+        key, value = split_heads(key, heads), split_heads(value, heads)
+        out = dense_attention(q, key, value, sharding=sharding)
         if image is not None:
             key = linear(width, dtype=self.dtype, name="image_key")(image)
             key = split_heads(RMSNorm(name="image_key_norm")(key), heads)
             value = split_heads(linear(width, dtype=self.dtype, name="image_value")(image), heads)
-            out = out + dense_attention(q, key, value)
+            out = out + dense_attention(q, key, value, sharding=sharding)
         return out_linear(out)
 
 

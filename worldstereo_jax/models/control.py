@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax import struct
 from jax.typing import DTypeLike
 
+from pallas_kernels import AttentionSharding
 from worldstereo_jax.array_types import Array, Float
 from worldstereo_jax.config import ControlConfig
 from worldstereo_jax.models.attention import SelfAttention
@@ -107,11 +108,17 @@ class ControlBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n c"], temb: Float[Array, "b ct"], rotary: Rotary
+        self,
+        x: Float[Array, "b n c"],
+        temb: Float[Array, "b ct"],
+        rotary: Rotary,
+        sharding: AttentionSharding | None = None,
     ) -> Float[Array, "b n c"]:
         """Apply the block to tokens `x` at the time embedding `temb` (float32)."""
         y, gate = AdaptiveNorm(self.dtype, name="attention_norm")(x, temb)
-        y = SelfAttention(self.num_heads, dtype=self.dtype, name="attention")(y, rotary)
+        y = SelfAttention(self.num_heads, dtype=self.dtype, name="attention")(
+            y, rotary, sharding=sharding
+        )
         x = (x + gate * y).astype(x.dtype)
         y, gate = AdaptiveNorm(self.dtype, name="ffn_norm")(x, temb)
         y = FeedForward(self.ffn_width, dtype=self.dtype, name="ffn")(y)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from pallas_kernels import BlockMask
+from pallas_kernels import AttentionSharding, BlockMask
 from worldstereo_jax.array_types import Array, Float, Int
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.models.attention import CrossAttention, SelfAttention, WarpedAttention
@@ -58,6 +58,7 @@ class LayerInputs:
         warped_features: memory candidates per target token [b, t, k, cw].
         warped_log_weight: [b, t, k], -inf where a candidate does not exist.
         control_scale: factor on the control residuals [b].
+        sharding: static; how attention is split over the chips of a mesh, None for one chip.
     """
 
     temb: jax.Array
@@ -72,6 +73,7 @@ class LayerInputs:
     warped_features: jax.Array | None
     warped_log_weight: jax.Array | None
     control_scale: jax.Array | None
+    sharding: AttentionSharding | None = struct.field(pytree_node=False, default=None)
 
 
 def add_to_target(
@@ -120,13 +122,20 @@ class BackboneBlock(nn.Module):
             config.attention_implementation,
             dtype,
             name="self_attention",
-        )(normed, inputs.rotary, pattern=pattern, masks=inputs.masks, key_valid=inputs.key_valid)
+        )(
+            normed,
+            inputs.rotary,
+            pattern=pattern,
+            masks=inputs.masks,
+            key_valid=inputs.key_valid,
+            sharding=inputs.sharding,
+        )
         tokens = (tokens + gate * attended).astype(tokens.dtype)
 
         target = LayerNorm(affine=True, name="cross_norm")(tokens[:, count:]).astype(dtype)
         crossed = CrossAttention(
             config.num_heads, config.image_width is not None, dtype, name="cross_attention"
-        )(target, inputs.text, inputs.image)
+        )(target, inputs.text, inputs.image, sharding=inputs.sharding)
         tokens = add_to_target(tokens, crossed, count)
         if inputs.warped_features is not None and inputs.warped_log_weight is not None:
             warped = WarpedAttention(config.num_heads, dtype, name="warped_attention")(
@@ -169,7 +178,7 @@ class Layer(nn.Module):
         if self.controlled and control is not None and sizes is not None and rotary is not None:
             dtype = self.config.compute_dtype
             control = ControlBlock(sizes.num_heads, sizes.ffn_width, dtype, name="control")(
-                control, inputs.temb, rotary
+                control, inputs.temb, rotary, inputs.sharding
             )
             residual = linear(self.config.width, dtype=dtype, name="residual", init=ZERO_INIT)(
                 control

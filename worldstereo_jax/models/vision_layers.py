@@ -8,7 +8,8 @@ from jax.typing import DTypeLike
 
 from worldstereo_jax.array_types import Array, Float, ndarray
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.models.attention import dense_attention, split_heads
+from worldstereo_jax.models.attention import split_heads
+from worldstereo_jax.models.dense_attention import dense_attention
 from worldstereo_jax.models.layers import (
     LINEAR_INIT,
     ZERO_INIT,

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.models.attention import dense_attention
+from worldstereo_jax.models.dense_attention import dense_attention
 from worldstereo_jax.models.layers import LINEAR_INIT, ZERO_INIT, along_channels, linear
 
 Cache = PyTree

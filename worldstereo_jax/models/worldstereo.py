@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from pallas_kernels import BlockMask, TokenOrder, frame_pattern
+from pallas_kernels import AttentionSharding, BlockMask, TokenOrder, restrict_keys
 from worldstereo_jax.array_types import Array, Bool, Float, Key, PyTree
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
@@ -104,9 +104,12 @@ class WorldStereo(nn.Module):
 
     Attributes:
         config: sizes and choices.
+        sharding: how attention is split over the chips of a mesh, which a kernel must be told and
+            XLA's own operations need not; None for one chip.
     """
 
     config: ModelConfig
+    sharding: AttentionSharding | None = None
 
     @nn.compact
     def __call__(
@@ -231,6 +234,7 @@ class WorldStereo(nn.Module):
             warped_features=None if features is None else _permute(features, order.target),
             warped_log_weight=None if log_weight is None else _permute(log_weight, order.target),
             control_scale=control_scale,
+            sharding=self.sharding,
         )
         stream, split = Stream(tokens, control_tokens), config.controlled_layers
         if split > 0:
@@ -382,15 +386,7 @@ def _masks_by_name(
         masks = {name: block_mask for name in patterns if name != DENSE}
     if key_valid is None:
         return masks
-    frame = jnp.zeros(key_valid.shape, jnp.int32)
-    key_frame = jnp.where(key_valid, 0, -1)
-    everything = jnp.ones((key_valid.shape[0], 1, 1), bool)
-
-    def restrict(mask: BlockMask) -> BlockMask:
-        tiles = {"tile_q": mask.tile_q, "tile_k": mask.tile_k}
-        return mask & frame_pattern(frame, key_frame, everything, **tiles)
-
-    return {name: restrict(mask) for name, mask in masks.items()}
+    return {name: restrict_keys(mask, key_valid) for name, mask in masks.items()}
 
 
 def _check_inputs(

@@ -1,0 +1,81 @@
+"""A mask without the keys that are not there, its partial tiles as they were held."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Int, Shaped
+
+from pallas_kernels.block_mask import BlockMask, with_state
+from pallas_kernels.fills import EMPTY, FULL, PARTIAL, BitFill, pack_bits
+from pallas_kernels.patterns import frame_pattern, pad_tokens
+from pallas_kernels.soft_fill import EXCLUDED_PAIR, SoftFill
+
+__all__ = ["restrict_keys"]
+
+_ALL = 0xFFFFFFFF
+
+
+@jax.jit
+def restrict_keys(mask: BlockMask, valid: Bool[Array, "b tk"]) -> BlockMask:
+    """The same mask, in which no query sees a key that is not valid.
+
+    What is packed stays packed, and is not evaluated anew: a full tile of which some keys are valid
+    takes bits (or numbers) that all such tiles in its column share. A mask that is straight from
+    geometry or from a pattern becomes a combined one.
+    """
+    fill = mask.fill
+    bits = fill is None or isinstance(fill, BitFill)
+    if not ((bits and mask.tile_k % 32 == 0) or isinstance(fill, SoftFill)):
+        frame = jnp.zeros((valid.shape[0], mask.q_len), jnp.int32)
+        key_frame = jnp.where(valid, 0, -1)
+        everything = jnp.ones((valid.shape[0], 1, 1), bool)
+        tiles = {"tile_q": mask.tile_q, "tile_k": mask.tile_k}
+        return mask & frame_pattern(frame, key_frame, everything, **tiles)
+
+    tiles = pad_tokens(valid, mask.tile_k, True).reshape(valid.shape[0], mask.k_tiles, -1)
+    state = mask.state()
+    batch, heads = max(state.shape[0], valid.shape[0]), mask.heads
+    some, every = (x(tiles, axis=-1)[:, None, None] for x in (jnp.any, jnp.all))
+    cut = (state == FULL) & some & ~every
+    state = jnp.where(some, jnp.where(cut, PARTIAL, state), EMPTY)
+    state = jnp.broadcast_to(state, (batch, *state.shape[1:])).astype(jnp.int8)
+
+    if fill is None:
+        shape = (1, 1, 0, mask.tile_q, mask.tile_k // 32)
+        content, slot = jnp.zeros(shape, jnp.uint32), jnp.full((1, 1, 1, 1), -1, jnp.int32)
+        overflow = jnp.zeros((1, 1), jnp.int32)
+    else:
+        content = fill.pairs if isinstance(fill, SoftFill) else fill.words
+        slot, overflow = fill.slot, fill.overflow
+    content, slot = (jnp.broadcast_to(x, (batch, heads, *x.shape[2:])) for x in (content, slot))
+    room = content.shape[2]
+    column = jnp.arange(mask.k_tiles, dtype=jnp.int32)
+    slot = jnp.where(state == PARTIAL, jnp.where(cut, room + column, slot), -1)
+
+    tiles = jnp.broadcast_to(tiles[:, None], (batch, heads, *tiles.shape[1:]))
+    columns = pack_bits(tiles) if bits else tiles
+
+    def keep(content: Array, columns: Shaped[Array, "b heads n _"]) -> Array:
+        """Content [b, heads, n, ...] of tiles with some of their columns."""
+        columns = columns[:, :, :, None]
+        return content & columns if bits else jnp.where(columns, content, EXCLUDED_PAIR)
+
+    # The column of tiles that every slot belongs to.
+    owner = jax.vmap(jax.vmap(functools.partial(_owners, room=room)))(slot)
+    content = keep(content, jnp.take_along_axis(columns, owner[..., None], axis=2))
+    # Of a tile that was full: bits that all are set, or numbers of no constraint.
+    shape = (batch, heads, mask.k_tiles, *content.shape[3:])
+    whole = jnp.full(shape, _ALL if bits else 0, content.dtype)
+    content = jnp.concatenate([content, keep(whole, columns)], axis=2)
+    overflow = jnp.broadcast_to(overflow, (batch, heads))
+    kind = BitFill if bits else SoftFill
+    return with_state(mask, state, kind(content, slot, overflow))
+
+
+def _owners(slot: Int[Array, "nq nk"], *, room: int) -> Int[Array, "slots"]:
+    """The column that each of `room` slots is used in; 0 where it is not."""
+    column = jnp.broadcast_to(jnp.arange(slot.shape[1], dtype=jnp.int32)[None], slot.shape)
+    at = jnp.where(slot >= 0, slot, room)
+    return jnp.zeros(room, jnp.int32).at[at].set(column, mode="drop")
