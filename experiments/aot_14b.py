@@ -111,9 +111,7 @@ def mask_shapes(tiles: pk.TileSizes) -> pk.BlockMask:
         )
 
     def build(reference, target):
-        mask = pk.joint_correspondence(
-            reference, target, tile_q=tiles.tile_q, tile_k=tiles.tile_k
-        )
+        mask = pk.joint_correspondence(reference, target, tile_q=tiles.tile_q, tile_k=tiles.tile_k)
         return pk.pack_partial_tiles(mask, capacity=mask.q_tiles * mask.k_tiles // 4)
 
     return jax.eval_shape(build, tokens(REFERENCE, FRAMES), tokens(TARGET, VIEWS))
@@ -148,9 +146,7 @@ def work_of(tiles: tuple[int, int], seed: int = 0) -> Work:
     if int(mask.fill.overflow.max()):
         raise SystemExit("a quarter of all tiles is too little room for the partial ones")
     total = mask.q_tiles * mask.k_tiles
-    return Work(
-        float(mask.keys.count.sum()) / total, float(mask.keys.partial.sum()) / total
-    )
+    return Work(float(mask.keys.count.sum()) / total, float(mask.keys.partial.sum()) / total)
 
 
 def trace() -> tuple[float, float]:
@@ -264,9 +260,7 @@ def main() -> None:
 
         mesh = Mesh(np.array([device()]).reshape(1, 1), ("rows", "model"))
         for pattern in options.patterns:
-            rows.append(
-                row_of("H200", "1 x 1", pattern, H200_GB, mesh, compiler_options=OPTIMISED)
-            )
+            rows.append(row_of("H200", "1 x 1", pattern, H200_GB, mesh, compiler_options=OPTIMISED))
         parts = [facts(seconds, billions, [pk.best_tiles("NVIDIA H200")[:2]]), Table(HEADER, rows)]
         title = "The 14B memory model on one H200, ahead of time"
         write_section(RESULTS, title, parts, command=f"{command} --h200")

@@ -9,8 +9,9 @@ bfloat16, head size 128, per head:
 
 - ours: masks with tiles of 512 x 128, four listed tiles to a compute tile in the forward pass and
   for dq, four heads to a program. For dk and dv a program owns 128 keys, so four tiles of
-  512 x 128 are counted. What decides in partial tiles is `bits`, the predicate (`geometry`), or
-  the predicate with the soft constraint's bias (`soft`); all four tiles of the step are partial.
+  512 x 128 are counted. What decides in partial tiles is `bits` or, of a soft constraint, packed
+  `numbers`; or the predicate, without the soft constraint (`geometry`) or with it (`soft`). All
+  four tiles of the step are partial.
 - splash: blocks of 512 x 512, no mask.
 
 Second claim: attention from 21 target frames to 64 reference views through a correspondence mask
@@ -46,7 +47,7 @@ TOPOLOGIES = ("v4:4x4x4", "v5e:2x4", "v5p:2x2x2", "v6e:4x4", "tpu7x:2x2x1")
 RESULTS = Path(__file__).parent / "RESULTS.md"
 Q_LEN, K_LEN, HEADS, HEAD_DIM = 32_768, 65_536, 16, 128
 TILE_Q, TILE_K, WIDE, GROUP, CHUNK = 512, 128, 512, 4, 64
-VARIANTS = ("bits", "geometry", "soft")
+VARIANTS = ("bits", "numbers", "geometry", "soft")
 # Kernel -> its name in our dumps and in splash's.
 KERNELS = {
     "forward": ("block_sparse_forward", "splash_mha_fwd"),
@@ -104,13 +105,15 @@ def child(variant: str, topology: str) -> None:
             )
             for t in (Q_LEN, K_LEN)
         ]
-        strength = jnp.ones(HEADS) if variant == "soft" else None
+        strength = jnp.ones(HEADS) if variant in ("soft", "numbers") else None
         mask = jax.eval_shape(
             lambda q, k: pk.from_geometry(q, k, strength=strength, tile_q=TILE_Q, tile_k=TILE_K),
             *geometry,
         )
         if variant == "bits":
             mask = jax.eval_shape(lambda m: pk.pack_partial_tiles(m, capacity=1000), mask)
+        if variant == "numbers":
+            mask = jax.eval_shape(lambda m: pk.pack_soft_tiles(m, capacity=1000), mask)
         arguments = [x.update(shape=(1, *x.shape)) for x in operands(0, 1)] + [shaped(mask)]
 
         def ours(q, k, v, mask):
@@ -204,7 +207,13 @@ def our_bundles(schedule: Schedule, kernel: str, variant: str) -> tuple[float, f
     first = schedule.segments.index(products[0])
     before = [x for x in schedule.segments[:first] if not x.multiplies]
     scalar = sum(x.bundles for x in before if x.depth == 2 and x.scalar)
-    if variant != "bits":
+    if variant == "numbers":
+        # Of every listed tile either the numbers or a constant; the numbers take arithmetic.
+        looks = [x for x in before if x.depth == 2 and not x.scalar and x.used[3] > x.used[8]]
+        if len(looks) != (1 if kernel == "dk, dv" else WIDE // TILE_K):
+            raise SystemExit(f"{kernel}: {len(looks)} segments seem to read a tile's numbers")
+        mask = sum(x.bundles for x in looks)
+    elif variant != "bits":
         # A loop over groups of rows, in which each listed tile is looked at; constants beside it.
         mask = sum(x.bundles for x in before if x.depth >= 3) * (own // CHUNK)
     else:

@@ -30,8 +30,8 @@ __all__ = [
 # Biases below this are those of an infinite strength, which excludes.
 WEAKEST = -1e20
 _LOG2E = math.log2(math.e)
-# An infinite strength, as a factor that leaves a penalty of 0 alone.
-_STRONGEST = 1e30
+# An infinite strength, as a factor: it leaves a penalty of 0 alone, and the least other excludes.
+_STRONGEST = 1e38
 
 
 @flax.struct.dataclass

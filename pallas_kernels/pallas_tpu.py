@@ -19,9 +19,10 @@ from pallas_kernels.block_mask import BlockMask
 from pallas_kernels.compat import reduce_like
 from pallas_kernels.fills import BitFill, GeometryFill
 from pallas_kernels.folding import fold_vmap
-from pallas_kernels.packing import pack_partial_tiles
+from pallas_kernels.packing import pack_partial_tiles, pack_soft_tiles
 from pallas_kernels.pallas_tpu_calls import backward_keys, backward_queries, forward
 from pallas_kernels.pallas_tpu_plan import TpuConfig, choose_config
+from pallas_kernels.soft_fill import SoftFill
 from pallas_kernels.target_device import Target
 
 __all__ = ["tpu_attention", "tpu_cannot_run", "tpu_cannot_take", "tpu_note"]
@@ -44,24 +45,24 @@ def tpu_cannot_take(q: Any, k: Any, mask: BlockMask, *, least_tile: int = 128) -
             f"tiles must be multiples of {least_tile} tokens, not {mask.tile_q}x{mask.tile_k}; "
             "`coarsen` makes a mask's larger"
         )
-    if mask.soft and not isinstance(mask.fill, GeometryFill):
-        return "a soft constraint is evaluated for masks straight from geometry, not combined ones"
     return ""
 
 
 def _packs(mask: BlockMask) -> bool:
-    """Whether the mask's partial tiles are packed into bits before the kernels run."""
-    return mask.fill is not None and not isinstance(mask.fill, BitFill | GeometryFill)
+    """Whether the mask's partial tiles are packed before the kernels run."""
+    ready = BitFill | SoftFill | GeometryFill
+    return mask.fill is not None and not isinstance(mask.fill, ready)
 
 
 def tpu_note(mask: BlockMask) -> str:
     """What decides inside the mask's partial tiles, where it is worth knowing, as a clause."""
+    held, pack = ("numbers", "pack_soft_tiles") if mask.soft else ("bits", "pack_partial_tiles")
     if _packs(mask):
-        return ", once its partial tiles are packed into bits"
-    if isinstance(mask.fill, GeometryFill) and not mask.soft:
+        return f", once its partial tiles are packed into {held}"
+    if isinstance(mask.fill, GeometryFill):
         return (
-            ", which evaluates the predicate for every group of heads: bits that "
-            "`pack_partial_tiles` makes once are faster"
+            f", which evaluates the predicate for every group of heads: {held} that `{pack}` makes "
+            "once are faster"
         )
     return ""
 
@@ -78,12 +79,12 @@ def tpu_attention(
 ) -> tuple[Float[Array, "b tq heads dv"], Float[Array, "b tq heads"]]:
     """Attention and LSE as `reference_attention` defines them, by TPU kernels.
 
-    What decides inside partial tiles is what the mask holds: packed bits (BitFill), or the
-    correspondence predicate (GeometryFill). Bits are what to ship for a hard mask: by the static
-    schedule a partial tile costs less than a tile of jax's splash attention with them and about
-    twice as much with the predicate, and `pack_partial_tiles` makes them once for all layers and
-    heads. The predicate is for masks that serve one call, and for the soft constraint, which is
-    no bit. Other fills are packed first.
+    What decides inside partial tiles is what the mask holds: packed bits (BitFill), a soft
+    constraint's packed numbers (SoftFill), or the correspondence predicate (GeometryFill). Packed
+    ones are what to ship: by the static schedule a partial tile costs about as much as a tile of
+    jax's splash attention with them and about twice as much with the predicate, and
+    `pack_partial_tiles` or `pack_soft_tiles` makes them once for all layers and heads. The
+    predicate is for masks that serve one call. Other fills are packed first.
     config: sizes of the steps, by default `choose_config`'s. interpret: False, or
     `pltpu.InterpretParams` to interpret the kernels on another device, in tests.
     Raises ValueError for operands that the kernels cannot take.
@@ -92,7 +93,7 @@ def tpu_attention(
     if reason:
         raise ValueError(reason)
     if _packs(mask):
-        mask = pack_partial_tiles(mask)
+        mask = pack_soft_tiles(mask) if mask.soft else pack_partial_tiles(mask)
     token_bytes = max(128, q.shape[3], v.shape[3]) * q.dtype.itemsize
     config = config or choose_config(mask, q.shape[2], token_bytes)
     config.check(mask, q.shape[2])

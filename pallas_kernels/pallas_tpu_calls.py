@@ -16,6 +16,7 @@ from pallas_kernels.pallas_tpu_kernels import forward_body, key_body, query_body
 from pallas_kernels.pallas_tpu_masks import mask_source
 from pallas_kernels.pallas_tpu_plan import TpuConfig, make_rows
 from pallas_kernels.pallas_tpu_walk import LOG2E, lanes_of
+from pallas_kernels.soft_fill import SoftFill
 
 __all__ = ["backward_keys", "backward_queries", "forward"]
 
@@ -49,7 +50,7 @@ class _Call:
         self.width = self.tiles * self.other
         self.count = self.lists.count.shape[2]
         self.grid = (batch, mask.heads, self.groups, self.count)
-        slot = mask.fill.slot if isinstance(mask.fill, BitFill) else None
+        slot = mask.fill.slot if isinstance(mask.fill, BitFill | SoftFill) else None
         if slot is not None and inverse:
             slot = jnp.swapaxes(slot, 2, 3)
         ragged = not inverse and mask.k_len % mask.tile_k != 0

@@ -19,14 +19,16 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.block_mask import BlockMask
 from pallas_kernels.fills import GeometryFill
 from pallas_kernels.geometry import PairFields, Pairs, geometry_pairs, token_fields
-from pallas_kernels.pallas_tpu_plan import (
-    EMPTY_SLOT,
-    FIRST_SLOT,
-    RAGGED_SLOT,
-    row_bits,
-    word_rows,
+from pallas_kernels.pallas_tpu_plan import FIRST_SLOT, row_bits, word_rows
+from pallas_kernels.pallas_tpu_soft import (
+    FORBIDDEN,
+    NumberMask,
+    free_tile,
+    soft_bias,
+    soft_slope,
+    strength_table,
 )
-from pallas_kernels.pallas_tpu_walk import EXCLUDED, LOG2E, Stream, token_stream, word_stream
+from pallas_kernels.pallas_tpu_walk import EXCLUDED, Stream, token_stream, word_stream
 
 __all__ = ["BitMask", "GeometryMask", "MaskSource", "mask_source"]
 
@@ -105,13 +107,7 @@ class GeometryMask:
         buffer = pltpu.VMEM((2, other_table.shape[-2], tiles * columns), jnp.int32)
         self.scratch = (buffer, pairs, *((pairs,) if self.soft else ()))
         if strength is not None:
-            table = jnp.broadcast_to(strength, (batch, heads))
-            numbers = (
-                (1.0 - 1.0 / (1.0 + table)) * LOG2E,
-                table * LOG2E,
-                jnp.square(1 / (1 + table)),
-            )
-            self.operands += (jnp.stack(numbers, axis=-1),)
+            self.operands += (strength_table(strength, batch, heads),)
             self.specs += (pl.BlockSpec(memory_space=pltpu.SMEM),)
 
     def _own_place(self, b, m, g, i):
@@ -150,12 +146,10 @@ class GeometryMask:
         lax.fori_loop(0, self.rows // chunk, part, None)
 
     def _constant(self, scratch: Any, slot: Array, columns: Any) -> None:
-        kept = jnp.where(slot == RAGGED_SLOT, self.left, self.columns)
-        kept = jnp.where(slot == EMPTY_SLOT, 0, kept)
-        column = lax.broadcasted_iota(jnp.int32, (self.rows, self.columns), 1)
-        scratch[1][:, columns] = jnp.where(column < kept, 0.0, EXCLUDED)
+        shape = (self.rows, self.columns)
+        scratch[1][:, columns] = free_tile(shape, slot, self.left)
         if self.soft:
-            scratch[2][:, columns] = jnp.zeros((self.rows, self.columns), jnp.float32)
+            scratch[2][:, columns] = jnp.zeros(shape, jnp.float32)
 
     def _predicate(
         self, own: PairFields, scratch: Any, buffer: Array, rows: Any, columns: Any
@@ -175,34 +169,32 @@ class GeometryMask:
             scratch[1][rows, columns] = jnp.where(pairs.allowed, 0.0, EXCLUDED)
             return
         attraction, penalty = pairs.constraint()
-        scratch[1][rows, columns] = jnp.where(pairs.allowed, attraction, EXCLUDED)
-        scratch[2][rows, columns] = penalty
+        scratch[1][rows, columns] = jnp.where(pairs.allowed, attraction, FORBIDDEN)
+        scratch[2][rows, columns] = jnp.where(pairs.allowed, penalty, 0.0)
 
     def bias(self, refs: Any, scratch: Any, batch: Any, head: Any) -> Array:
         """Added to the logits (in powers of two) of an attention head."""
-        attraction = scratch[1][...]
         if not self.soft:
-            return attraction
-        penalty = scratch[2][...]
-        weight, strength = refs[2][batch, head, 0], refs[2][batch, head, 1]
-        # Not strength * 0: an infinite strength must leave agreeing pairs alone.
-        bias = weight * attraction - jnp.where(penalty > 0, strength * penalty, 0.0)
-        return jnp.where(attraction > EXCLUDED, jnp.maximum(bias, EXCLUDED), EXCLUDED)
+            return scratch[1][...]
+        return soft_bias(refs[2], batch, head, scratch[1][...], scratch[2][...])
 
     def slope(self, refs: Any, scratch: Any, batch: Any, head: Any) -> Array:
         """Derivative of a soft mask's bias (in natural logits) by the strength."""
-        return scratch[1][...] * refs[2][batch, head, 2] - scratch[2][...]
+        return soft_slope(refs[2], batch, head, scratch[1][...], scratch[2][...])
 
 
-MaskSource = BitMask | GeometryMask
+MaskSource = BitMask | GeometryMask | NumberMask
 
 
 def mask_source(
     mask: BlockMask, strength: Array | None, *, tiles: int, inverse: bool, batch: int, heads: int
 ) -> MaskSource:
-    """The source of a mask whose fill is None, a BitFill or a GeometryFill."""
+    """The source of a mask whose fill is None, a BitFill, a SoftFill or a GeometryFill."""
+    sizes: Any = {"tiles": tiles, "inverse": inverse, "batch": batch, "heads": heads}
     if isinstance(mask.fill, GeometryFill):
-        return GeometryMask(mask, strength, tiles=tiles, inverse=inverse, batch=batch, heads=heads)
+        return GeometryMask(mask, strength, **sizes)
+    if strength is not None:
+        return NumberMask(mask, strength, **sizes)
     return BitMask(mask, tiles=tiles, inverse=inverse)
 
 

@@ -28,7 +28,7 @@ EMPTY_SLOT, FULL_SLOT, RAGGED_SLOT, FIRST_SLOT = 0, 1, 2, 3
 # Numbers before the lists in a row: see `make_rows`.
 HEADER = 8
 _WIDTH = 512  # tokens of a compute tile, along the lists
-_MOST_HEADS = 4
+_MOST_HEADS = 5  # 40 heads over 8 chips leave groups of 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TpuConfig:
 
 
 def choose_config(mask: BlockMask, heads: int, token_bytes: int = 256) -> TpuConfig:
-    """Compute tiles of 512 tokens, or all there are; up to 4 of the heads that share a mask.
+    """Compute tiles of 512 tokens, or all there are; up to 5 of the heads that share a mask.
 
     token_bytes: of a token of one head in memory, where it takes whole registers of 128 numbers.
     Fewer heads of larger ones fit the 16 MiB that a kernel may use on the smallest chips.

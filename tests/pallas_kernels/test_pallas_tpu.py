@@ -45,6 +45,17 @@ class TestPallasTpu(AttentionSuite):
     # "frames" are packed like "window"; "joint" is "geometry" both ways, as in "joint_soft".
     kinds = tuple(kind for kind in CASES if kind not in ("frames", "joint"))
 
+    @pytest.mark.row("S15")
+    @pytest.mark.parametrize("strength", [None, 0.0, jnp.inf])
+    def test_soft_constraint_as_packed_numbers(self, strength):
+        """Own tiles of both sides, ragged ones, full and empty ones within a step."""
+        problem = make_problem("joint_soft", q_len=86)
+        mask = pk.pack_soft_tiles(problem.mask, capacity=24)
+        assert not np.asarray(mask.fill.overflow).any()
+        if strength is not None:
+            mask = mask.replace(strength=jnp.full_like(mask.strength, strength))
+        self.check(problem._replace(mask=mask))
+
     @pytest.fixture(autouse=True)
     def _interpret(self, monkeypatch):
         monkeypatch.setitem(api.IMPLEMENTATIONS, "pallas_tpu", api.Implementation(interpreted))
@@ -149,7 +160,8 @@ def test_bits_stand_along_the_rows(transposed):
 
 def test_config_follows_the_mask():
     mask = pk.dense_pattern(4096, 4096, tile_q=512, tile_k=128)
-    assert choose_config(mask, 40) == TpuConfig(heads=4, key_tiles=4, query_tiles=1)
+    assert choose_config(mask, 40) == TpuConfig(heads=5, key_tiles=4, query_tiles=1)
+    assert choose_config(mask, 16).heads == 4
     assert choose_config(mask, 40, token_bytes=512).heads == 2
     assert choose_config(mask, 3).heads == 3
     assert choose_config(mask, 7).heads == 1
@@ -172,7 +184,7 @@ def test_says_why_it_cannot_run_and_what_it_cannot_take():
     token = pk.make_token_geometry(jnp.ones((1, 512, 3)), radius=1.0)
     soft = pk.from_geometry(token, token, strength=1.0, tile_q=128, tile_k=128)
     assert not take(q, q, soft)
-    assert "combined" in take(q, q, soft & mask)
+    assert not take(q, q, soft & mask)
 
 
 def test_is_the_choice_on_a_tpu_and_says_when_it_packs():
@@ -185,6 +197,10 @@ def test_is_the_choice_on_a_tpu_and_says_when_it_packs():
     token = pk.make_token_geometry(jnp.zeros((1, 4096, 3)), radius=1.0)
     mask = pk.from_geometry(token, token, tile_q=512, tile_k=128)
     assert "`pack_partial_tiles` makes once" in pk.explain_choice(q, q, mask).reason
+    soft = pk.from_geometry(token, token, strength=1.0, tile_q=512, tile_k=128)
+    assert "`pack_soft_tiles` makes once" in pk.explain_choice(q, q, soft).reason
+    both = soft & pk.dense_pattern(4096, 4096, tile_q=512)
+    assert "packed into numbers" in pk.explain_choice(q, q, both).reason
 
 
 def test_negative_scale():
