@@ -166,9 +166,11 @@ def trace() -> tuple[float, float]:
 
 def kernels_in(program: str) -> str:
     """Attention kernels that a lowered program calls, and how often it says so."""
-    names = re.findall(r'kernel_name = "(\w+)"|(cudnn\w*fmha\w*)|(mosaic_gpu\w*)', program)
-    counted = collections.Counter(next(x for x in found if x) for found in names)
-    return ", ".join(f"{count} {name}" for name, count in sorted(counted.items())) or "products"
+    names = {"tpu_custom_call": "pallas_tpu", "mosaic_gpu": "pallas_mosaic_gpu", "fmha": "cuDNN"}
+    targets = re.findall(r"custom_call @([\w$]+)", program)
+    found = [name for target in targets for key, name in names.items() if key in target]
+    counted = sorted(collections.Counter(found).items())
+    return ", ".join(f"{count} {name}" for name, count in counted) or "products"
 
 
 def compile_for(mesh: Mesh, pattern: str, **options: typing.Any) -> dict[str, typing.Any]:

@@ -26,8 +26,9 @@ def pack_partial_tiles(mask: BlockMask, *, capacity: int | None = None) -> Block
     Tiles are looked into on the way: those that hold nothing leave the lists, whole ones are full.
 
     mask: a hard mask; a soft constraint is no bit (ValueError). Its tile_k is a multiple of 32.
-    capacity: partial tiles there is room for per sample and head; by default all tile pairs. Those
-        beyond it lose their pairs and are counted in `fill.overflow`.
+    capacity: tiles there is room for per sample and head that are partial once looked into; by
+        default all tile pairs. Those beyond it lose their pairs and are counted in
+        `fill.overflow`.
     """
     if mask.soft or mask.strength is not None:
         raise ValueError("only a hard mask can be packed into bits, and this one is soft")
@@ -65,22 +66,29 @@ def _pack(
     state = mask.state()
     b, heads, nq, nk = state.shape
     room = nq * nk if capacity is None else min(capacity, nq * nk)
-    partial = (state == PARTIAL).reshape(b, heads, -1)
-    place = jnp.cumsum(partial, axis=-1, dtype=jnp.int32) - 1
-    slot = jnp.where(partial & (place < room), place, -1).reshape(state.shape)
 
     def update(carry, index, pairs, real):
-        state, words = carry
-        q, k = index.q[:, 0], index.k[:, 0]
-        at = slot[index.batch, index.head, q, k]
-        at = jnp.where(real & (at >= 0), at, room)
-        words = words.at[index.batch, index.head, at].set(encode(pairs), mode="drop")
-        row = jnp.where(real, q, nq)
+        state, slot, used, words = carry
+        q, k = jnp.where(real, index.q[:, 0], nq), index.k[:, 0]
         kind = tile_kind(mask, index, pairs.allowed)
-        return state.at[index.batch, index.head, row, k].set(kind, mode="drop"), words
+        # Only what turns out to be partial takes a slot, the next one of its sample and head.
+        left = real & (kind == PARTIAL)
+        together = (index.batch[:, None] == index.batch[None]) & (
+            index.head[:, None] == index.head[None]
+        )
+        before = jnp.sum(jnp.tril(together & left[None], -1), axis=1, dtype=jnp.int32)
+        at = used[index.batch, index.head] + before
+        at = jnp.where(left & (at < room), at, room)
+        place = index.batch, index.head, q, k
+        return (
+            state.at[place].set(kind, mode="drop"),
+            slot.at[place].set(jnp.where(at < room, at, -1), mode="drop"),
+            used.at[index.batch, index.head].add(left.astype(jnp.int32)),
+            words.at[index.batch, index.head, at].set(encode(pairs), mode="drop"),
+        )
 
+    slot = jnp.full(state.shape, -1, jnp.int32)
+    used = jnp.zeros((b, heads), jnp.int32)
     words = jnp.zeros((b, heads, room, *shape), dtype)
-    exact, words = over_partial(mask, (state, words), update)
-    left = exact == PARTIAL
-    overflow = jnp.sum(left & (slot < 0), axis=(2, 3), dtype=jnp.int32)
-    return exact, (words, jnp.where(left, slot, -1), overflow)
+    exact, slot, used, words = over_partial(mask, (state, slot, used, words), update)
+    return exact, (words, slot, jnp.maximum(used - room, 0))

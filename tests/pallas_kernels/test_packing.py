@@ -8,22 +8,24 @@ import pytest
 import pallas_kernels as pk
 
 
-def _geometry(seed: int, batch: int, tokens: int, frames: int) -> pk.TokenGeometry:
+def _geometry(
+    seed: int, batch: int, tokens: int, frames: int, radius: float = 0.3
+) -> pk.TokenGeometry:
     rng = np.random.default_rng(seed)
     position = rng.uniform(size=(batch, tokens, 3)).astype(np.float32)
     frame = jnp.arange(tokens, dtype=jnp.int32) * frames // tokens
     return pk.make_token_geometry(
         jnp.asarray(position),
-        radius=0.3,
+        radius=radius,
         frame=jnp.broadcast_to(frame, (batch, tokens)),
         valid=jnp.asarray(rng.random((batch, tokens)) > 0.2),
     )
 
 
-def _joint(seed: int) -> pk.BlockMask:
-    return pk.joint_correspondence(
-        _geometry(seed, 2, 40, 2), _geometry(seed + 1, 2, 90, 3), tile_q=32, tile_k=32
-    )
+def _joint(seed: int, radius: float = 0.3) -> pk.BlockMask:
+    reference = _geometry(seed, 2, 40, 2, radius)
+    target = _geometry(seed + 1, 2, 90, 3, radius)
+    return pk.joint_correspondence(reference, target, tile_q=32, tile_k=32)
 
 
 @pytest.mark.row("S14")
@@ -51,12 +53,34 @@ def test_masks_of_every_kind_are_packed():
         np.testing.assert_array_equal(np.asarray(packed.dense()), np.asarray(mask.dense()))
 
 
-def test_too_little_room_is_counted_and_loses_only_those_tiles():
-    mask = _joint(3)
-    partial = np.asarray(mask.keys.partial).sum(-1)
+def test_only_what_is_partial_takes_room_and_what_finds_none_is_counted():
+    mask = _joint(3, radius=0.04)
+    partial = np.asarray(pk.refine(mask).keys.partial).sum(-1)
+    assert (partial < np.asarray(mask.keys.partial).sum(-1)).any()
+    enough = pk.pack_partial_tiles(mask, capacity=int(partial.max()))
+    assert not np.asarray(enough.fill.overflow).any()
+    np.testing.assert_array_equal(enough.dense(), mask.dense())
     packed = pk.pack_partial_tiles(mask, capacity=3)
     np.testing.assert_array_equal(np.asarray(packed.fill.overflow), partial - 3)
     assert not (np.asarray(packed.dense()) & ~np.asarray(mask.dense())).any()
+    assert np.asarray(packed.dense()).any(axis=(2, 3)).all()
+
+
+def test_metadata_is_one_percent_of_the_dense_mask_at_the_working_size():
+    """Room for 8,700 partial tiles: 8 procedural references and a target hold 6,594 to 8,394."""
+
+    def tokens(count):
+        place = jax.ShapeDtypeStruct((1, count, 3), jnp.float32)
+        return jax.eval_shape(lambda x: pk.make_token_geometry(x, radius=1.0), place)
+
+    def build(reference, target):
+        mask = pk.joint_correspondence(reference, target, tile_q=128, tile_k=128)
+        return pk.pack_partial_tiles(mask, capacity=8700)
+
+    mask = jax.eval_shape(build, tokens(12_480), tokens(32_760))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(mask))
+    assert (mask.q_len, mask.k_len) == (45_240, 45_240)
+    assert size <= 0.01 * 45_240**2
 
 
 @pytest.mark.row("S15")
