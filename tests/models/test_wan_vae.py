@@ -14,7 +14,6 @@ from worldstereo_jax.models.wan_vae import WanVAE, WanVAEConfig
 from worldstereo_jax.models.wan_vae_clips import (
     decode_clip,
     decode_frames,
-    decode_tiled,
     denormalise_latents,
     encode_clip,
     encode_frames,
@@ -121,8 +120,6 @@ def test_sizes_that_do_not_fit_are_named(params, video):
         encode_clip(params, video[:, :8], CONFIG)
     with pytest.raises(InputError, match="multiples of 4"):
         encode_clip(params, video[:, :, :6], CONFIG)
-    with pytest.raises(InputError, match="stride is 9"):
-        decode_tiled(params, video, CONFIG, tile=8, stride=9)
     with pytest.raises(InputError, match="temporal_downsample"):
         WanVAEConfig(temporal_downsample=(True,))
 
@@ -194,13 +191,3 @@ def test_equals_diffusers(theirs, params, video, frames):
     expected = from_torch(theirs.decode(as_torch(moments)).sample)
     assert expected.shape == clip.shape
     assert_close(run(params, latents, decode_clip), expected)
-
-
-def test_tiles_equal_diffusers(theirs, params):
-    z = normal(3, 1, 2, 6, 7, 3)
-    theirs.enable_tiling(16, 16, 12, 12)
-    raw = denormalise_latents(z, CONFIG)
-    expected = from_torch(theirs.decode(as_torch(raw)).sample)
-    theirs.disable_tiling()
-    tiled = jax.jit(functools.partial(decode_tiled, config=CONFIG, tile=4, stride=3))
-    assert_close(tiled(params, z), expected)

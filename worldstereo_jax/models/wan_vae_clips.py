@@ -1,4 +1,4 @@
-"""Clips and images through the causal autoencoder: chunks in a scan, frames alone, tiles.
+"""Clips and images through the causal autoencoder: chunks in a scan, or frames alone.
 
 Latents are normalised by the config's mean and standard deviation; the encoder's mode is taken,
 never a sample.
@@ -54,10 +54,14 @@ def decode_clip(
     params: PyTree, latents: Float[Array, "b lf lh lw z"], config: WanVAEConfig
 ) -> Float[Array, "b f h w c"]:
     """The inverse of `encode_clip`: a clip of 1 + 4 (lf - 1) frames, in [-1, 1]."""
-    return jnp.clip(_decode_clip(params, denormalise_latents(latents, config), config), -1, 1)
+    return jnp.clip(decode_unclipped(params, latents, config), -1, 1)
 
 
-def _decode_clip(params: PyTree, z: Array, config: WanVAEConfig) -> Array:
+def decode_unclipped(
+    params: PyTree, latents: Float[Array, "b lf lh lw z"], config: WanVAEConfig
+) -> Float[Array, "b f h w c"]:
+    """`decode_clip` with colours as the network gives them, also beyond [-1, 1]."""
+    z = denormalise_latents(latents, config)
     return _run_chunks(params, config, WanVAE.decode_chunk, z[:, :1], z[:, 1:, None])
 
 
@@ -83,70 +87,44 @@ def _run_chunks(
 
 
 def encode_frames(
-    params: PyTree, video: Float[Array, "b f h w c"], config: WanVAEConfig
-) -> Float[Array, "b f lh lw z"]:
-    """Every frame as a clip of its own: the keyframe latents of the second stage."""
-    alone = video.reshape(-1, 1, *video.shape[2:])
-    latents = encode_clip(params, alone, config)
-    return latents.reshape(*video.shape[:2], *latents.shape[2:])
-
-
-def decode_frames(
-    params: PyTree, latents: Float[Array, "b f lh lw z"], config: WanVAEConfig
-) -> Float[Array, "b f h w c"]:
-    """The inverse of `encode_frames`."""
-    alone = latents.reshape(-1, 1, *latents.shape[2:])
-    video = decode_clip(params, alone, config)
-    return video.reshape(*latents.shape[:2], *video.shape[2:])
-
-
-def decode_tiled(
     params: PyTree,
-    latents: Float[Array, "b lf lh lw z"],
+    video: Float[Array, "b f h w c"],
     config: WanVAEConfig,
     *,
-    tile: int = 32,
-    stride: int = 24,
-) -> Float[Array, "b f h w c"]:
-    """`decode_clip` in overlapping tiles, blended linearly where they overlap.
-
-    Peak memory is that of one tile. Attention and norms see a tile only, so the result differs
-    slightly from the whole; equal to the official tiling of the same sizes.
+    at_once: int | None = None,
+) -> Float[Array, "b f lh lw z"]:
+    """Every frame as a clip of its own: the keyframe latents of the second stage.
 
     Args:
         params: of `WanVAE(config)`.
-        latents: normalised.
+        video: in [-1, 1].
         config: sizes.
-        tile: latent rows and columns of a tile.
-        stride: latent pixels from one tile to the next, at most `tile`.
-
-    Raises:
-        InputError: when the stride does not lie in 1 .. tile.
+        at_once: frames computed together, which sets the peak of memory; None for all.
     """
-    if not 1 <= stride <= tile:
-        raise InputError(f"stride is {stride}, expected 1 to the tile's {tile}")
-    scale = config.spatial_stride
-    lh, lw = latents.shape[2:4]
-    z = denormalise_latents(latents, config)
-    overlap, step = (tile - stride) * scale, stride * scale
-    rows: list[list[Array]] = []
-    joined = []
-    for i, top in enumerate(range(0, lh, stride)):
-        rows.append([])
-        strip = []
-        for j, left in enumerate(range(0, lw, stride)):
-            part = z[:, :, top : top + tile, left : left + tile]
-            image = _decode_clip(params, part, config)
-            if i > 0:
-                image = _blend(rows[i - 1][j], image, overlap, axis=2)
-            if j > 0:
-                image = _blend(rows[i][j - 1], image, overlap, axis=3)
-            # The blended tile, as the official code keeps it for its neighbours.
-            rows[i].append(image)
-            strip.append(image[:, :, :step, :step])
-        joined.append(jnp.concatenate(strip, axis=3))
-    video = jnp.concatenate(joined, axis=2)[:, :, : lh * scale, : lw * scale]
-    return jnp.clip(video, -1, 1)
+    return _each_frame(lambda frame: encode_clip(params, frame, config), video, at_once)
+
+
+def decode_frames(
+    params: PyTree,
+    latents: Float[Array, "b f lh lw z"],
+    config: WanVAEConfig,
+    *,
+    at_once: int | None = None,
+) -> Float[Array, "b f h w c"]:
+    """The inverse of `encode_frames`, with the same arguments."""
+    return _each_frame(lambda frame: decode_clip(params, frame, config), latents, at_once)
+
+
+def _each_frame(
+    run: Callable[[Array], Array], frames: Float[Array, "b f h w c"], at_once: int | None
+) -> Float[Array, "b f ho wo co"]:
+    """A function of clips, on every frame alone, so many at a time."""
+    alone = frames.reshape(-1, 1, *frames.shape[2:])
+    if at_once is None or at_once >= alone.shape[0]:
+        out = run(alone)
+    else:
+        out = jax.lax.map(lambda frame: run(frame[None])[0], alone, batch_size=at_once)
+    return out.reshape(*frames.shape[:2], *out.shape[2:])
 
 
 def normalise_latents(
@@ -172,16 +150,3 @@ def _statistics(config: WanVAEConfig) -> tuple[np.ndarray, np.ndarray]:
 def _join_chunks(chunks: Float[Array, "n b g h w c"]) -> Float[Array, "b f h w c"]:
     n, b, g, *rest = chunks.shape
     return chunks.swapaxes(0, 1).reshape(b, n * g, *rest)
-
-
-def _blend(before: Array, after: Array, extent: int, axis: int) -> Array:
-    """Fade from the end of `before` into the start of `after` along an image axis."""
-    extent = min(before.shape[axis], after.shape[axis], extent)
-    if not extent:
-        return after
-    weight = np.arange(extent, dtype=np.float32) / max(extent, 1)
-    weight = weight.reshape([-1 if i == axis else 1 for i in range(after.ndim)])
-    old = jax.lax.slice_in_dim(before, before.shape[axis] - extent, None, axis=axis)
-    new = jax.lax.slice_in_dim(after, 0, extent, axis=axis)
-    rest = jax.lax.slice_in_dim(after, extent, None, axis=axis)
-    return jnp.concatenate([old * (1 - weight) + new * weight, rest], axis=axis)
