@@ -11,9 +11,12 @@ import jax
 from worldstereo_jax.cli.arguments import ArgumentParser, count, seed
 from worldstereo_jax.cli.camera_paths import Job, cameras_of, plan_jobs
 from worldstereo_jax.cli.console import Stages
+from worldstereo_jax.cli.generate_official import run_official
 from worldstereo_jax.cli.memory_input import begin_memory, read_memory, with_capacity, with_room
+from worldstereo_jax.cli.official_options import add_official_options, refuse_official_options
 from worldstereo_jax.cli.outputs import (
     check_output_folder,
+    memory_counts,
     params_hash,
     write_clip,
     write_memory,
@@ -66,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results go here")
     parser.add_argument("--preset", default="tiny", help="model preset (default tiny)")
+    add_official_options(parser)
     parser.add_argument(
         "--depth",
         type=Path,
@@ -91,6 +95,10 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Read, generate and write; nothing appears under --out before everything is done."""
+    if options.model is not None:
+        run_official(options)
+        return
+    refuse_official_options(parser(), options)
     started = time.perf_counter()
     # What can be wrong is found out in order of cost, all of it before anything is computed.
     check_output_folder(options.out, overwrite=options.overwrite)
@@ -168,14 +176,7 @@ def run(options: argparse.Namespace) -> None:
                 "rollout": dataclasses.asdict(config),
                 "clips": [job.name for job in jobs],
                 "seconds": stages.seconds,
-                "memory": {
-                    "points": int(memory.points.count),
-                    "keyframes": int(memory.stereo.count),
-                    "entries": int(memory.entries.count),
-                    "points without room": int(memory.points.overflow),
-                    "keyframes without room": int(memory.stereo.overflow),
-                    "entries without room": int(memory.entries.overflow),
-                },
+                "memory": memory_counts(memory),
             },
         )
     for job in jobs:

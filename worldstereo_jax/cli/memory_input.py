@@ -108,24 +108,42 @@ def begin_memory(
     centre are made to agree, and all is brought to the unit of `paths`, the cameras to come that
     are given in the scene's world.
     """
-    if isinstance(scene, SingleViewScene):
-        images = scene.image[None]
-        w2c = np.eye(4, dtype=np.float32)[None] if scene.w2c is None else scene.w2c[:1]
-        intrinsics = scene.intrinsics
-        if intrinsics is None:
-            intrinsics = default_intrinsics(*image_size(scene))[None]
-    else:
-        images, w2c, intrinsics = scene.bank.images, scene.bank.w2c, scene.bank.intrinsics
+    images, w2c, intrinsics = starting_views(scene)
     if known_depth is None:
-        depth = estimate_depth(world, params, images)
-        if len(images) > 1 and share_a_centre(w2c, np.asarray(depth)):
-            depth = agree_on_depth(depth, jnp.asarray(w2c), jnp.asarray(intrinsics[: len(images)]))
-        depth = depth * path_unit(np.asarray(depth), w2c, [np.asarray(p.w2c) for p in paths])
+        depth = depth_for_paths(estimate_depth(world, params, images), w2c, intrinsics, paths)
     else:
         depth = jnp.asarray(known_depth)[None]
-    cameras = Cameras(w2c=jnp.asarray(w2c), intrinsics=jnp.asarray(intrinsics[: len(images)]))
+    cameras = Cameras(w2c=jnp.asarray(w2c), intrinsics=jnp.asarray(intrinsics))
     empty = empty_memory(world.rollout)
     return remember_frames(world.rollout, empty, jnp.asarray(images), depth, cameras, source=0)
+
+
+def starting_views(
+    scene: AnyScene,
+) -> tuple[Float[ndarray, "v h w 3"], Float[ndarray, "v 4 4"], Float[ndarray, "v 3 3"]]:
+    """Images, cameras and intrinsics that a scene starts with; see `begin_memory`."""
+    if not isinstance(scene, SingleViewScene):
+        return scene.bank.images, scene.bank.w2c, scene.bank.intrinsics
+    w2c = np.eye(4, dtype=np.float32)[None] if scene.w2c is None else scene.w2c[:1]
+    intrinsics = scene.intrinsics
+    if intrinsics is None:
+        intrinsics = default_intrinsics(*image_size(scene))[None]
+    return scene.image[None], w2c, intrinsics[:1]
+
+
+def depth_for_paths(
+    depth: Float[Array, "v h w"],
+    w2c: Float[ndarray, "v 4 4"],
+    intrinsics: Float[ndarray, "v 3 3"],
+    paths: Sequence[Cameras],
+) -> Float[Array, "v h w"]:
+    """Estimated depth of a scene's first views, made one world that `paths` run through.
+
+    Views of one centre are made to agree, and all is brought to the unit of the paths.
+    """
+    if len(depth) > 1 and share_a_centre(w2c, np.asarray(depth)):
+        depth = agree_on_depth(depth, jnp.asarray(w2c), jnp.asarray(intrinsics))
+    return depth * path_unit(np.asarray(depth), w2c, [np.asarray(path.w2c) for path in paths])
 
 
 def path_unit(

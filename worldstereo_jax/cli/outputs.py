@@ -20,6 +20,7 @@ from worldstereo_jax.evaluation.contact_sheet import contact_sheet
 from worldstereo_jax.geometry.camera_io import write_cameras_json
 from worldstereo_jax.memory.entry_folder import entry_fields
 from worldstereo_jax.memory.folder import save_memory
+from worldstereo_jax.sampling.official_rollout import OfficialClip
 from worldstereo_jax.sampling.rollout import Clip
 from worldstereo_jax.sampling.world import WorldMemory
 
@@ -59,7 +60,7 @@ def check_output_folder(folder: Path, *, overwrite: bool) -> None:
         raise InputError(f"--out {folder} cannot be made: {nearest} is not writable")
 
 
-def write_clip(folder: Path, clip: Clip, title: str) -> None:
+def write_clip(folder: Path, clip: Clip | OfficialClip, title: str) -> None:
     """video.mp4, render.mp4, render_mask.mp4, contact_sheet.png and cameras.json of one clip."""
     folder.mkdir(parents=True, exist_ok=True)
     video, depth = np.asarray(clip.video), np.asarray(clip.depth)
@@ -90,6 +91,18 @@ def write_memory(folder: Path, memory: WorldMemory, model: str) -> None:
     )
     points = jax.tree.map(np.asarray, memory.points)
     write_point_cloud(folder / "points.ply", points.positions, points.colors, points.valid)
+
+
+def memory_counts(memory: WorldMemory) -> dict[str, int]:
+    """What both memories hold, and what found no room, for run.json."""
+    return {
+        "points": int(memory.points.count),
+        "keyframes": int(memory.stereo.count),
+        "entries": int(memory.entries.count),
+        "points without room": int(memory.points.overflow),
+        "keyframes without room": int(memory.stereo.overflow),
+        "entries without room": int(memory.entries.overflow),
+    }
 
 
 def params_hash(params) -> str:

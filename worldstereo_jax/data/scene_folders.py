@@ -155,7 +155,7 @@ def read_renders(
     renders[0] = trajectory.start_frame
     rgb_masks = (resize_image(np.repeat(mask, 3, axis=-1), size) for mask in masks)
     resized = np.stack([(mask[..., :1] > 0.5).astype(np.float32) for mask in rgb_masks])
-    if _continues_a_clip(trajectory.view, trajectory.name):
+    if continues_a_clip(trajectory.view, trajectory.name):
         resized[0] = 0
     return renders, resized
 
@@ -253,7 +253,8 @@ def _is_trajectory(folder: Path) -> bool:
     return any((folder / name).exists() for name in _TRAJECTORY_FILES)
 
 
-def _continues_a_clip(view: str, name: str) -> bool:
+def continues_a_clip(view: str, name: str) -> bool:
+    """Whether a trajectory starts from the last frame of its view's traj0."""
     return view.startswith("reconstruct") and name == "traj1"
 
 
@@ -285,7 +286,7 @@ _ORDER: tuple[Callable[[str, str], bool], ...] = (
     lambda view, name: view.startswith("target"),
     lambda view, name: view.startswith("reconstruct") and name == "traj0",
     lambda view, name: view.startswith("wonder"),
-    _continues_a_clip,
+    continues_a_clip,
 )
 
 

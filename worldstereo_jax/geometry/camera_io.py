@@ -143,8 +143,13 @@ def select_cameras(
         raise InputError(f"A clip needs at least 2 cameras, not {count}.")
     if len(w2c) < count:
         raise InputError(f"The clip needs {count} cameras, but its path holds only {len(w2c)}.")
-    index = np.round(np.linspace(0, len(w2c) - 1, count)).astype(int)
+    index = evenly_spaced(len(w2c), count)
     return np.asarray(w2c)[index], np.asarray(intrinsics)[index]
+
+
+def evenly_spaced(total: int, count: int) -> Int[ndarray, "k"]:
+    """`count` places among `total`, first and last included: every fourth for 21 of 81."""
+    return np.round(np.linspace(0, total - 1, count)).astype(int)
 
 
 def keyframe_indices(total: int, count: int) -> Int[ndarray, "k"]:

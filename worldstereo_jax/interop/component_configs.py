@@ -50,7 +50,8 @@ UMT5_KEYS = Keys(
         "feed_forward_proj": "feed_forward",
     },
     {"dense_act_fn": "gelu_new", "is_gated_act": True},
-    "classifier_dropout dropout_rate num_decoder_layers output_past scalable_attention",
+    "classifier_dropout dropout_rate num_decoder_layers output_past scalable_attention "
+    "scale_decoder_outputs",
 )
 
 CLIP_KEYS = Keys(

@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from worldstereo_jax.array_types import Array, Float
+from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.models.layers import EMBEDDING_INIT, LayerNorm, along_channels
 from worldstereo_jax.models.vision_layers import (
     ImagePatches,
@@ -18,6 +18,8 @@ from worldstereo_jax.models.vision_layers import (
     resize_image,
 )
 
+RETRIEVAL_EDGE, RETRIEVAL_CROP = 256, 224
+"""Sides, in pixels, that the encoder's own processor scales and cuts images to."""
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -125,3 +127,26 @@ def imagenet_pixels(image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     unit = image / 2 + 0.5
     mean, std = (np.asarray(x, np.float32) for x in (MEAN, STD))
     return (unit - along_channels(mean, unit)) / along_channels(std, unit)
+
+
+def retrieval_features(
+    params: PyTree, images: Float[Array, "v h w 3"], config: Dinov2Config
+) -> Float[Array, "v c"]:
+    """Pooled features of images in [-1, 1], by which retrieval tells views apart.
+
+    As the encoder's own processor prepares them: the shorter side scaled to 256 pixels, the middle
+    224 x 224 cut out. One image at a time, so that a large bank needs no more memory.
+    """
+    height, width = images.shape[1:3]
+    scale = RETRIEVAL_EDGE / min(height, width)
+    size = tuple(int(side * scale + 0.5) for side in (height, width))
+    top, left = ((side - RETRIEVAL_CROP) // 2 for side in size)
+
+    def describe(image: Array) -> Array:
+        # With antialiasing, as the image library of the official processor.
+        scaled = jnp.clip(jax.image.resize(image, (*size, 3), "cubic"), -1, 1)
+        cut = scaled[top : top + RETRIEVAL_CROP, left : left + RETRIEVAL_CROP]
+        states = Dinov2(config).apply({"params": params}, imagenet_pixels(cut[None]))
+        return typing.cast(typing.Any, states).pooled[0]
+
+    return jax.lax.map(describe, images)

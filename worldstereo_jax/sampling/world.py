@@ -44,6 +44,7 @@ class RolloutConfig:
         point_capacity: points the global memory holds.
         entry_capacity: surface entries the stereo memory holds.
         point_radius: radius of a rendered point in pixels.
+        point_edges: which depth edges the global memory drops, see `update_global_memory`.
         steps: denoising steps.
         shift: flow shift of the noise schedule.
     """
@@ -59,6 +60,7 @@ class RolloutConfig:
     point_capacity: int = 131_072
     entry_capacity: int = 65_536
     point_radius: float = 1.0
+    point_edges: str = "surface"
     steps: int = 1
     shift: float = 3.0
 
@@ -196,7 +198,13 @@ def _remember_frame(
     )
     return WorldMemory(
         points=update_global_memory(
-            memory.points, image, depth, w2c, intrinsics, radius_ndc=config.point_radius_ndc
+            memory.points,
+            image,
+            depth,
+            w2c,
+            intrinsics,
+            radius_ndc=config.point_radius_ndc,
+            edges=config.point_edges,
         ),
         stereo=insert_keyframes(
             stereo,

@@ -1,0 +1,457 @@
+"""`worldstereo generate --model`: the official checkpoints from files to files."""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from worldstereo_jax.array_types import Array, Float
+from worldstereo_jax.cli.camera_paths import Job, cameras_of, plan_jobs
+from worldstereo_jax.cli.console import Stages
+from worldstereo_jax.cli.memory_input import (
+    depth_for_paths,
+    read_memory,
+    starting_views,
+    with_capacity,
+    with_room,
+)
+from worldstereo_jax.cli.official_options import parse_size
+from worldstereo_jax.cli.outputs import (
+    check_output_folder,
+    memory_counts,
+    write_clip,
+    write_memory,
+    write_run,
+)
+from worldstereo_jax.cli.scene_input import AnyScene, image_size, read_working_depth
+from worldstereo_jax.data.scene_folders import (
+    PanoramaScene,
+    Trajectory,
+    continues_a_clip,
+    read_renders,
+    read_scene,
+)
+from worldstereo_jax.data.scene_shortcuts import belonging_bonus
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.files import atomic_folder
+from worldstereo_jax.geometry.camera_io import evenly_spaced
+from worldstereo_jax.geometry.splat import OFFICIAL_RADIUS_NDC
+from worldstereo_jax.interop.official_pipeline import (
+    OFFICIAL_SCALE,
+    OfficialFiles,
+    load_official,
+    official_world,
+    open_official,
+    text_states,
+)
+from worldstereo_jax.sampling.official_conditions import Renders
+from worldstereo_jax.sampling.official_rollout import (
+    OfficialClip,
+    OfficialRollout,
+    estimate_depth,
+    make_official_rollout,
+)
+from worldstereo_jax.sampling.official_world import (
+    MENDED_QUIRKS,
+    MODEL_AXIS,
+    OFFICIAL_QUIRKS,
+    OfficialChoices,
+    OfficialParams,
+    OfficialWorld,
+    Prompt,
+)
+from worldstereo_jax.sampling.world import (
+    Cameras,
+    RolloutConfig,
+    WorldMemory,
+    empty_memory,
+    remember_frames,
+    same_camera,
+)
+
+REFERENCES, KEYFRAMES = 8, 8
+"""Views that the official model attends to, and frames of a clip that enter the bank."""
+# More surface entries would outweigh a scene's images; those without room are counted.
+_MOST_ENTRIES = 1 << 20
+
+
+def run_official(options: argparse.Namespace) -> None:
+    """Read, generate and write; nothing appears under --out before everything is done."""
+    started = time.perf_counter()
+    check_output_folder(options.out, overwrite=options.overwrite)
+    if options.depth is not None and options.memory is not None:
+        raise InputError("--depth belongs to a new scene; the memory of --memory has its depth")
+    files = open_official(
+        options.model,
+        base=options.base,
+        dinov2=options.retrieval_model,
+        depth=options.depth_model,
+    )
+    own_size = image_size(read_scene(options.scene))
+    size = parse_size(options.size) if options.size else files.settings.size_for(*own_size)
+    scene = read_scene(options.scene, size)
+    frames = _video_frames(files)
+    jobs = plan_jobs(
+        scene,
+        own_size,
+        frames,
+        camera=options.camera,
+        amplitude=options.amplitude,
+        trajectories=options.trajectory,
+    )
+    trajectories = _own_trajectories(scene, options)
+    _check_predecessors(jobs, trajectories)
+    depth = None
+    if options.depth is not None:
+        if isinstance(scene, PanoramaScene):
+            raise InputError("--depth is for a single image; the depth of a panorama is estimated")
+        depth = read_working_depth(options.depth, own_size, size)
+    choices = _choices(files, options)
+    memory = None
+    if options.memory is not None:
+        memory = read_memory(options.memory, files.name, scene)
+    config = _rollout_config(size, frames, choices, scene, memory, len(jobs))
+    mesh = _mesh(options.devices)
+    dtype = options.dtype or "bfloat16"
+    world = official_world(files, config, choices, dtype=dtype, mesh=mesh)
+    _check_needs(world, options, memory, drawn=trajectories is None or options.renders == "memory")
+
+    with Stages(3 + 2 * len(jobs) + 1) as stages, atomic_folder(options.out) as folder:
+        stages.seconds["reading"] = round(time.perf_counter() - started, 3)
+        with stages.stage("encoding the prompts"):
+            prompts = _prompts(files, jobs, options, dtype, mesh)
+        with stages.stage("loading the model"):
+            params = load_official(
+                files, dtype=dtype, mesh=mesh, lora=options.lora, progress=False
+            )
+        with stages.stage("beginning the memory"):
+            if memory is None:
+                memory = _begin_memory(world, params, scene, depth, jobs)
+            memory = jax.block_until_ready(with_room(memory, config))
+
+        def tell(step: int) -> None:
+            stages.note(f" step {step + 1} of {choices.schedule.steps}")
+
+        maker = _Maker(
+            rollout=make_official_rollout(world, on_step=tell),
+            params=params,
+            key=jax.random.key(options.seed),
+            trajectories=trajectories or {},
+            renders_from_files=options.renders != "memory",
+        )
+        for number, (job, prompt) in enumerate(zip(jobs, prompts, strict=True)):
+            with stages.stage(f"making {job.name or 'the clip'}"):
+                clip, memory = jax.block_until_ready(maker.make(number, job, prompt, memory))
+            with stages.stage("writing the clip"):
+                write_clip(folder / job.name, clip, f"{scene.name}: {job.prompt or job.name}")
+        with stages.stage("writing the memory"):
+            write_memory(folder, memory, world.name)
+        write_run(
+            folder,
+            "generate",
+            {
+                "arguments": vars(options),
+                "seed": options.seed,
+                "model": {
+                    "checkpoint": str(files.model),
+                    "base": str(files.base),
+                    "config": files.denoiser.replace(dtype=dtype).to_dict(),
+                },
+                "rollout": dataclasses.asdict(config),
+                "choices": _recorded(choices),
+                "clips": [job.name for job in jobs],
+                "seconds": stages.seconds,
+                "memory": memory_counts(memory),
+            },
+        )
+    for job in jobs:
+        print(options.out / job.name / "contact_sheet.png")
+
+
+@dataclasses.dataclass
+class _Maker:
+    """Makes the clips of a scene one after the other; knows which were made before.
+
+    Attributes:
+        rollout: the compiled stages.
+        params: parameters of the networks.
+        key: random key of the run.
+        trajectories: a panorama's own, by the names of their jobs.
+        renders_from_files: take their point renders from their files.
+        clips: number of each clip made, by view and trajectory, as the stored views hold it.
+        last: the last frame of each.
+    """
+
+    rollout: OfficialRollout
+    params: OfficialParams
+    key: Array
+    trajectories: Mapping[str, Trajectory]
+    renders_from_files: bool
+    clips: dict[tuple[str, str], int] = dataclasses.field(default_factory=dict)
+    last: dict[tuple[str, str], Array] = dataclasses.field(default_factory=dict)
+
+    def make(
+        self, number: int, job: Job, prompt: Prompt, memory: WorldMemory
+    ) -> tuple[OfficialClip, WorldMemory]:
+        """One clip, and the memory after it."""
+        config = self.rollout.world.rollout
+        cameras = cameras_of(job, memory, config.frames)
+        trajectory = self.trajectories.get(job.name)
+        renders, bonus = None, None
+        if trajectory is None:
+            image = _stored_view_at(cameras, memory, job)
+        else:
+            image = jnp.asarray(trajectory.start_frame)
+            if continues_a_clip(trajectory.view, trajectory.name):
+                image = self.last[trajectory.view, "traj0"]
+            if self.renders_from_files:
+                renders = _renders_from_files(trajectory, image, config.frames)
+            source = np.where(memory.stereo.valid, memory.stereo.source, -1)
+            bonus = jnp.asarray(
+                belonging_bonus(
+                    trajectory.view,
+                    trajectory.name,
+                    self.clips,
+                    source,
+                    self.rollout.world.latent_frames,
+                )
+            )
+        clip = self.rollout.clip(
+            self.params,
+            memory,
+            cameras,
+            prompt,
+            image,
+            jax.random.fold_in(self.key, number),
+            bonus=bonus,
+            renders=renders,
+        )
+        if trajectory is not None:
+            key = trajectory.view, trajectory.name
+            self.clips[key] = int(memory.stereo.count)
+            self.last[key] = clip.video[-1]
+        return clip, self.rollout.remember(memory, clip)
+
+
+def _video_frames(files: OfficialFiles) -> int:
+    """Frames of a video: as many as of the latent for keyframes, else four times as many."""
+    control = files.denoiser.control
+    stride = 1 if control is None else control.mask_downsample
+    return (files.settings.frames - 1) * stride + 1
+
+
+def _own_trajectories(
+    scene: AnyScene, options: argparse.Namespace
+) -> dict[str, Trajectory] | None:
+    """A panorama's trajectories by the names of their jobs; None where others are made."""
+    if options.camera is not None or not isinstance(scene, PanoramaScene):
+        if options.renders == "files":
+            raise InputError("--renders files is for a panorama's own paths, which have render.mp4")
+        return None
+    return {f"{t.view}/{t.name}": t for t in scene.trajectories}
+
+
+def _check_predecessors(
+    jobs: Sequence[Job], trajectories: Mapping[str, Trajectory] | None
+) -> None:
+    """Refuse a trajectory that goes on from one that is not made before it."""
+    made = set()
+    for job in jobs:
+        trajectory = (trajectories or {}).get(job.name)
+        made.add(job.name)
+        if trajectory is None or not continues_a_clip(trajectory.view, trajectory.name):
+            continue
+        before = f"{trajectory.view}/traj0"
+        if before not in made:
+            raise InputError(
+                f"--trajectory {job.name} starts from the last frame of {before}, which is not "
+                "made before it; name both"
+            )
+
+
+def _choices(files: OfficialFiles, options: argparse.Namespace) -> OfficialChoices:
+    schedule, solver = files.schedule(options.steps)
+    guidance = options.cfg or "batched"
+    if files.settings.dmd is not None:
+        for name in ("cfg", "guidance_scale", "negative_prompt"):
+            if getattr(options, name) is not None:
+                raise InputError(
+                    f"--{name.replace('_', '-')} has no use: {files.model} is a distilled model, "
+                    "which takes no guidance"
+                )
+        guidance = "none"
+    scale = options.guidance_scale
+    return OfficialChoices(
+        schedule=schedule,
+        solver=solver,
+        guidance=guidance,
+        guidance_scale=OFFICIAL_SCALE if scale is None else scale,
+        latent_condition=files.settings.latent_condition,
+        retrieval=options.retrieval or "official",
+        attention=options.attention or "dense",
+        vae_tile=options.vae_tile,
+        quirks=MENDED_QUIRKS if options.quirks == "mended" else OFFICIAL_QUIRKS,
+    )
+
+
+def _rollout_config(
+    size: tuple[int, int],
+    frames: int,
+    choices: OfficialChoices,
+    scene: AnyScene,
+    memory: WorldMemory | None,
+    clips: int,
+) -> RolloutConfig:
+    height, width = size
+    views = len(scene.bank.names) if isinstance(scene, PanoramaScene) else 1
+    points = views * height * width
+    held = RolloutConfig(bank_capacity=1, point_capacity=1, entry_capacity=1)
+    if memory is not None:
+        views, points = int(memory.stereo.count), int(memory.points.count)
+        held = dataclasses.replace(
+            held,
+            bank_capacity=memory.stereo.capacity,
+            point_capacity=memory.points.capacity,
+            entry_capacity=memory.entries.capacity,
+        )
+    keyframes = min(KEYFRAMES, frames - 1)
+    config = dataclasses.replace(
+        held,
+        frames=frames,
+        height=height,
+        width=width,
+        # No slot for a view that cannot be there: each costs a frame's tokens.
+        references=min(REFERENCES, views + (clips - 1) * keyframes),
+        keyframes=keyframes,
+        # The official radius; small images need a whole pixel, or no point covers any.
+        point_radius=max(1.0, OFFICIAL_RADIUS_NDC * min(height, width) / 2),
+        point_edges=choices.quirks.point_edges,
+    )
+    config = with_capacity(config, views, points, clips)
+    entries = max(held.entry_capacity, min(config.entry_capacity, _MOST_ENTRIES))
+    return dataclasses.replace(config, entry_capacity=entries)
+
+
+def _check_needs(
+    world: OfficialWorld,
+    options: argparse.Namespace,
+    memory: WorldMemory | None,
+    *,
+    drawn: bool,
+) -> None:
+    """Refuse what lacks a network that it needs, before any weight is read."""
+    knows_depth = world.depth is not None or options.depth is not None or memory is not None
+    needing = [
+        what
+        for what, needed in (
+            ("rendering the scene's points", drawn),
+            ("--retrieval coverage", world.choices.retrieval == "coverage"),
+            ("--attention correspondence", world.choices.attention == "correspondence"),
+        )
+        if needed
+    ]
+    if needing and not knows_depth:
+        raise InputError(f"{needing[0]} needs depth: give --depth-model, or --depth for an image")
+    most = world.rollout.bank_capacity - world.rollout.keyframes
+    chosen = world.has_references and world.choices.retrieval == "official"
+    if chosen and most > world.rollout.references and world.dinov2 is None:
+        raise InputError(
+            f"the official retrieval chooses {world.rollout.references} of up to {most} views by "
+            "their DINOv2 features: give --retrieval-model, or --retrieval coverage"
+        )
+
+
+def _mesh(devices: int | None) -> Mesh | None:
+    if devices is None or devices == 1:
+        return None
+    found = jax.devices()
+    if devices > len(found):
+        raise InputError(f"--devices is {devices}, but this machine has {len(found)}")
+    return Mesh(np.array(found[:devices]), (MODEL_AXIS,))
+
+
+def _prompts(
+    files: OfficialFiles,
+    jobs: Sequence[Job],
+    options: argparse.Namespace,
+    dtype: str,
+    mesh: Mesh | None,
+) -> list[Prompt]:
+    negative = options.negative_prompt
+    if negative is None:
+        negative = files.settings.negative_prompt
+    texts = [*(job.prompt for job in jobs), negative]
+    states = text_states(
+        files, texts, dtype=dtype, cache=options.text_cache, mesh=mesh, progress=False
+    )
+    return [Prompt(text=state, negative=states[-1]) for state in states[:-1]]
+
+
+def _begin_memory(
+    world: OfficialWorld,
+    params: OfficialParams,
+    scene: AnyScene,
+    known_depth: Float[np.ndarray, "h w"] | None,
+    jobs: Sequence[Job],
+) -> WorldMemory:
+    """The memory that a scene starts with; see `memory_input.begin_memory`."""
+    images, w2c, intrinsics = starting_views(scene)
+    if known_depth is not None:
+        depth = jnp.asarray(known_depth)[None]
+    else:
+        depth = jax.jit(lambda *given: estimate_depth(world, *given))(
+            params.depth, jnp.asarray(images)
+        )
+        if world.depth is not None:
+            paths = [job.path for job in jobs if isinstance(job.path, Cameras)]
+            depth = depth_for_paths(depth, w2c, intrinsics, paths)
+    cameras = Cameras(w2c=jnp.asarray(w2c), intrinsics=jnp.asarray(intrinsics))
+    empty = empty_memory(world.rollout)
+    return remember_frames(world.rollout, empty, jnp.asarray(images), depth, cameras, source=0)
+
+
+def _stored_view_at(cameras: Cameras, memory: WorldMemory, job: Job) -> Float[Array, "h w 3"]:
+    """The stored view that a clip starts from: the official model needs its first frame."""
+    stereo = memory.stereo
+    found = np.asarray(same_camera(cameras.w2c[0], stereo.w2c, stereo.valid))
+    if not found.any():
+        raise InputError(
+            f"the path of {job.name or 'the clip'} starts where no stored view stands, but an "
+            "official model needs the clip's first frame; start it at a view of the scene"
+        )
+    return stereo.images[int(found.argmax())]
+
+
+def _renders_from_files(
+    trajectory: Trajectory, first_image: Float[Array, "h w 3"], frames: int
+) -> Renders:
+    """A trajectory's point renders from its files; depth, which they lack, is 0."""
+    if len(trajectory.w2c) < frames:
+        raise InputError(
+            f"{trajectory.render} holds {len(trajectory.w2c)} frames, but a clip has {frames}; "
+            "draw them anew with --renders memory"
+        )
+    images, masks = read_renders(trajectory)
+    chosen = evenly_spaced(len(images), frames)
+    render = jnp.asarray(images[chosen]).at[0].set(first_image)
+    mask = jnp.asarray(masks[chosen, ..., 0])
+    return Renders(render_image=render, render_mask=mask, depth=jnp.zeros_like(mask))
+
+
+def _recorded(choices: OfficialChoices) -> dict[str, object]:
+    """The choices as plain json values."""
+    fields = {
+        field.name: getattr(choices, field.name)
+        for field in dataclasses.fields(choices)
+        if field.name not in ("schedule", "quirks")
+    }
+    return {
+        **fields,
+        "timesteps": choices.schedule.timesteps.tolist(),
+        "quirks": dataclasses.asdict(choices.quirks),
+    }

@@ -1,0 +1,86 @@
+"""The options of `worldstereo generate` that an official model adds."""
+
+import argparse
+from pathlib import Path
+
+from worldstereo_jax.cli.arguments import count
+from worldstereo_jax.errors import InputError
+
+_GROUP = "official models"
+
+
+def add_official_options(parser: argparse.ArgumentParser) -> None:
+    """Add them as a group of their own; all are None when they are not given."""
+    group = parser.add_argument_group(_GROUP)
+    add = group.add_argument
+    add("--model", metavar="FOLDER_OR_ID", help="a WorldStereo checkpoint, instead of a preset")
+    add("--base", metavar="FOLDER_OR_ID", help="its base model (default: the one it names)")
+    add(
+        "--depth-model",
+        metavar="FOLDER_OR_ID",
+        help="a metric Depth Anything V2; without it depth is what --depth and the memory know",
+    )
+    add(
+        "--retrieval-model",
+        metavar="FOLDER_OR_ID",
+        help="DINOv2-base, for the official retrieval among more views than are attended to",
+    )
+    add(
+        "--retrieval",
+        choices=("official", "coverage"),
+        help="views attended to: by overlapping frusta (default), or by the surface they show",
+    )
+    add(
+        "--attention",
+        choices=("dense", "correspondence"),
+        help="to all of those views (default), or masked by geometry",
+    )
+    add(
+        "--cfg",
+        choices=("batched", "two-pass"),
+        help="guidance in one evaluation of twice the batch (default) or in two; distilled models "
+        "take none",
+    )
+    add("--guidance-scale", type=float, metavar="X", help="of the guidance (default 5)")
+    add("--negative-prompt", metavar="TEXT", help="instead of the checkpoint's own")
+    add(
+        "--renders",
+        choices=("files", "memory"),
+        help="point renders of a panorama's own paths: its render.mp4 (default), or drawn anew",
+    )
+    add(
+        "--quirks",
+        choices=("official", "mended"),
+        help="slips of the official code that the weights were trained with, or their corrections "
+        "(default official)",
+    )
+    add("--dtype", choices=("bfloat16", "float32"), help="of the model (default bfloat16)")
+    add("--size", metavar="HxW", help="instead of the checkpoint's nearest, for instance 480x832")
+    add("--text-cache", type=Path, metavar="DIR", help="keep text states here, and look here first")
+    add("--lora", type=Path, metavar="FILE", help="a low-rank adapter to merge")
+    add("--vae-tile", type=count, metavar="N", help="VAE in tiles of N latent pixels (official 32)")
+    add("--devices", type=count, metavar="N", help="split the model over N devices (default 1)")
+
+
+def refuse_official_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse the group's options where no official model is chosen.
+
+    Raises:
+        InputError: naming the first one that was given.
+    """
+    for group in parser._action_groups:
+        for action in group._group_actions if group.title == _GROUP else ():
+            if getattr(options, action.dest) is not None:
+                raise InputError(f"{action.option_strings[0]} is for an official model (--model)")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of "480x832".
+
+    Raises:
+        InputError: when the text is no such size.
+    """
+    parts = text.split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"--size is {text!r}, expected height x width such as 480x832")
+    return int(parts[0]), int(parts[1])

@@ -1,0 +1,278 @@
+"""An official model with everything around it, from folders or hub ids.
+
+Configs first: `open_official` reads them and checks every header, so that what does not fit is
+said before gigabytes move. `load_official` then streams the weights of the chosen networks, and
+`text_states` runs the text encoder, which need not stay in memory for it.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from worldstereo_jax.array_types import Array, Float
+from worldstereo_jax.config import ModelConfig
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop.component_configs import Scheduler, read_component_config
+from worldstereo_jax.interop.model_configs import WorldStereoSettings
+from worldstereo_jax.interop.pretrained import (
+    Component,
+    from_pretrained,
+    load_component,
+    load_scheduler,
+    load_tokenizer,
+    open_model,
+    resolve,
+)
+from worldstereo_jax.interop.streaming import Placement, one_device, tensor_parallel
+from worldstereo_jax.interop.text_cache import Encode, TextCache, make_text_encoder
+from worldstereo_jax.models.clip_vision import CLIPVisionConfig
+from worldstereo_jax.models.depth_anything import DepthAnythingConfig
+from worldstereo_jax.models.dinov2 import Dinov2Config
+from worldstereo_jax.models.umt5 import UMT5Config
+from worldstereo_jax.models.wan_vae import WanVAEConfig
+from worldstereo_jax.sampling.official_world import (
+    MODEL_AXIS,
+    OfficialChoices,
+    OfficialParams,
+    OfficialWorld,
+    check_text_encoder,
+)
+from worldstereo_jax.sampling.schedules import Schedule
+from worldstereo_jax.sampling.world import RolloutConfig
+
+OFFICIAL_STEPS, OFFICIAL_SCALE = 40, 5.0
+"""Steps and guidance of the models that were not distilled."""
+
+PathOrId = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class OfficialFiles:
+    """Where an official model's parts lie, and their configs; nothing is loaded yet.
+
+    Attributes:
+        model, base: folder or hub id of the checkpoint and of the base model.
+        dinov2_source, depth_source: of the networks for retrieval and depth, None without.
+        settings: the checkpoint's config.json.
+        denoiser, vae, text_encoder, image_encoder, dinov2, depth: sizes; the image encoder is None
+            for a transformer without image tokens.
+        scheduler: the base model's noise schedule; None for a distilled checkpoint, which has its
+            own.
+    """
+
+    model: PathOrId
+    base: PathOrId
+    dinov2_source: PathOrId | None
+    depth_source: PathOrId | None
+    settings: WorldStereoSettings
+    denoiser: ModelConfig
+    vae: WanVAEConfig
+    text_encoder: UMT5Config
+    image_encoder: CLIPVisionConfig | None
+    dinov2: Dinov2Config | None
+    depth: DepthAnythingConfig | None
+    scheduler: Scheduler | None
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's name: the last part of its path or id."""
+        return Path(self.model).name
+
+    def schedule(self, steps: int | None = None) -> tuple[Schedule, str]:
+        """Schedule and solver of so many steps: the distilled one, or the base model's."""
+        if self.settings.dmd is not None:
+            dmd = self.settings.dmd
+            return dataclasses.replace(dmd, steps=steps or dmd.steps).schedule(), "euler"
+        assert self.scheduler is not None
+        return self.scheduler.schedule(steps or OFFICIAL_STEPS), self.scheduler.solver
+
+
+def open_official(
+    model: PathOrId,
+    *,
+    base: PathOrId | None = None,
+    dinov2: PathOrId | None = None,
+    depth: PathOrId | None = None,
+) -> OfficialFiles:
+    """Find a WorldStereo checkpoint's parts and read their configs.
+
+    Args:
+        model: folder or hub id of the checkpoint.
+        base: of the base model, None for the one that the checkpoint names.
+        dinov2: of the retrieval encoder.
+        depth: of the monocular depth network.
+
+    Raises:
+        InputError: for every fault of the configs, headers and folders, by name.
+    """
+    opened = open_model(model, base=base)
+    settings = opened.settings
+    if settings is None:
+        raise InputError(
+            f"{model}: is a plain Wan 2.1 model, whose config has no controlnet_cfg; a camera path "
+            "needs a WorldStereo checkpoint"
+        )
+    base = base or settings.base_model
+    if base is None:
+        raise InputError(f"{model}: needs a base model for its VAE and encoders; name one")
+    has_image = opened.config.image_width is not None
+    text = _config(base, "text_encoder")
+    check_text_encoder(opened.config, text, str(model))
+    return OfficialFiles(
+        model=model,
+        base=base,
+        dinov2_source=dinov2,
+        depth_source=depth,
+        settings=settings,
+        denoiser=opened.config,
+        vae=_config(base, "vae"),
+        text_encoder=text,
+        image_encoder=_config(base, "image_encoder") if has_image else None,
+        dinov2=None if dinov2 is None else _config(dinov2, "dinov2"),
+        depth=None if depth is None else _metric(_config(depth, "depth"), str(depth)),
+        scheduler=None if settings.dmd is not None else load_scheduler(base),
+    )
+
+
+def _config(source: PathOrId, kind: str):
+    if kind in ("dinov2", "depth"):
+        return read_component_config(resolve(source, patterns=["config.json"]), kind)
+    folder = resolve(source, patterns=[f"{kind}/config.json"])
+    return read_component_config(folder / kind, kind)
+
+
+def _metric(config: DepthAnythingConfig, source: str) -> DepthAnythingConfig:
+    if not config.metric:
+        raise InputError(
+            f"{source}: gives relative depth (depth_estimation_type), expected a metric model"
+        )
+    return config
+
+
+def official_world(
+    files: OfficialFiles,
+    rollout: RolloutConfig,
+    choices: OfficialChoices,
+    *,
+    dtype: DTypeLike = "bfloat16",
+    mesh: Mesh | None = None,
+) -> OfficialWorld:
+    """The world of an opened model.
+
+    Args:
+        files: of `open_official`.
+        rollout: sizes.
+        choices: how clips are made.
+        dtype: compute type of the transformer; the other networks compute in float32.
+        mesh: devices that share the work, None for one.
+
+    Raises:
+        InputError: when the networks do not fit each other.
+    """
+    denoiser = files.denoiser.replace(dtype=jnp.dtype(dtype).name)
+    return OfficialWorld(
+        name=files.name,
+        rollout=rollout,
+        choices=choices,
+        denoiser=denoiser,
+        vae=files.vae,
+        image_encoder=files.image_encoder,
+        dinov2=files.dinov2,
+        depth=files.depth,
+        mesh=mesh,
+    )
+
+
+def _split(mesh: Mesh | None) -> Placement:
+    """Placement of a large network: split over the devices, if there are several."""
+    return one_device if mesh is None else tensor_parallel(mesh, MODEL_AXIS)
+
+
+def _whole(mesh: Mesh | None) -> Placement:
+    """Placement of a small network: whole on every device."""
+    if mesh is None:
+        return one_device
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return lambda path, shape: everywhere
+
+
+def load_official(
+    files: OfficialFiles,
+    *,
+    dtype: DTypeLike = "bfloat16",
+    mesh: Mesh | None = None,
+    lora: PathOrId | None = None,
+    lora_scale: float = 1.0,
+    progress: bool = True,
+) -> OfficialParams:
+    """The parameters of a world's networks on the devices.
+
+    Args:
+        files: of `open_official`.
+        dtype: of the transformer's parameters; the small networks keep float32.
+        mesh: devices that the transformer is split over; the others are on all of them.
+        lora, lora_scale: see `from_pretrained`.
+        progress: show a bar per network.
+
+    Raises:
+        InputError: for every fault of the files.
+    """
+
+    def component(source: PathOrId, kind: str) -> Component:
+        return load_component(
+            source, kind, dtype="float32", placement=_whole(mesh), progress=progress
+        )
+
+    denoiser = from_pretrained(
+        files.model, base=files.base, dtype=dtype, placement=_split(mesh), lora=lora,
+        lora_scale=lora_scale, progress=progress,
+    )  # fmt: skip
+    image = files.image_encoder
+    dinov2, depth = files.dinov2_source, files.depth_source
+    return OfficialParams(
+        denoiser=denoiser.params,
+        vae=component(files.base, "vae").params,
+        image_encoder=None if image is None else component(files.base, "image_encoder").params,
+        dinov2=None if dinov2 is None else component(dinov2, "dinov2").params,
+        depth=None if depth is None else component(depth, "depth").params,
+    )
+
+
+def text_states(
+    files: OfficialFiles,
+    prompts: Sequence[str],
+    *,
+    dtype: DTypeLike = "bfloat16",
+    cache: PathOrId | None = None,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> Float[Array, "n l ct"]:
+    """What the transformer receives of prompts; the text encoder is let go afterwards.
+
+    Args:
+        files: of `open_official`.
+        prompts: texts.
+        dtype: of the text encoder's parameters and products.
+        cache: folder in which states are kept; prompts found there need no encoder. None for none.
+        mesh: devices that the encoder is split over.
+        progress: show a bar.
+
+    Raises:
+        InputError: for every fault of the encoder's, tokenizer's or cache's files.
+    """
+
+    def make_encode() -> Encode:
+        tokenizer = load_tokenizer(files.base)
+        encoder = load_component(
+            files.base, "text_encoder", dtype=dtype, placement=_split(mesh), progress=progress
+        )
+        return make_text_encoder(tokenizer, encoder.params, encoder.config)
+
+    if cache is None:
+        return make_encode()(prompts)
+    return TextCache(cache, f"{files.base} {dtype}", make_encode)(prompts)

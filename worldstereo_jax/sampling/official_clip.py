@@ -1,0 +1,205 @@
+"""A clip of an official model: the transformer's inputs, the guided loop, the decoder."""
+
+import dataclasses
+import typing
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import (
+    BlockMask,
+    bounding_box,
+    order_geometry,
+    order_tokens,
+    pack_partial_tiles,
+)
+from worldstereo_jax.array_types import Array, Float, Key, PyTree
+from worldstereo_jax.memory.masks import reference_block_mask
+from worldstereo_jax.models.clip_vision import CLIPVision, CLIPVisionConfig, clip_pixels
+from worldstereo_jax.models.wan_vae_clips import decode_clip, decode_frames
+from worldstereo_jax.models.wan_vae_tiles import decode_frames_sharded, decode_tiled
+from worldstereo_jax.models.worldstereo import (
+    ControlInput,
+    References,
+    StreamOrder,
+    WorldStereo,
+)
+from worldstereo_jax.sampling.guidance import guide_one_batch, guide_two_pass
+from worldstereo_jax.sampling.loop import sample
+from worldstereo_jax.sampling.official_conditions import OfficialConditions, tile_stride
+from worldstereo_jax.sampling.official_world import MODEL_AXIS, OfficialWorld, Prompt
+from worldstereo_jax.sampling.solvers import SolverFactory, euler, unipc
+
+_SOLVERS: dict[str, SolverFactory] = {"unipc": unipc, "euler": euler}
+
+
+def image_tokens(
+    params: PyTree, image: Float[Array, "h w 3"], config: CLIPVisionConfig, pixel_range: str
+) -> Float[Array, "m ci"]:
+    """What the transformer receives of the input image: CLIP's second-to-last hidden state."""
+    pixels = clip_pixels(image[None], config, pixel_range=pixel_range)
+    states = CLIPVision(config).apply({"params": params}, pixels)
+    return typing.cast(typing.Any, states).penultimate[0]
+
+
+def velocity_function(
+    world: OfficialWorld,
+    params: PyTree,
+    conditions: OfficialConditions,
+    image: Float[Array, "m ci"] | None,
+) -> Callable[[Float[Array, "b l ct"], Array, Array, Array], Array]:
+    """The transformer under a clip's conditions, as (text, x, timestep, sigma) -> velocity.
+
+    Text and x have a batch axis; all else is the same for every sample, since the two passes of
+    guidance differ in the text alone. The mask of the correspondence pattern is built here, once.
+
+    Args:
+        world: networks and choices.
+        params: parameters of the transformer.
+        conditions: of one clip, without a batch axis.
+        image: tokens of the input image, for models that take them.
+    """
+    mask, order = _pattern(conditions)
+
+    def velocity(text: Array, x: Array, timestep: Array, sigma: Array) -> Array:
+        del sigma
+        batch = x.shape[0]
+        shared: OfficialConditions = _repeat(conditions, batch)
+        is_first = jnp.arange(x.shape[1]) == 0
+        first = jnp.broadcast_to(
+            is_first[None, :, None, None, None].astype(x.dtype), (*x.shape[:-1], 4)
+        )
+        latent = jnp.concatenate([x, first, shared.condition_latent], axis=-1)
+        control = ControlInput(
+            render_latent=shared.render_latent,
+            render_mask=shared.render_mask[..., None],
+            plucker=shared.plucker,
+        )
+        references = camera = None
+        if world.has_references:
+            view = shared.reference_latent
+            references = References(
+                latent=jnp.concatenate([view, jnp.ones_like(view[..., :4]), view], axis=-1),
+                index=shared.reference_index,
+                camera=shared.reference_camera,
+                valid=shared.reference_valid,
+            )
+            camera = shared.camera
+        out = WorldStereo(world.denoiser).apply(
+            {"params": params},
+            latent,
+            jnp.broadcast_to(timestep, (batch,)),
+            text,
+            None if image is None else _repeat(image, batch),
+            control=control,
+            references=references,
+            camera=camera,
+            block_mask=mask,
+            token_order=None if order is None else jax.tree.map(lambda a: _spread(a, batch), order),
+        )
+        return typing.cast(Array, out)
+
+    return velocity
+
+
+def denoise_clip(
+    world: OfficialWorld,
+    params: PyTree,
+    conditions: OfficialConditions,
+    prompt: Prompt,
+    image: Float[Array, "m ci"] | None,
+    key: Key[Array, ""],
+    *,
+    on_step: Callable[[int], None] | None = None,
+) -> Float[Array, "f lh lw 16"]:
+    """Denoise a clip's latent from pure noise.
+
+    Args:
+        world: networks and choices.
+        params: parameters of the transformer.
+        conditions: of one clip.
+        prompt: text encoder's output; the negative one is read with guidance only.
+        image: tokens of the input image, for models that take them.
+        key: random key of the noise; the same key gives the same clip.
+        on_step: called on the host with the index of each finished step.
+
+    Returns:
+        The normalised latent.
+    """
+    noise = jax.random.normal(key, (1, *world.latent_shape), jnp.float32)
+    return sample_latent(world, params, conditions, prompt, image, noise, on_step=on_step)[0]
+
+
+def sample_latent(
+    world: OfficialWorld,
+    params: PyTree,
+    conditions: OfficialConditions,
+    prompt: Prompt,
+    image: Float[Array, "m ci"] | None,
+    noise: Float[Array, "1 f lh lw 16"],
+    *,
+    on_step: Callable[[int], None] | None = None,
+) -> Float[Array, "1 f lh lw 16"]:
+    """`denoise_clip` from given noise."""
+    choices = world.choices
+    velocity = velocity_function(world, params, conditions, image)
+    text, negative = prompt.text[None], prompt.negative[None]
+    if choices.guidance == "none":
+
+        def guided(x: Array, timestep: Array, sigma: Array) -> Array:
+            return velocity(text, x, timestep, sigma)
+
+    else:
+        guide = guide_one_batch if choices.guidance == "batched" else guide_two_pass
+        guided = guide(velocity, text, negative, choices.guidance_scale)
+    return sample(guided, noise, choices.schedule, _SOLVERS[choices.solver], on_step=on_step)
+
+
+def decode_latent(
+    world: OfficialWorld, vae_params: PyTree, latent: Float[Array, "f lh lw 16"]
+) -> Float[Array, "F h w 3"]:
+    """Frames in [-1, 1] of a clip's latent: each alone for keyframes, else as one clip."""
+    tile, at_once = world.choices.vae_tile, world.choices.vae_frames
+    if tile is not None:
+
+        def decode(clip: Array) -> Array:
+            stride = tile_stride(tile)
+            return decode_tiled(vae_params, clip[None], world.vae, tile=tile, stride=stride)[0]
+
+        if world.frame_stride > 1:
+            return decode(latent)
+        return jax.lax.map(lambda frame: decode(frame[None])[0], latent)
+    if world.frame_stride > 1:
+        return decode_clip(vae_params, latent[None], world.vae)[0]
+    if world.mesh is None:
+        return decode_frames(vae_params, latent[None], world.vae, at_once=at_once)[0]
+    return decode_frames_sharded(
+        vae_params, latent[None], world.vae, world.mesh, axis=MODEL_AXIS, at_once=at_once
+    )[0]
+
+
+def _pattern(conditions: OfficialConditions) -> tuple[BlockMask | None, StreamOrder | None]:
+    """Mask and token order of the correspondence pattern, batch 1; None for the dense one."""
+    wanted, seen = conditions.target_geometry, conditions.reference_geometry
+    if wanted is None or seen is None:
+        return None, None
+    box = bounding_box(seen, wanted)
+    seen_order = order_tokens(seen, box=box, major=seen.frame)
+    wanted_order = order_tokens(wanted, box=box)
+    mask = reference_block_mask(
+        order_geometry(seen, seen_order), order_geometry(wanted, wanted_order)
+    )
+    return pack_partial_tiles(mask), StreamOrder(target=wanted_order, references=seen_order)
+
+
+def _repeat(tree: typing.Any, batch: int) -> typing.Any:
+    """A leading batch axis before every array; geometry, which the mask holds, is left out."""
+    if isinstance(tree, OfficialConditions):
+        tree = dataclasses.replace(tree, target_geometry=None, reference_geometry=None)
+    return jax.tree.map(lambda a: jnp.broadcast_to(a[None], (batch, *a.shape)), tree)
+
+
+def _spread(array: Array, batch: int) -> Array:
+    """A batch of one repeated."""
+    return jnp.broadcast_to(array, (batch, *array.shape[1:]))

@@ -1,0 +1,280 @@
+"""What an official model is told about a camera path: which views, renders, rays and latents.
+
+In two stages, since only the second needs weights: `read_memories` chooses views and draws the
+point cloud, `encode_conditions` brings pixels into the latent space.
+"""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from pallas_kernels import TokenGeometry
+from worldstereo_jax.array_types import Array, Float, PyTree
+from worldstereo_jax.geometry.cameras import camera_vector, plucker_rays
+from worldstereo_jax.geometry.normalisation import normalise_unified
+from worldstereo_jax.memory.coverage import retrieve_by_coverage
+from worldstereo_jax.memory.global_geometric import render_global_memory
+from worldstereo_jax.memory.masks import ViewSet, token_geometries
+from worldstereo_jax.memory.retrieval import (
+    camera_features,
+    overlap_score,
+    quality_score,
+    select_references,
+)
+from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
+from worldstereo_jax.models.wan_vae_clips import encode_clip, encode_frames
+from worldstereo_jax.models.wan_vae_tiles import encode_frames_sharded, encode_tiled
+from worldstereo_jax.sampling.official_world import MODEL_AXIS, OfficialWorld
+from worldstereo_jax.sampling.world import Cameras, WorldMemory
+
+
+@struct.dataclass
+@typing.no_type_check
+class Renders:
+    """What is known of a clip's pixels before it is made.
+
+    Attributes:
+        render_image: point render [f, h, w, 3] in [-1, 1]; frame 0 is the input image.
+        render_mask: its holes [f, h, w], 1 = hole.
+        depth: depth known from the global memory [f, h, w], 0 = unknown.
+    """
+
+    render_image: jax.Array
+    render_mask: jax.Array
+    depth: jax.Array
+
+
+@struct.dataclass
+@typing.no_type_check
+class ChosenViews:
+    """The stored views that a clip attends to (row S26).
+
+    Attributes:
+        index: int32 [r], places in the bank; 0 where not valid.
+        position: int32 [r], the first target frame that chose the view, minus one.
+        valid: bool [r].
+    """
+
+    index: jax.Array
+    position: jax.Array
+    valid: jax.Array
+
+
+@struct.dataclass
+@typing.no_type_check
+class OfficialConditions:
+    """Everything but text and image tokens that the model is told about one clip.
+
+    Attributes:
+        condition_latent: latent behind the mask channels [f, lh, lw, 16].
+        render_latent: latent of the point render [f, lh, lw, 16].
+        render_mask: its holes [F, h, w], 1 = hole; F frames of video, f of latents.
+        plucker: rays of the target cameras [F, h, w, 6], unified-normalised.
+        camera: quaternion wxyz and translation of the latent frames' cameras [f, 7].
+        reference_latent: views to attend to [r, lh, lw, 16].
+        reference_index: int32 [r], see `models.worldstereo.References`.
+        reference_camera: their camera vectors [r, 7].
+        reference_valid: bool [r].
+        target_geometry, reference_geometry: geometry of both sides' tokens, for the
+            correspondence pattern; None for the dense one.
+    """
+
+    condition_latent: jax.Array
+    render_latent: jax.Array
+    render_mask: jax.Array
+    plucker: jax.Array
+    camera: jax.Array
+    reference_latent: jax.Array
+    reference_index: jax.Array
+    reference_camera: jax.Array
+    reference_valid: jax.Array
+    target_geometry: TokenGeometry | None
+    reference_geometry: TokenGeometry | None
+
+
+def draw_renders(
+    world: OfficialWorld,
+    memory: WorldMemory,
+    cameras: Cameras,
+    first_image: Float[Array, "h w 3"],
+) -> Renders:
+    """The global memory along a path, in the official form: frame 0 is the image, without holes."""
+    config = world.rollout
+    render = render_global_memory(
+        memory.points,
+        cameras.w2c,
+        cameras.intrinsics,
+        height=config.height,
+        width=config.width,
+        radius_ndc=config.point_radius_ndc,
+    )
+    return Renders(
+        render_image=render.image.at[0].set(first_image),
+        render_mask=render.mask.at[0].set(0.0),
+        depth=render.depth,
+    )
+
+
+def choose_views(
+    world: OfficialWorld,
+    stereo: SpatialStereoMemory,
+    image_features: Float[Array, "v d"],
+    cameras: Cameras,
+    bonus: Float[Array, "t v"],
+) -> ChosenViews:
+    """The views of the bank that a clip attends to.
+
+    Args:
+        world: networks and choices.
+        stereo: the bank; at least one view must be stored.
+        image_features: pooled DINOv2 feature of every stored view, read by the official choice
+            only, and there only when the frames want more views than there is room for.
+        cameras: the path, one camera per latent frame.
+        bonus: added to the score of every target frame after the first, for the official choice
+            (views known to belong); zeros for none.
+    """
+    config = world.rollout
+    count = config.references
+    if world.choices.retrieval == "coverage":
+        found = retrieve_by_coverage(stereo, cameras.w2c, cameras.intrinsics, count=count)
+        position = jnp.maximum(found.frame - 1, 0)
+        return ChosenViews(index=found.index, position=position, valid=found.valid)
+    # The official code takes the first stored view's intrinsics for the targets.
+    intrinsics = jnp.broadcast_to(stereo.intrinsics[0], cameras.intrinsics[1:].shape)
+    score = overlap_score(
+        cameras.w2c[1:],
+        intrinsics,
+        stereo.w2c,
+        stereo.intrinsics,
+        width=config.width,
+        height=config.height,
+    )
+    chosen = select_references(
+        score,
+        stereo.valid,
+        camera_features(stereo.w2c),
+        image_features,
+        jax.lax.map(quality_score, stereo.images),
+        count=count,
+        bonus=bonus,
+    )
+    return ChosenViews(index=chosen.view, position=chosen.position, valid=chosen.valid)
+
+
+def latent_cameras(world: OfficialWorld, cameras: Cameras) -> Cameras:
+    """The cameras of the latent frames: all of a clip of keyframes, else every fourth."""
+    stride = world.frame_stride
+    return Cameras(w2c=cameras.w2c[::stride], intrinsics=cameras.intrinsics[::stride])
+
+
+def encode_conditions(
+    world: OfficialWorld,
+    vae_params: PyTree,
+    stereo: SpatialStereoMemory,
+    cameras: Cameras,
+    renders: Renders,
+    views: ChosenViews,
+) -> OfficialConditions:
+    """Lay out what was read of the memories as the model takes it.
+
+    Args:
+        world: networks and choices.
+        vae_params: parameters of its autoencoder.
+        stereo: the bank that `views` were chosen from.
+        cameras: the path, one camera per frame of the video.
+        renders: of the path.
+        views: of the bank.
+    """
+    choices, at = world.choices, views.index
+    target_w2c, reference_w2c = normalise_unified(cameras.w2c, stereo.w2c[at])
+    rays = plucker_rays(
+        target_w2c,
+        cameras.intrinsics,
+        world.rollout.height,
+        world.rollout.width,
+        x_offset=choices.quirks.ray_x_offset,
+    )
+    pictures = jnp.concatenate([renders.render_image[:1], stereo.images[at]])
+    alone = encode_images(world, vae_params, pictures)
+    if world.frame_stride == 1:
+        render_latent = encode_images(world, vae_params, renders.render_image)
+    else:
+        render_latent = _encode_clip(world, vae_params, renders.render_image)
+    seen = wanted = None
+    if choices.attention == "correspondence":
+        targets = latent_cameras(world, cameras)
+        known = renders.depth[:: world.frame_stride]
+        everything = jnp.ones(known.shape[:1], bool)
+        wanted, seen = token_geometries(
+            ViewSet(known, targets.w2c, targets.intrinsics, everything),
+            ViewSet(stereo.depth[at], stereo.w2c[at], stereo.intrinsics[at], views.valid),
+        )
+    return OfficialConditions(
+        condition_latent=_condition_latent(world, vae_params, alone[0], renders.render_image[0]),
+        render_latent=render_latent,
+        render_mask=renders.render_mask,
+        plucker=rays,
+        camera=camera_vector(target_w2c[:: world.frame_stride]),
+        reference_latent=alone[1:],
+        reference_index=views.position,
+        reference_camera=camera_vector(reference_w2c),
+        reference_valid=views.valid,
+        target_geometry=wanted,
+        reference_geometry=seen,
+    )
+
+
+def encode_images(
+    world: OfficialWorld, vae_params: PyTree, images: Float[Array, "n h w 3"]
+) -> Float[Array, "n lh lw 16"]:
+    """Latents of images, each alone, whole or in tiles; whole ones spread over the devices."""
+    tile, at_once = world.choices.vae_tile, world.choices.vae_frames
+    if tile is None and world.mesh is not None:
+        return encode_frames_sharded(
+            vae_params, images[None], world.vae, world.mesh, axis=MODEL_AXIS, at_once=at_once
+        )[0]
+    if tile is None:
+        return encode_frames(vae_params, images[None], world.vae, at_once=at_once)[0]
+
+    def encode(image: Array) -> Array:
+        tiled = encode_tiled(
+            vae_params, image[None, None], world.vae, tile=tile, stride=tile_stride(tile)
+        )
+        return tiled[0, 0]
+
+    return jax.lax.map(encode, images)
+
+
+def tile_stride(tile: int) -> int:
+    """Latent pixels from one tile to the next: three quarters of a tile, as officially."""
+    return max(1, 3 * tile // 4)
+
+
+def _encode_clip(
+    world: OfficialWorld, vae_params: PyTree, clip: Float[Array, "F h w 3"]
+) -> Float[Array, "f lh lw 16"]:
+    """Latents of a clip whose frames follow each other, whole or in tiles."""
+    tile = world.choices.vae_tile
+    if tile is None:
+        return encode_clip(vae_params, clip[None], world.vae)[0]
+    stride = tile_stride(tile)
+    return encode_tiled(vae_params, clip[None], world.vae, tile=tile, stride=stride)[0]
+
+
+def _condition_latent(
+    world: OfficialWorld,
+    vae_params: PyTree,
+    first_latent: Float[Array, "lh lw 16"],
+    first_image: Float[Array, "h w 3"],
+) -> Float[Array, "f lh lw 16"]:
+    frames = world.latent_frames
+    if world.choices.latent_condition == "full_vae":
+        # Mid-grey is 0. The clip is a causal one also where the frames are keyframes.
+        length = (frames - 1) * world.vae.temporal_stride + 1
+        clip = jnp.zeros((length, *first_image.shape)).at[0].set(first_image)
+        return _encode_clip(world, vae_params, clip)
+    grey = encode_images(world, vae_params, jnp.zeros((1, *first_image.shape)))[0]
+    rest = jnp.broadcast_to(grey, (frames - 1, *grey.shape))
+    return jnp.concatenate([first_latent[None], rest])

@@ -1,0 +1,194 @@
+"""Clip after clip of an official model through one memory, a compiled program per stage.
+
+The stages differ in the weights they need, and a 14B model leaves no room to spare: each is its
+own program, with its network's parameters as arguments.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from worldstereo_jax.array_types import Array, Float, PyTree
+from worldstereo_jax.geometry.camera_io import keyframe_indices
+from worldstereo_jax.geometry.depth_alignment import align_depth
+from worldstereo_jax.models.depth_anything import metric_depth
+from worldstereo_jax.models.dinov2 import retrieval_features
+from worldstereo_jax.sampling.official_clip import decode_latent, denoise_clip, image_tokens
+from worldstereo_jax.sampling.official_conditions import (
+    ChosenViews,
+    Renders,
+    choose_views,
+    draw_renders,
+    encode_conditions,
+    latent_cameras,
+)
+from worldstereo_jax.sampling.official_world import OfficialParams, OfficialWorld, Prompt
+from worldstereo_jax.sampling.world import Cameras, WorldMemory, remember_frames
+
+
+@struct.dataclass
+@typing.no_type_check
+class OfficialClip:
+    """A finished clip.
+
+    Attributes:
+        video: frames in [-1, 1], [f, h, w, 3].
+        depth: camera z of every pixel in world units, [f, h, w], 0 = unknown.
+        cameras: the path it was made along.
+        guidance: what the global memory showed of it beforehand.
+        views: the stored views that it attended to.
+    """
+
+    video: jax.Array
+    depth: jax.Array
+    cameras: Cameras
+    guidance: Renders
+    views: ChosenViews
+
+
+@dataclasses.dataclass(frozen=True)
+class OfficialRollout:
+    """The stages of a world's clips, each compiled when it is first called.
+
+    `clip` makes one, `remember` writes it into the memory.
+    """
+
+    world: OfficialWorld
+    draw: Callable[..., Renders]
+    describe: Callable[..., Array]
+    choose: Callable[..., ChosenViews]
+    encode: Callable[..., typing.Any]
+    see: Callable[..., Array]
+    denoise: Callable[..., Array]
+    decode: Callable[..., Array]
+    complete: Callable[..., Array]
+
+    def clip(
+        self,
+        params: OfficialParams,
+        memory: WorldMemory,
+        cameras: Cameras,
+        prompt: Prompt,
+        first_image: Float[Array, "h w 3"],
+        key: Array,
+        *,
+        bonus: Float[Array, "t v"] | None = None,
+        renders: Renders | None = None,
+    ) -> OfficialClip:
+        """One clip.
+
+        Args:
+            params: of the world's networks.
+            memory: both memories; at least one view must be stored.
+            cameras: the path, `world.rollout.frames` cameras.
+            prompt: text encoder's output.
+            first_image: the clip's first frame, in [-1, 1].
+            key: random key of the noise.
+            bonus: for views known to belong, see `choose_views`.
+            renders: renders made elsewhere, in place of the global memory's own; their depth is
+                not read.
+        """
+        world = self.world
+        drawn = self.draw(memory, cameras, first_image)
+        if renders is not None:
+            drawn = dataclasses.replace(renders, depth=drawn.depth)
+        features = self.describe(params.dinov2, memory.stereo.images)
+        if bonus is None:
+            bonus = jnp.zeros((world.latent_frames - 1, memory.stereo.capacity))
+        views = self.choose(memory.stereo, features, cameras, bonus)
+        conditions = self.encode(params.vae, memory.stereo, cameras, drawn, views)
+        image = None
+        if world.image_encoder is not None:
+            image = self.see(params.image_encoder, first_image)
+        latent = self.denoise(params.denoiser, conditions, prompt, image, key)
+        video = self.decode(params.vae, latent)
+        depth = self.complete(params.depth, video, drawn.depth)
+        return OfficialClip(video=video, depth=depth, cameras=cameras, guidance=drawn, views=views)
+
+    def remember(self, memory: WorldMemory, clip: OfficialClip) -> WorldMemory:
+        """The memory after a clip: the official choice of its frames enters both memories."""
+        config = self.world.rollout
+        chosen = jnp.asarray(keyframe_indices(config.frames, config.keyframes))
+        cameras = Cameras(w2c=clip.cameras.w2c[chosen], intrinsics=clip.cameras.intrinsics[chosen])
+        frames = clip.video[chosen], clip.depth[chosen], cameras
+        return remember_frames(config, memory, *frames, memory.stereo.count)
+
+
+def make_official_rollout(
+    world: OfficialWorld, *, on_step: Callable[[int], None] | None = None
+) -> OfficialRollout:
+    """The jitted stages of a world.
+
+    Args:
+        world: networks and choices.
+        on_step: called on the host with the index of each finished denoising step.
+    """
+
+    def describe(params: PyTree, images: Array) -> Array:
+        if world.dinov2 is None:
+            # Never read: no more views are stored than are attended to, or coverage chooses.
+            return jnp.zeros((images.shape[0], 1))
+        return retrieval_features(params, images, world.dinov2)
+
+    def choose(stereo, features, cameras: Cameras, bonus: Array) -> ChosenViews:
+        if not world.has_references:
+            nothing = jnp.zeros((1,), jnp.int32)
+            return ChosenViews(index=nothing, position=nothing, valid=nothing > 0)
+        return choose_views(world, stereo, features, latent_cameras(world, cameras), bonus)
+
+    def see(params: PyTree, image: Array) -> Array:
+        assert world.image_encoder is not None
+        return image_tokens(params, image, world.image_encoder, world.choices.quirks.clip_pixels)
+
+    def denoise(params: PyTree, conditions, prompt: Prompt, image, key: Array) -> Array:
+        return denoise_clip(world, params, conditions, prompt, image, key, on_step=on_step)
+
+    return OfficialRollout(
+        world=world,
+        draw=jax.jit(lambda *read: draw_renders(world, *read)),
+        describe=jax.jit(describe),
+        choose=jax.jit(choose),
+        encode=jax.jit(lambda *read: encode_conditions(world, *read)),
+        see=jax.jit(see),
+        denoise=jax.jit(denoise),
+        decode=jax.jit(lambda *given: decode_latent(world, *given)),
+        complete=jax.jit(lambda *given: complete_depth(world, *given)),
+    )
+
+
+def estimate_depth(
+    world: OfficialWorld, depth_params: PyTree, images: Float[Array, "n h w 3"]
+) -> Float[Array, "n h w"]:
+    """Depth of images by the world's depth network, one at a time; zeros without a network."""
+    config = world.depth
+    if config is None:
+        return jnp.zeros(images.shape[:-1])
+    return jax.lax.map(lambda image: metric_depth(depth_params, image[None], config)[0], images)
+
+
+def complete_depth(
+    world: OfficialWorld,
+    depth_params: PyTree,
+    video: Float[Array, "f h w 3"],
+    known: Float[Array, "f h w"],
+) -> Float[Array, "f h w"]:
+    """Depth of generated frames: the memory's where it knows it, else estimated.
+
+    The estimate is brought to the scale of what is known in each frame by `align_depth`. Without
+    a depth network the rest stays 0, unknown.
+
+    Args:
+        world: networks and choices.
+        depth_params: parameters of its depth network, None without one.
+        video: frames in [-1, 1].
+        known: camera z, 0 where unknown.
+    """
+    if world.depth is None:
+        return known
+    estimate = estimate_depth(world, depth_params, video)
+    aligned = jax.vmap(align_depth)(estimate, known, known > 0).depth
+    return jnp.where(known > 0, known, aligned)

@@ -1,0 +1,221 @@
+"""What a rollout of the official models is made of: networks, choices, parameters.
+
+The official pipeline differs from the small model's in what it is told: text and image tokens,
+latents of a large autoencoder, whole reference views; and in how it denoises: from pure noise,
+with guidance, in many steps or the distilled model's few.
+"""
+
+import dataclasses
+import typing
+
+import jax
+from flax import struct
+from jax.sharding import Mesh
+
+from worldstereo_jax.array_types import PyTree
+from worldstereo_jax.config import ModelConfig
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.models.clip_vision import CLIPVisionConfig
+from worldstereo_jax.models.control import LATENT_STRIDE
+from worldstereo_jax.models.depth_anything import DepthAnythingConfig
+from worldstereo_jax.models.dinov2 import Dinov2Config
+from worldstereo_jax.models.umt5 import UMT5Config
+from worldstereo_jax.models.wan_vae import WanVAEConfig
+from worldstereo_jax.sampling.schedules import Schedule
+from worldstereo_jax.sampling.world import RolloutConfig
+
+LATENT_CHANNELS = 16
+TOKEN_SIDE = 2 * LATENT_STRIDE
+"""Image pixels per token along each axis."""
+MODEL_AXIS = "model"
+"""Mesh axis that a model is split over."""
+CHOICES = {
+    "guidance": ("none", "batched", "two-pass"),
+    "retrieval": ("official", "coverage"),
+    "attention": ("dense", "correspondence"),
+    "latent_condition": ("full_vae", "first_frame_only"),
+    "solver": ("unipc", "euler"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Quirks:
+    """Slips of the official release; the defaults equal it, as its weights expect.
+
+    Attributes:
+        clip_pixels: see `clip_vision.clip_pixels`.
+        ray_x_offset: see `cameras.plucker_rays`; 0.5 is the true pixel centre.
+        point_edges: which depth edges the point cloud drops, see
+            `global_geometric.update_global_memory`.
+    """
+
+    clip_pixels: str = "official"
+    ray_x_offset: float = -0.5
+    point_edges: str = "official"
+
+
+OFFICIAL_QUIRKS = Quirks()
+MENDED_QUIRKS = Quirks(clip_pixels="unit", ray_x_offset=0.5, point_edges="surface")
+
+
+@dataclasses.dataclass(frozen=True)
+class OfficialChoices:
+    """How clips are made.
+
+    Attributes:
+        schedule: noise levels and timesteps.
+        solver: "unipc", or "euler" for the distilled models too.
+        guidance: "none"; "batched": both texts in one evaluation; "two-pass": one after the other.
+        guidance_scale: factor on the difference between the two.
+        latent_condition: what the condition latent holds behind frame 0. "full_vae": the latent of
+            the image followed by mid-grey frames, as one causal clip; "first_frame_only": the
+            latent of a mid-grey image, repeated.
+        retrieval: which stored views the clip attends to. "official": overlap of frustum boxes,
+            and farthest points among more than fit; "coverage": by the surface they really show.
+        attention: "dense" (official) or "correspondence": masked by geometry.
+        vae_frames: frames that the autoencoder computes together.
+        vae_tile: rows and columns, in latent pixels, of the tiles that it works in; None for whole
+            frames.
+        quirks: slips of the official code.
+    """
+
+    schedule: Schedule
+    solver: str = "unipc"
+    guidance: str = "batched"
+    guidance_scale: float = 5.0
+    latent_condition: str = "full_vae"
+    retrieval: str = "official"
+    attention: str = "dense"
+    vae_frames: int = 1
+    vae_tile: int | None = None
+    quirks: Quirks = OFFICIAL_QUIRKS
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class OfficialWorld:
+    """The networks of an official model with the sizes they roll out at; holds no arrays.
+
+    Attributes:
+        name: of the checkpoint.
+        rollout: sizes; its `frames` are those of the video, its `references` the views attended
+            to. Its steps and shift are not read: `choices.schedule` holds them.
+        choices: how clips are made.
+        denoiser: the video transformer.
+        vae: the autoencoder.
+        image_encoder: None for a transformer without image tokens.
+        dinov2: of retrieval; None where no more views are ever stored than are attended to.
+        depth: monocular depth; None leaves depth unknown that the memories do not know.
+        mesh: devices that share the work, along its axis `MODEL_AXIS`: the autoencoder's frames
+            are spread over them. None for one device.
+
+    Raises:
+        InputError: when the networks do not fit each other.
+    """
+
+    name: str
+    rollout: RolloutConfig
+    choices: OfficialChoices
+    denoiser: ModelConfig
+    vae: WanVAEConfig
+    image_encoder: CLIPVisionConfig | None = None
+    dinov2: Dinov2Config | None = None
+    depth: DepthAnythingConfig | None = None
+    mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        model, vae, rollout = self.denoiser, self.vae, self.rollout
+        if model.control is None:
+            raise InputError(
+                f"{self.name}: a plain video model without a control branch follows no camera "
+                "path; give a WorldStereo checkpoint"
+            )
+        if (vae.z_dim, vae.spatial_stride) != (LATENT_CHANNELS, LATENT_STRIDE):
+            raise InputError(
+                f"{self.name}: the vae has {vae.z_dim} channels and {vae.spatial_stride} pixels "
+                f"per latent pixel, expected {LATENT_CHANNELS} and {LATENT_STRIDE}"
+            )
+        image = None if self.image_encoder is None else self.image_encoder.hidden_size
+        if model.image_width != image:
+            raise InputError(
+                f"{self.name}: the image encoder has {image} channels, the transformer expects "
+                f"{model.image_width}"
+            )
+        if rollout.height % TOKEN_SIDE or rollout.width % TOKEN_SIDE:
+            raise InputError(
+                f"{self.name}: clips of {rollout.height} x {rollout.width} pixels, expected "
+                f"multiples of {TOKEN_SIDE}"
+            )
+        stride = model.control.mask_downsample
+        if stride not in (1, vae.temporal_stride) or (rollout.frames - 1) % stride:
+            raise InputError(
+                f"{self.name}: {rollout.frames} frames at mask_downsample {stride}, expected 1 "
+                f"or the vae's {vae.temporal_stride}, and 1 + a multiple of it"
+            )
+        if self.choices.attention == "correspondence" and not self.has_references:
+            raise InputError(
+                f"{self.name}: a camera-control model attends to no views; leave the "
+                "correspondence pattern out"
+            )
+
+    @property
+    def frame_stride(self) -> int:
+        """Frames of the video per latent frame after the first: 1 for keyframes."""
+        assert self.denoiser.control is not None
+        return self.denoiser.control.mask_downsample
+
+    @property
+    def latent_frames(self) -> int:
+        """Frames of the latent."""
+        return (self.rollout.frames - 1) // self.frame_stride + 1
+
+    @property
+    def has_references(self) -> bool:
+        """Whether the model attends to stored views."""
+        return self.denoiser.camera_width is not None
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Frames, rows, columns and channels of a clip's latent."""
+        rows, columns = (side // LATENT_STRIDE for side in (self.rollout.height, self.rollout.width))
+        return self.latent_frames, rows, columns, LATENT_CHANNELS
+
+
+def check_text_encoder(model: ModelConfig, encoder: UMT5Config, name: str) -> None:
+    """Refuse a text encoder of another width than the transformer takes.
+
+    Raises:
+        InputError: naming both widths.
+    """
+    if encoder.d_model != model.text_dim:
+        raise InputError(
+            f"{name}: the text encoder has {encoder.d_model} channels, the transformer expects "
+            f"{model.text_dim}"
+        )
+
+
+@struct.dataclass
+@typing.no_type_check
+class OfficialParams:
+    """Parameters of an `OfficialWorld`'s networks, one pytree each; None where it has none."""
+
+    denoiser: PyTree
+    vae: PyTree
+    image_encoder: PyTree = None
+    dinov2: PyTree = None
+    depth: PyTree = None
+
+
+@struct.dataclass
+@typing.no_type_check
+class Prompt:
+    """Text encoder's output for a clip: `text` and `negative`, each [l, ct], 0 past its end."""
+
+    text: jax.Array
+    negative: jax.Array
