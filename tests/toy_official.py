@@ -33,7 +33,7 @@ FRAMES = 5
 SIZES = [[48, 80], [48, 64], [64, 64], [80, 48]]
 
 MODEL = ModelConfig(
-    width=24, num_layers=2, num_heads=1, ffn_width=20, text_dim=6, freq_dim=8, image_width=10,
+    width=24, num_layers=1, num_heads=1, ffn_width=20, text_dim=6, freq_dim=8, image_width=10,
     control=ControlConfig(
         width=16, ffn_width=12, num_heads=2, num_layers=1, embed_width=24, mid_channels=8
     ),
@@ -43,7 +43,7 @@ WAN = {
     "_class_name": "WanTransformer3DModel", "_diffusers_version": "0.36.0",
     "added_kv_proj_dim": 24, "attention_head_dim": 24, "cross_attn_norm": True, "eps": 1e-06,
     "ffn_dim": 20, "freq_dim": 8, "image_dim": 10, "in_channels": 36, "num_attention_heads": 1,
-    "num_layers": 2, "out_channels": 16, "patch_size": [1, 2, 2], "pos_embed_seq_len": None,
+    "num_layers": 1, "out_channels": 16, "patch_size": [1, 2, 2], "pos_embed_seq_len": None,
     "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 1024, "text_dim": 6,
 }  # fmt: skip
 CONTROL = {
@@ -64,7 +64,7 @@ SCHEDULER = {
 }  # fmt: skip
 VAE = {
     "_class_name": "AutoencoderKLWan", "base_dim": 4, "z_dim": 16, "dim_mult": [1, 1, 1, 1],
-    "num_res_blocks": 1, "temperal_downsample": [False, True, True], "attn_scales": [],
+    "num_res_blocks": 0, "temperal_downsample": [False, True, True], "attn_scales": [],
     "dropout": 0.0, "latents_mean": [0.1] * 16, "latents_std": [2.0] * 16,
 }  # fmt: skip
 UMT5 = {
@@ -81,8 +81,8 @@ DINOV2 = {
 }  # fmt: skip
 DEPTH = {
     "backbone_config": {
-        "hidden_size": 12, "num_hidden_layers": 4, "num_attention_heads": 2, "mlp_ratio": 2,
-        "image_size": 16, "patch_size": 4, "out_indices": [1, 2, 3, 4],
+        "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2,
+        "image_size": 16, "patch_size": 4, "out_indices": [1, 1, 1, 1],
     },
     "patch_size": 4, "neck_hidden_sizes": [4, 6, 8, 10], "fusion_hidden_size": 8,
     "head_hidden_size": 5, "depth_estimation_type": "metric", "max_depth": 20,

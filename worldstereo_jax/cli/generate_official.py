@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from worldstereo_jax.array_types import Array, Float
+from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.cli.camera_paths import Job, cameras_of, plan_jobs
 from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.memory_input import (
@@ -53,7 +53,6 @@ from worldstereo_jax.sampling.official_conditions import Renders
 from worldstereo_jax.sampling.official_rollout import (
     OfficialClip,
     OfficialRollout,
-    estimate_depth,
     make_official_rollout,
 )
 from worldstereo_jax.sampling.official_world import (
@@ -120,25 +119,27 @@ def run_official(options: argparse.Namespace) -> None:
     dtype = options.dtype or "bfloat16"
     world = official_world(files, config, choices, dtype=dtype, mesh=mesh)
     _check_needs(world, options, memory, drawn=trajectories is None or options.renders == "memory")
+    if trajectories is not None and options.renders != "memory":
+        for job in jobs:
+            _check_length(trajectories[job.name], frames)
 
     with Stages(3 + 2 * len(jobs) + 1) as stages, atomic_folder(options.out) as folder:
         stages.seconds["reading"] = round(time.perf_counter() - started, 3)
         with stages.stage("encoding the prompts"):
             prompts = _prompts(files, jobs, options, dtype, mesh)
         with stages.stage("loading the model"):
-            params = load_official(
-                files, dtype=dtype, mesh=mesh, lora=options.lora, progress=False
-            )
-        with stages.stage("beginning the memory"):
-            if memory is None:
-                memory = _begin_memory(world, params, scene, depth, jobs)
-            memory = jax.block_until_ready(with_room(memory, config))
+            params = load_official(files, dtype=dtype, mesh=mesh, lora=options.lora, progress=False)
 
         def tell(step: int) -> None:
             stages.note(f" step {step + 1} of {choices.schedule.steps}")
 
+        rollout = make_official_rollout(world, on_step=tell)
+        with stages.stage("beginning the memory"):
+            if memory is None:
+                memory = _begin_memory(rollout, params, scene, depth, jobs)
+            memory = jax.block_until_ready(_placed(with_room(memory, config), world))
         maker = _Maker(
-            rollout=make_official_rollout(world, on_step=tell),
+            rollout=rollout,
             params=params,
             key=jax.random.key(options.seed),
             trajectories=trajectories or {},
@@ -199,8 +200,9 @@ class _Maker:
         self, number: int, job: Job, prompt: Prompt, memory: WorldMemory
     ) -> tuple[OfficialClip, WorldMemory]:
         """One clip, and the memory after it."""
-        config = self.rollout.world.rollout
-        cameras = cameras_of(job, memory, config.frames)
+        world = self.rollout.world
+        config = world.rollout
+        cameras = _placed(cameras_of(job, memory, config.frames), world)
         trajectory = self.trajectories.get(job.name)
         renders, bonus = None, None
         if trajectory is None:
@@ -218,7 +220,7 @@ class _Maker:
                     trajectory.name,
                     self.clips,
                     source,
-                    self.rollout.world.latent_frames,
+                    world.latent_frames,
                 )
             )
         clip = self.rollout.clip(
@@ -245,9 +247,7 @@ def _video_frames(files: OfficialFiles) -> int:
     return (files.settings.frames - 1) * stride + 1
 
 
-def _own_trajectories(
-    scene: AnyScene, options: argparse.Namespace
-) -> dict[str, Trajectory] | None:
+def _own_trajectories(scene: AnyScene, options: argparse.Namespace) -> dict[str, Trajectory] | None:
     """A panorama's trajectories by the names of their jobs; None where others are made."""
     if options.camera is not None or not isinstance(scene, PanoramaScene):
         if options.renders == "files":
@@ -256,9 +256,7 @@ def _own_trajectories(
     return {f"{t.view}/{t.name}": t for t in scene.trajectories}
 
 
-def _check_predecessors(
-    jobs: Sequence[Job], trajectories: Mapping[str, Trajectory] | None
-) -> None:
+def _check_predecessors(jobs: Sequence[Job], trajectories: Mapping[str, Trajectory] | None) -> None:
     """Refuse a trajectory that goes on from one that is not made before it."""
     made = set()
     for job in jobs:
@@ -393,26 +391,32 @@ def _prompts(
 
 
 def _begin_memory(
-    world: OfficialWorld,
+    rollout: OfficialRollout,
     params: OfficialParams,
     scene: AnyScene,
     known_depth: Float[np.ndarray, "h w"] | None,
     jobs: Sequence[Job],
 ) -> WorldMemory:
     """The memory that a scene starts with; see `memory_input.begin_memory`."""
+    world = rollout.world
     images, w2c, intrinsics = starting_views(scene)
     if known_depth is not None:
         depth = jnp.asarray(known_depth)[None]
     else:
-        depth = jax.jit(lambda *given: estimate_depth(world, *given))(
-            params.depth, jnp.asarray(images)
-        )
+        depth = rollout.estimate_depth(params.depth, jnp.asarray(images))
         if world.depth is not None:
             paths = [job.path for job in jobs if isinstance(job.path, Cameras)]
             depth = depth_for_paths(depth, w2c, intrinsics, paths)
     cameras = Cameras(w2c=jnp.asarray(w2c), intrinsics=jnp.asarray(intrinsics))
-    empty = empty_memory(world.rollout)
-    return remember_frames(world.rollout, empty, jnp.asarray(images), depth, cameras, source=0)
+    begun = empty_memory(world.rollout), jnp.asarray(images), depth, cameras, jnp.int32(0)
+    return remember_frames(world.rollout, *_placed(begun, world))
+
+
+def _placed(tree: PyTree, world: OfficialWorld) -> PyTree:
+    """Arrays where the model's are, or each stage is compiled again for another placement."""
+    if world.mesh is None:
+        return jax.device_put(tree, jax.devices()[0])
+    return jax.device_put(tree, NamedSharding(world.mesh, PartitionSpec()))
 
 
 def _stored_view_at(cameras: Cameras, memory: WorldMemory, job: Job) -> Float[Array, "h w 3"]:
@@ -427,15 +431,19 @@ def _stored_view_at(cameras: Cameras, memory: WorldMemory, job: Job) -> Float[Ar
     return stereo.images[int(found.argmax())]
 
 
-def _renders_from_files(
-    trajectory: Trajectory, first_image: Float[Array, "h w 3"], frames: int
-) -> Renders:
-    """A trajectory's point renders from its files; depth, which they lack, is 0."""
+def _check_length(trajectory: Trajectory, frames: int) -> None:
+    """Refuse renders of fewer frames than a clip has, between which nothing can be told."""
     if len(trajectory.w2c) < frames:
         raise InputError(
             f"{trajectory.render} holds {len(trajectory.w2c)} frames, but a clip has {frames}; "
             "draw them anew with --renders memory"
         )
+
+
+def _renders_from_files(
+    trajectory: Trajectory, first_image: Float[Array, "h w 3"], frames: int
+) -> Renders:
+    """A trajectory's point renders from its files; depth, which they lack, is 0."""
     images, masks = read_renders(trajectory)
     chosen = evenly_spaced(len(images), frames)
     render = jnp.asarray(images[chosen]).at[0].set(first_image)

@@ -1,6 +1,7 @@
 """A clip of an official model: the transformer's inputs, the guided loop, the decoder."""
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Callable
 
@@ -66,11 +67,7 @@ def velocity_function(
         del sigma
         batch = x.shape[0]
         shared: OfficialConditions = _repeat(conditions, batch)
-        is_first = jnp.arange(x.shape[1]) == 0
-        first = jnp.broadcast_to(
-            is_first[None, :, None, None, None].astype(x.dtype), (*x.shape[:-1], 4)
-        )
-        latent = jnp.concatenate([x, first, shared.condition_latent], axis=-1)
+        latent = jnp.concatenate([x, shared.condition], axis=-1)
         control = ControlInput(
             render_latent=shared.render_latent,
             render_mask=shared.render_mask[..., None],
@@ -78,9 +75,8 @@ def velocity_function(
         )
         references = camera = None
         if world.has_references:
-            view = shared.reference_latent
             references = References(
-                latent=jnp.concatenate([view, jnp.ones_like(view[..., :4]), view], axis=-1),
+                latent=shared.reference,
                 index=shared.reference_index,
                 camera=shared.reference_camera,
                 valid=shared.reference_valid,
@@ -146,10 +142,7 @@ def sample_latent(
     velocity = velocity_function(world, params, conditions, image)
     text, negative = prompt.text[None], prompt.negative[None]
     if choices.guidance == "none":
-
-        def guided(x: Array, timestep: Array, sigma: Array) -> Array:
-            return velocity(text, x, timestep, sigma)
-
+        guided = functools.partial(velocity, text)
     else:
         guide = guide_one_batch if choices.guidance == "batched" else guide_two_pass
         guided = guide(velocity, text, negative, choices.guidance_scale)

@@ -68,12 +68,12 @@ class OfficialConditions:
     """Everything but text and image tokens that the model is told about one clip.
 
     Attributes:
-        condition_latent: latent behind the mask channels [f, lh, lw, 16].
+        condition: 4 mask channels, 1 on frame 0 only, and the latent behind them [f, lh, lw, 20].
         render_latent: latent of the point render [f, lh, lw, 16].
         render_mask: its holes [F, h, w], 1 = hole; F frames of video, f of latents.
         plucker: rays of the target cameras [F, h, w, 6], unified-normalised.
         camera: quaternion wxyz and translation of the latent frames' cameras [f, 7].
-        reference_latent: views to attend to [r, lh, lw, 16].
+        reference: views to attend to, latent | ones(4) | latent [r, lh, lw, 36].
         reference_index: int32 [r], see `models.worldstereo.References`.
         reference_camera: their camera vectors [r, 7].
         reference_valid: bool [r].
@@ -81,12 +81,12 @@ class OfficialConditions:
             correspondence pattern; None for the dense one.
     """
 
-    condition_latent: jax.Array
+    condition: jax.Array
     render_latent: jax.Array
     render_mask: jax.Array
     plucker: jax.Array
     camera: jax.Array
-    reference_latent: jax.Array
+    reference: jax.Array
     reference_index: jax.Array
     reference_camera: jax.Array
     reference_valid: jax.Array
@@ -160,7 +160,7 @@ def choose_views(
         count=count,
         bonus=bonus,
     )
-    return ChosenViews(index=chosen.view, position=chosen.position, valid=chosen.valid)
+    return ChosenViews(chosen.view, chosen.position, jnp.asarray(chosen.valid))
 
 
 def latent_cameras(world: OfficialWorld, cameras: Cameras) -> Cameras:
@@ -196,12 +196,9 @@ def encode_conditions(
         world.rollout.width,
         x_offset=choices.quirks.ray_x_offset,
     )
-    pictures = jnp.concatenate([renders.render_image[:1], stereo.images[at]])
-    alone = encode_images(world, vae_params, pictures)
-    if world.frame_stride == 1:
-        render_latent = encode_images(world, vae_params, renders.render_image)
-    else:
-        render_latent = _encode_clip(world, vae_params, renders.render_image)
+    condition, render_latent, view = _encode_pictures(
+        world, vae_params, renders.render_image, stereo.images[at]
+    )
     seen = wanted = None
     if choices.attention == "correspondence":
         targets = latent_cameras(world, cameras)
@@ -211,13 +208,15 @@ def encode_conditions(
             ViewSet(known, targets.w2c, targets.intrinsics, everything),
             ViewSet(stereo.depth[at], stereo.w2c[at], stereo.intrinsics[at], views.valid),
         )
+    is_first = (jnp.arange(world.latent_frames) == 0).astype(condition.dtype)
+    mask = jnp.broadcast_to(is_first[:, None, None, None], (*condition.shape[:-1], 4))
     return OfficialConditions(
-        condition_latent=_condition_latent(world, vae_params, alone[0], renders.render_image[0]),
+        condition=jnp.concatenate([mask, condition], axis=-1),
         render_latent=render_latent,
         render_mask=renders.render_mask,
         plucker=rays,
         camera=camera_vector(target_w2c[:: world.frame_stride]),
-        reference_latent=alone[1:],
+        reference=jnp.concatenate([view, jnp.ones_like(view[..., :4]), view], axis=-1),
         reference_index=views.position,
         reference_camera=camera_vector(reference_w2c),
         reference_valid=views.valid,
@@ -263,18 +262,27 @@ def _encode_clip(
     return encode_tiled(vae_params, clip[None], world.vae, tile=tile, stride=stride)[0]
 
 
-def _condition_latent(
+def _encode_pictures(
     world: OfficialWorld,
     vae_params: PyTree,
-    first_latent: Float[Array, "lh lw 16"],
-    first_image: Float[Array, "h w 3"],
-) -> Float[Array, "f lh lw 16"]:
+    render: Float[Array, "F h w 3"],
+    views: Float[Array, "r h w 3"],
+) -> tuple[Float[Array, "f lh lw 16"], Float[Array, "f lh lw 16"], Float[Array, "r lh lw 16"]]:
+    """Latents of the condition, the renders and the views.
+
+    What is encoded alone goes through the encoder in one call, which is compiled once.
+    """
+    keyframes = world.frame_stride == 1
+    grey = jnp.zeros_like(render[:1])
+    lead = render if keyframes else render[:1]
+    latents = encode_images(world, vae_params, jnp.concatenate([lead, views, grey]))
+    ahead, view = latents[: len(lead)], latents[len(lead) : -1]
+    render_latent = ahead if keyframes else _encode_clip(world, vae_params, render)
     frames = world.latent_frames
-    if world.choices.latent_condition == "full_vae":
-        # Mid-grey is 0. The clip is a causal one also where the frames are keyframes.
-        length = (frames - 1) * world.vae.temporal_stride + 1
-        clip = jnp.zeros((length, *first_image.shape)).at[0].set(first_image)
-        return _encode_clip(world, vae_params, clip)
-    grey = encode_images(world, vae_params, jnp.zeros((1, *first_image.shape)))[0]
-    rest = jnp.broadcast_to(grey, (frames - 1, *grey.shape))
-    return jnp.concatenate([first_latent[None], rest])
+    if world.choices.latent_condition == "first_frame_only":
+        rest = jnp.broadcast_to(latents[-1:], (frames - 1, *latents.shape[1:]))
+        return jnp.concatenate([ahead[:1], rest]), render_latent, view
+    # A causal clip also where the frames are keyframes; mid-grey is 0.
+    length = (frames - 1) * world.vae.temporal_stride + 1
+    clip = jnp.zeros((length, *render.shape[1:])).at[0].set(render[0])
+    return _encode_clip(world, vae_params, clip), render_latent, view

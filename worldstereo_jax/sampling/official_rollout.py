@@ -65,7 +65,8 @@ class OfficialRollout:
     see: Callable[..., Array]
     denoise: Callable[..., Array]
     decode: Callable[..., Array]
-    complete: Callable[..., Array]
+    estimate: Callable[..., Array]
+    align: Callable[..., Array]
 
     def clip(
         self,
@@ -106,8 +107,37 @@ class OfficialRollout:
             image = self.see(params.image_encoder, first_image)
         latent = self.denoise(params.denoiser, conditions, prompt, image, key)
         video = self.decode(params.vae, latent)
-        depth = self.complete(params.depth, video, drawn.depth)
+        depth = self.complete_depth(params.depth, video, drawn.depth)
         return OfficialClip(video=video, depth=depth, cameras=cameras, guidance=drawn, views=views)
+
+    def estimate_depth(
+        self, depth_params: PyTree, images: Float[Array, "n h w 3"]
+    ) -> Float[Array, "n h w"]:
+        """Camera z of images by the depth network, metres; zeros, unknown, without a network."""
+        if self.world.depth is None:
+            return jnp.zeros(images.shape[:-1])
+        # One by one: the same small program for a scene's views and a clip's frames.
+        return jnp.stack([self.estimate(depth_params, image) for image in images])
+
+    def complete_depth(
+        self,
+        depth_params: PyTree,
+        video: Float[Array, "f h w 3"],
+        known: Float[Array, "f h w"],
+    ) -> Float[Array, "f h w"]:
+        """Depth of generated frames: the memory's where it knows it, else estimated.
+
+        The estimate is brought to the scale of what is known in each frame by `align_depth`.
+        Without a depth network the rest stays 0, unknown.
+
+        Args:
+            depth_params: parameters of the world's depth network, None without one.
+            video: frames in [-1, 1].
+            known: camera z, 0 where unknown.
+        """
+        if self.world.depth is None:
+            return known
+        return self.align(self.estimate_depth(depth_params, video), known)
 
     def remember(self, memory: WorldMemory, clip: OfficialClip) -> WorldMemory:
         """The memory after a clip: the official choice of its frames enters both memories."""
@@ -147,48 +177,32 @@ def make_official_rollout(
     def denoise(params: PyTree, conditions, prompt: Prompt, image, key: Array) -> Array:
         return denoise_clip(world, params, conditions, prompt, image, key, on_step=on_step)
 
+    def draw(memory: WorldMemory, cameras: Cameras, first_image: Array) -> Renders:
+        return draw_renders(world, memory, cameras, first_image)
+
+    def encode(params: PyTree, stereo, cameras: Cameras, renders: Renders, views: ChosenViews):
+        return encode_conditions(world, params, stereo, cameras, renders, views)
+
+    def decode(params: PyTree, latent: Array) -> Array:
+        return decode_latent(world, params, latent)
+
+    def estimate(params: PyTree, image: Array) -> Array:
+        assert world.depth is not None
+        return metric_depth(params, image[None], world.depth)[0]
+
+    def align(estimated: Array, known: Array) -> Array:
+        aligned = jax.vmap(align_depth)(estimated, known, known > 0).depth
+        return jnp.where(known > 0, known, aligned)
+
     return OfficialRollout(
         world=world,
-        draw=jax.jit(lambda *read: draw_renders(world, *read)),
+        draw=jax.jit(draw),
         describe=jax.jit(describe),
         choose=jax.jit(choose),
-        encode=jax.jit(lambda *read: encode_conditions(world, *read)),
+        encode=jax.jit(encode),
         see=jax.jit(see),
         denoise=jax.jit(denoise),
-        decode=jax.jit(lambda *given: decode_latent(world, *given)),
-        complete=jax.jit(lambda *given: complete_depth(world, *given)),
+        decode=jax.jit(decode),
+        estimate=jax.jit(estimate),
+        align=jax.jit(align),
     )
-
-
-def estimate_depth(
-    world: OfficialWorld, depth_params: PyTree, images: Float[Array, "n h w 3"]
-) -> Float[Array, "n h w"]:
-    """Depth of images by the world's depth network, one at a time; zeros without a network."""
-    config = world.depth
-    if config is None:
-        return jnp.zeros(images.shape[:-1])
-    return jax.lax.map(lambda image: metric_depth(depth_params, image[None], config)[0], images)
-
-
-def complete_depth(
-    world: OfficialWorld,
-    depth_params: PyTree,
-    video: Float[Array, "f h w 3"],
-    known: Float[Array, "f h w"],
-) -> Float[Array, "f h w"]:
-    """Depth of generated frames: the memory's where it knows it, else estimated.
-
-    The estimate is brought to the scale of what is known in each frame by `align_depth`. Without
-    a depth network the rest stays 0, unknown.
-
-    Args:
-        world: networks and choices.
-        depth_params: parameters of its depth network, None without one.
-        video: frames in [-1, 1].
-        known: camera z, 0 where unknown.
-    """
-    if world.depth is None:
-        return known
-    estimate = estimate_depth(world, depth_params, video)
-    aligned = jax.vmap(align_depth)(estimate, known, known > 0).depth
-    return jnp.where(known > 0, known, aligned)

@@ -183,7 +183,9 @@ class OfficialWorld:
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """Frames, rows, columns and channels of a clip's latent."""
-        rows, columns = (side // LATENT_STRIDE for side in (self.rollout.height, self.rollout.width))
+        rows, columns = (
+            side // LATENT_STRIDE for side in (self.rollout.height, self.rollout.width)
+        )
         return self.latent_frames, rows, columns, LATENT_CHANNELS
 
 
