@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from worldstereo_jax.array_types import Array, Float, ndarray
 from worldstereo_jax.errors import InputError
@@ -60,8 +60,8 @@ def reconstruction_scores(
     if len(points) == 0:
         zero = np.zeros(len(thresholds))
         return ReconstructionScores(thresholds, zero, zero, zero, 0.0)
-    off = np.sort(cKDTree(truth).query(points, workers=-1)[0])
-    missed = np.sort(cKDTree(points).query(truth, workers=-1)[0])
+    off = np.sort(KDTree(truth).query(points, workers=-1)[0])
+    missed = np.sort(KDTree(points).query(truth, workers=-1)[0])
 
     def shares(at: Float[ndarray, "k"]) -> tuple[ndarray, ndarray, ndarray]:
         precision = np.searchsorted(off, at, side="right") / len(off)
