@@ -21,6 +21,7 @@ Writes the table into experiments/RESULTS.md and contact sheets into --out.
 """
 
 import argparse
+import functools
 from pathlib import Path
 
 import jax
@@ -31,6 +32,7 @@ from tqdm import tqdm
 from worldstereo_jax.data.images import write_uint8_image
 from worldstereo_jax.data.scene_source import SceneClips
 from worldstereo_jax.evaluation.comparison_sheet import comparison_sheet
+from worldstereo_jax.evaluation.lpips import LpipsWeights, load_lpips
 from worldstereo_jax.evaluation.memory_gain import (
     BOTH,
     LOWER_IS_BETTER,
@@ -77,9 +79,15 @@ def best_of(scores: list[dict[str, float]]) -> dict[str, float]:
 
 
 def evaluate_scene(
-    world: World, params: WorldParams, rollout: CompiledRollout, scene: dict, key: jax.Array
+    world: World,
+    params: WorldParams,
+    rollout: CompiledRollout,
+    scene: dict,
+    key: jax.Array,
+    lpips_weights: LpipsWeights | None,
 ):
     """All figures of one scene: {(clip, variant, metric): value}, and pictures by name."""
+    measure = functools.partial(frame_metrics, lpips_weights=lpips_weights)
     paths = {
         "first": Cameras(w2c=scene["w2c"], intrinsics=scene["intrinsics"]),
         "revisit": Cameras(w2c=scene["revisit_w2c"], intrinsics=scene["revisit_intrinsics"]),
@@ -102,7 +110,7 @@ def evaluate_scene(
                 videos = reprojections(memory, cameras)
                 scores = []
                 for name, video in videos.items():
-                    score = frame_metrics(video, truths[clip_name])
+                    score = measure(video, truths[clip_name])
                     if clip_name == "revisit":
                         score |= revisit_metrics(scene, video, first_video)
                     scores.append(score)
@@ -116,7 +124,7 @@ def evaluate_scene(
             )
             memory = rollout.remember(memory, clip)
             pictures[f"{clip_name} {variant}"] = clip.video
-            for metric, value in frame_metrics(clip.video, truths[clip_name]).items():
+            for metric, value in measure(clip.video, truths[clip_name]).items():
                 figures[clip_name, variant, metric] = value
             if clip_name == "revisit":
                 for metric, value in revisit_metrics(scene, clip.video, first_video).items():
@@ -126,7 +134,7 @@ def evaluate_scene(
     videos = jnp.stack(list(truths.values()))
     ceiling = decode_frames(world.vae, params.vae, encode_frames(world.vae, params.vae, videos))
     for clip_name, video in zip(truths, ceiling.clip(-1, 1), strict=True):
-        for metric, value in frame_metrics(video, truths[clip_name]).items():
+        for metric, value in measure(video, truths[clip_name]).items():
             figures[clip_name, "autoencoder", metric] = value
     return figures, pictures
 
@@ -175,9 +183,11 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", type=Path, help="folder of other weights than the shipped")
+    parser.add_argument("--lpips", type=Path, help="weights of LPIPS, which adds its column")
     parser.add_argument("--out", type=Path, default=Path("runs/memory_gain"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "RESULTS.md")
     options = parser.parse_args()
+    lpips_weights = None if options.lpips is None else load_lpips(options.lpips)
     world, params = load_world("tiny", **({"weights": options.weights} if options.weights else {}))
     sizes, rollout = world.rollout, compile_rollout(world, params)
     source = SceneClips(
@@ -191,7 +201,7 @@ def main() -> None:
     for number in tqdm(range(options.scenes), unit="scene"):
         scene = {k: jnp.asarray(v) for k, v in source[number].items() if k != "seed"}
         key = jax.random.fold_in(jax.random.key(options.seed), number)
-        figures, pictures = evaluate_scene(world, params, rollout, scene, key)
+        figures, pictures = evaluate_scene(world, params, rollout, scene, key, lpips_weights)
         results.append(figures)
         for clip in ("first", "revisit"):
             videos = {
@@ -206,7 +216,7 @@ def main() -> None:
         "What the memories gain",
         tables(results),
         command=f"python experiments/memory_gain.py --scenes {options.scenes} "
-        f"--seed {options.seed}",
+        f"--seed {options.seed}" + ("" if options.lpips is None else " --lpips WEIGHTS"),
     )
     for part in tables(results):
         print(part.markdown(), end="\n\n")

@@ -3,8 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save_file
 
+from tests.evaluation.test_lpips import random_tensors
+from worldstereo_jax.evaluation.lpips import load_lpips, lpips
 from worldstereo_jax.evaluation.memory_gain import (
+    LOWER_IS_BETTER,
     VARIANTS,
     clip_with,
     frame_metrics,
@@ -46,3 +50,17 @@ def test_revisit_measures_see_errors_on_revisited_pixels_only(scene):
     np.testing.assert_allclose(worse["PSNR dB to truth"], 10 * np.log10(4 / 0.04), atol=1e-3)
     assert worse["PSNR dB to first clip"] < seen_before["PSNR dB to first clip"]
     assert jnp.isfinite(worse["PSNR dB to first clip"])
+
+
+def test_lpips_is_measured_when_its_weights_are_given(tmp_path):
+    truth = np.asarray(jax.random.uniform(jax.random.key(0), (3, 48, 64, 3), minval=-1.0))
+    video = np.clip(truth + 0.2, -1, 1)
+    save_file(random_tensors(), tmp_path / "alex.safetensors")
+    weights = load_lpips(tmp_path / "alex.safetensors")
+    metrics = frame_metrics(jnp.asarray(video), jnp.asarray(truth), lpips_weights=weights)
+    expected = float(jnp.mean(lpips(weights, video[1:], truth[1:])))
+    assert expected > 0
+    np.testing.assert_allclose(metrics["LPIPS"], expected, rtol=1e-4)
+    without = frame_metrics(jnp.asarray(video), jnp.asarray(truth))
+    assert set(metrics) - set(without) == {"LPIPS"}
+    assert "LPIPS" in LOWER_IS_BETTER

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Float
 from worldstereo_jax.evaluation.image_metrics import gmsd, masked_psnr, ms_ssim, psnr, ssim
+from worldstereo_jax.evaluation.lpips import LpipsWeights, lpips
 from worldstereo_jax.evaluation.revisit import revisited_pixels
 from worldstereo_jax.sampling.conditions import Conditions
 from worldstereo_jax.sampling.rollout import Clip
@@ -25,7 +26,8 @@ VARIANTS: Mapping[str, tuple[bool, bool]] = {
     "no memory": (False, False),
 }
 METRICS = {"PSNR dB": psnr, "SSIM": ssim, "MS-SSIM": ms_ssim, "GMSD": gmsd}
-LOWER_IS_BETTER = frozenset({"GMSD"})
+PERCEPTUAL = "LPIPS"
+LOWER_IS_BETTER = frozenset({"GMSD", PERCEPTUAL})
 
 
 def clip_with(
@@ -46,15 +48,29 @@ def clip_with(
 
 
 def frame_metrics(
-    video: Float[Array, "f h w 3"], truth: Float[Array, "f h w 3"]
+    video: Float[Array, "f h w 3"],
+    truth: Float[Array, "f h w 3"],
+    *,
+    lpips_weights: LpipsWeights | None = None,
 ) -> dict[str, float]:
-    """Every measure over whole frames, mean over the frames after the first, which is given."""
-    return {name: float(value) for name, value in _frame_means(video[1:], truth[1:]).items()}
+    """Every measure over whole frames, mean over the frames after the first, which is given.
+
+    LPIPS is among them when its weights are given (`load_lpips`).
+    """
+    found = dict(_frame_means(video[1:], truth[1:]))
+    if lpips_weights is not None:
+        found[PERCEPTUAL] = _lpips_mean(lpips_weights, video[1:], truth[1:])
+    return {name: float(value) for name, value in found.items()}
 
 
 @jax.jit
 def _frame_means(video: Array, truth: Array) -> dict[str, Array]:
     return {name: jnp.mean(metric(video, truth)) for name, metric in METRICS.items()}
+
+
+@jax.jit
+def _lpips_mean(weights: LpipsWeights, video: Array, truth: Array) -> Array:
+    return jnp.mean(lpips(weights, video, truth))
 
 
 def revisit_metrics(

@@ -61,6 +61,7 @@ def generate_clip(
     key: Key[Array, ""],
     *,
     on_step: Callable[[int], None] | None = None,
+    call_model: Callable[..., Array] = denoise,
 ) -> Float[Array, "f h w 3"]:
     """One clip: `denoise_clip`, then texture that the latent cannot hold by `restore_detail`.
 
@@ -70,6 +71,8 @@ def generate_clip(
         conditions, guidance: what `gather_conditions` read, without a batch axis.
         key: random key of the noise; the same key gives the same clip.
         on_step: called on the host with the index of each finished denoising step.
+        call_model: evaluates the transformer; takes and returns what `denoise` does. Another one
+            gives it another attention mask, for instance.
 
     Returns:
         Frames in [-1, 1].
@@ -105,7 +108,7 @@ def denoise_clip(
     base = anchor(batched)
 
     def velocity(x: Array, timestep: Array, sigma: Array) -> Array:
-        output = denoise(world.denoiser, params.denoiser, x, timestep[None], batched)
+        output = call_model(world.denoiser, params.denoiser, x, timestep[None], batched)
         return anchored_velocity(output, x, sigma, base)
 
     schedule = flow_schedule(world.rollout.steps, world.rollout.shift)

@@ -1,0 +1,178 @@
+"""The memory's alternatives, each run by the same weights on the same scene and noise.
+
+An alternative says which attention pattern the model runs under and what it is told: the point
+render, the references, the warped features. All are changes of a call's arguments.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from worldstereo_jax.array_types import Array, Float
+from worldstereo_jax.evaluation.attention_patterns import (
+    EVERY,
+    HARD,
+    PAIRS,
+    PATTERNS,
+    SOFT,
+    denoise_under,
+)
+from worldstereo_jax.geometry.depth_alignment import align_depth
+from worldstereo_jax.sampling.compiled import CompiledRollout
+from worldstereo_jax.sampling.conditions import Conditions, Guidance
+from worldstereo_jax.sampling.rollout import Clip, generate_clip
+from worldstereo_jax.sampling.world import Cameras, World, WorldMemory, WorldParams
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternative:
+    """One way to make a clip.
+
+    Attributes:
+        pattern: name in `PATTERNS`.
+        points: whether the global-geometric memory is told.
+        references: whether views of the spatial-stereo memory are attended to.
+        warps: whether its warped features are told, as input, as keys, and as pixels.
+    """
+
+    pattern: str = HARD
+    points: bool = True
+    references: bool = True
+    warps: bool = True
+
+
+WITH_WARPS: Mapping[str, Alternative] = {
+    HARD: Alternative(HARD),
+    SOFT: Alternative(SOFT),
+    PAIRS: Alternative(PAIRS),
+    EVERY: Alternative(EVERY),
+    "no references": Alternative(references=False),
+}
+"""Both memories, told apart by the attention to references alone."""
+WITHOUT_WARPS: Mapping[str, Alternative] = {
+    f"{name}, no warps": dataclasses.replace(WITH_WARPS[name], warps=False)
+    for name in (HARD, SOFT, PAIRS, EVERY)
+}
+"""The same, but references are all that the model is told of the spatial-stereo memory."""
+GLOBAL_ONLY, NO_MEMORY = "global memory only", "no memory"
+ONE_OR_NONE: Mapping[str, Alternative] = {
+    GLOBAL_ONLY: Alternative(references=False, warps=False),
+    NO_MEMORY: Alternative(points=False, references=False, warps=False),
+}
+ALTERNATIVES: Mapping[str, Alternative] = {**WITH_WARPS, **WITHOUT_WARPS, **ONE_OR_NONE}
+
+
+def told(
+    alternative: Alternative, conditions: Conditions, guidance: Guidance
+) -> tuple[Conditions, Guidance]:
+    """What an alternative tells the model, of what the memories say; without a batch axis.
+
+    Without warps no candidate has a weight, the clip is anchored on the point render as without
+    the spatial-stereo memory, and no pixel of the warp is copied. The references may still be read.
+    """
+    by_views = alternative.references or alternative.warps
+    conditions = dataclasses.replace(
+        conditions,
+        global_enabled=conditions.global_enabled & alternative.points,
+        stereo_enabled=conditions.stereo_enabled & by_views,
+        reference_valid=conditions.reference_valid & alternative.references,
+    )
+    if by_views and not alternative.warps:
+        features = conditions.warped_features
+        conditions = dataclasses.replace(
+            conditions,
+            warped_features=features.at[..., 0, :16].set(conditions.render_latent),
+            warped_log_weight=jnp.full_like(conditions.warped_log_weight, -jnp.inf),
+        )
+        guidance = dataclasses.replace(guidance, warped_mask=jnp.ones_like(guidance.warped_mask))
+    return conditions, guidance
+
+
+@dataclasses.dataclass(frozen=True)
+class AlternativeRollout:
+    """A rollout with one compiled program per attention pattern.
+
+    Attributes:
+        rollout: gathers, completes depth, remembers.
+        generate: by the pattern's name what `CompiledRollout.generate` is.
+        memoryless_depth: see `depth_without_memory`.
+    """
+
+    rollout: CompiledRollout
+    generate: Mapping[str, Callable[..., Array]]
+    memoryless_depth: Callable[..., Array]
+
+    def clip(
+        self,
+        alternative: Alternative,
+        params: WorldParams,
+        gathered: tuple[Conditions, Guidance],
+        cameras: Cameras,
+        key: Array,
+    ) -> Clip:
+        """One clip from what the memories say of its path (`CompiledRollout.gather`).
+
+        Where an alternative has no memory at all, its depth knows none either, except that of the
+        first frame, which is given; `guidance` holds what the memories say in any case.
+        """
+        conditions, guidance = told(alternative, *gathered)
+        video = self.generate[alternative.pattern](params, conditions, guidance, key)
+        if alternative.points or alternative.references or alternative.warps:
+            depth = self.rollout.complete(params, video, guidance.depth)
+        else:
+            depth = self.memoryless_depth(params, video, guidance.depth[0])
+        return Clip(video=video, depth=depth, cameras=cameras, guidance=gathered[1])
+
+    def gather(
+        self, params: WorldParams, memory: WorldMemory, cameras: Cameras
+    ) -> tuple[Conditions, Guidance]:
+        """What both memories say of a path."""
+        return self.rollout.gather(params.vae, memory, cameras)
+
+
+def alternative_rollout(world: World, rollout: CompiledRollout) -> AlternativeRollout:
+    """The programs of every pattern; that of the hard one is the rollout's own.
+
+    Args:
+        world: networks and sizes.
+        rollout: compiled for them.
+    """
+
+    def program(name: str) -> Callable[..., Array]:
+        call_model = denoise_under(PATTERNS[name])
+        return jax.jit(lambda *args: generate_clip(world, *args, call_model=call_model))
+
+    generate = {name: program(name) for name in PATTERNS if name != HARD}
+    generate[HARD] = rollout.generate
+    return AlternativeRollout(
+        rollout=rollout,
+        generate=generate,
+        memoryless_depth=jax.jit(lambda *args: depth_without_memory(world, *args)),
+    )
+
+
+def depth_without_memory(
+    world: World,
+    params: WorldParams,
+    video: Float[Array, "f h w 3"],
+    first_depth: Float[Array, "h w"],
+) -> Float[Array, "f h w"]:
+    """Depth of a clip of which only the first frame's is known: all frames take its scale.
+
+    Args:
+        world: networks and sizes.
+        params: their parameters.
+        video: frames in [-1, 1].
+        first_depth: camera z of the first frame, 0 where unknown.
+
+    Returns:
+        Camera z of every pixel, world units; the first frame's is the given one where known.
+    """
+    estimate = world.depth.apply({"params": params.depth}, video)
+    _, scale, shift = align_depth(estimate[0], first_depth, first_depth > 0)
+    # Nothing is taken to be farther than ten times the farthest known point, as in `align_depth`.
+    floor = 0.1 / jnp.maximum(first_depth.max(), 1e-12)
+    depth = 1.0 / jnp.maximum(scale / jnp.maximum(estimate, 1e-12) + shift, floor)
+    return depth.at[0].set(jnp.where(first_depth > 0, first_depth, depth[0]))
