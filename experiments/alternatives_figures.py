@@ -1,5 +1,6 @@
 """The figures of `alternatives`: quality by angle, and the same frames made in every way."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def draw_angles(path: Path, results: Sequence[SceneResult]) -> None:
     above.legend(fontsize=8, frameon=False, ncols=2)
     above.grid(axis="y", alpha=0.3)
     below.set(ylabel="pixels, %", xlabel="degrees")
-    labels = [f"{a:g}-{b:g}" for a, b in zip(ANGLES, ANGLES[1:], strict=False)]
+    labels = [f"{a:g}-{b:g}" for a, b in itertools.pairwise(ANGLES)]
     below.set_xticks(place, labels)
     for panel in (above, below):
         panel.spines[["top", "right"]].set_visible(False)

@@ -52,8 +52,9 @@ class SceneResult(NamedTuple):
 
     figures: (clip, alternative, measure) -> value. bins: (kind of bin, alternative) -> sums.
     clouds: (alternative, way) -> scores and share of floaters. costs: alternative -> processor
-    seconds of the model. stages: processor seconds and bytes by name. videos: (clip, alternative).
-    gathered: what the memories told the hard alternative of the revisit.
+    seconds of the model. stages: processor seconds of reading and writing the memories. held:
+    sizes of the hard alternative's memory. videos: (clip, alternative). gathered: what the
+    memories told the hard alternative of the revisit.
     """
 
     figures: Figures
@@ -61,6 +62,7 @@ class SceneResult(NamedTuple):
     clouds: dict[tuple[str, str], tuple[ReconstructionScores, float]]
     costs: dict[str, float]
     stages: dict[str, float]
+    held: dict[str, float]
     videos: dict[tuple[str, str], np.ndarray]
     gathered: Conditions
 
@@ -106,7 +108,9 @@ def clouds_of(
     """The stored frames back-projected, and the entries fused from them, against the truth."""
     chosen = jnp.asarray(keyframe_indices(config.frames, config.keyframes))
     truth = {
-        name: jnp.concatenate([scene[name][:1], scene[name][chosen], scene["revisit_" + name][chosen]])
+        name: jnp.concatenate(
+            [scene[name][:1], scene[name][chosen], scene["revisit_" + name][chosen]]
+        )
         for name in ("depth", "w2c", "intrinsics")
     }
     lift = jax.vmap(depth_to_points)
@@ -143,36 +147,27 @@ def evaluate_scene(
     }
     fields = ("image", "depth", "w2c", "intrinsics")
     start = init_memory(config, *(scene[name][0] for name in fields))
-    stored, clouds, costs, stages = true_views(scene, config), {}, {}, {}
+    stored, clouds, costs, stages, held = true_views(scene, config), {}, {}, {}, {}
     videos: dict[tuple[str, str], Any] = {}
     truths: dict[str, tuple[ClipTruth, dict[str, np.ndarray]]] = {}
-    first_gathered = rollout.gather(params, start, paths["first"])
-    gathered = first_gathered
     for name, alternative in ALTERNATIVES.items():
         memory = start
         for number, (clip_name, cameras) in enumerate(paths.items()):
-            gathered = first_gathered
-            if clip_name == "revisit":
-                gathered, stages["read the memories"] = timed(
-                    rollout.gather, params, memory, cameras
-                )
+            gathered, stages["read the memories"] = timed(rollout.gather, params, memory, cameras)
             if name == HARD:
                 hole = gathered[1].warped_mask
                 truths[clip_name] = clip_truth(scene, clip_name, stored[clip_name], hole)
                 videos[clip_name, REPROJECTION] = reprojected(memory, cameras)
-                hard_gathered = gathered[0]
+                told_hard = gathered[0]
             noise = jax.random.fold_in(key, number)
-            clip, costs[name] = timed(
-                rollout.clip, alternative, params, gathered, cameras, noise
-            )
+            clip, costs[name] = timed(rollout.clip, alternative, params, gathered, cameras, noise)
             videos[clip_name, name] = clip.video
-            memory, seconds = timed(rollout.rollout.remember, memory, clip)
-            stages["remember a clip"] = seconds
+            memory, stages["write a clip into them"] = timed(rollout.rollout.remember, memory, clip)
         if name in (HARD, NO_MEMORY):
             for way, found in clouds_of(memory, scene, config).items():
                 clouds[name, way] = found
         if name == HARD:
-            stages |= bank_bytes(memory)
+            held = held_by(memory)
     for clip_name, (truth, _) in truths.items():
         videos[clip_name, TRUTH] = truth.image
     true = jnp.stack([truth.image for truth, _ in truths.values()])
@@ -181,10 +176,10 @@ def evaluate_scene(
         videos[clip_name, AUTOENCODER] = video
     figures, bins = measure(scene, videos, truths, lpips_weights)
     arrays = {where: np.asarray(video) for where, video in videos.items()}
-    return SceneResult(figures, bins, clouds, costs, stages, arrays, hard_gathered)
+    return SceneResult(figures, bins, clouds, costs, stages, held, arrays, told_hard)
 
 
-def bank_bytes(memory: WorldMemory) -> dict[str, float]:
+def held_by(memory: WorldMemory) -> dict[str, float]:
     """Sizes of what is held, uncompressed unless said."""
     views, points = memory.stereo, memory.points
     fields = (views.images, views.depth, views.confidence, views.w2c, views.intrinsics)

@@ -1,5 +1,6 @@
 """The tables of `alternatives`."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,7 +22,7 @@ from experiments.alternatives_scenes import (
 )
 from worldstereo_jax.evaluation.alternatives import GLOBAL_ONLY, NO_MEMORY, WITHOUT_WARPS
 from worldstereo_jax.evaluation.attention_patterns import HARD
-from worldstereo_jax.evaluation.clip_scores import FLICKER, MASKED_PSNR, MASKED_SSIM, UNSEEN_PSNR
+from worldstereo_jax.evaluation.clip_scores import FLICKER, MASKED_PSNR, UNSEEN_PSNR
 from worldstereo_jax.evaluation.paired import paired_difference
 from worldstereo_jax.evaluation.report import Table, format_difference
 from worldstereo_jax.evaluation.view_distance import BinnedError
@@ -96,7 +97,9 @@ def difference_table(
 def pooled(results: Sequence[SceneResult], kind: str, name: str) -> BinnedError:
     """The bins of all scenes together."""
     found = [result.bins[kind, name] for result in results]
-    return BinnedError(sum(x.total for x in found), sum(x.pixels for x in found))
+    return BinnedError(
+        np.sum([x.total for x in found], axis=0), np.sum([x.pixels for x in found], axis=0)
+    )
 
 
 def bin_table(
@@ -105,7 +108,7 @@ def bin_table(
     """PSNR by bin, pixels of both clips of all scenes together."""
     names = [name for which, name in results[0].bins if which == kind and name != TRUTH]
     pixels = pooled(results, kind, HARD).pixels
-    bins = [f"{a:g} .. {b:g}" for a, b in zip(edges, edges[1:], strict=False)]
+    bins = [f"{a:g} .. {b:g}" for a, b in itertools.pairwise(edges)]
     rows: list[tuple[str, ...]] = [("pixels", *(f"{n:,}" for n in pixels))]
     for name in names:
         psnr = pooled(results, kind, name).psnr()
@@ -162,16 +165,21 @@ def cost_tables(results: Sequence[SceneResult]) -> list[Table | str]:
     warm = results[1:] or results
     names = list(results[0].costs)
     seconds = [f"{np.mean([result.costs[name] for result in warm]):.2f}" for name in names]
-    stages = [(k, [r.stages[k] for r in warm]) for k in results[0].stages]
-    time = [(name, f"{np.mean(x):.2f}") for name, x in stages if "memor" in name or "clip" in name]
-    sizes = [(name, f"{np.mean(x):,.0f}") for name, x in stages if (name, "") and name not in dict(time)]
+    stages = [
+        (name, f"{np.mean([result.stages[name] for result in warm]):.2f}")
+        for name in results[0].stages
+    ]
+    held = [
+        (name, f"{np.mean([result.held[name] for result in results]):,.0f}")
+        for name in results[0].held
+    ]
     return [
         Table(
             ("a clip of 9 frames", "processor s"),
-            [*zip(names, seconds, strict=True), *time],
+            [*zip(names, seconds, strict=True), *stages],
             "Denoising, decoding and depth by alternative; reading and writing the memories.",
         ),
-        Table(("held after both clips", "mean"), sizes, "What the memory of the first row holds."),
+        Table(("held after both clips", "mean"), held, "What the memory of the first row holds."),
     ]
 
 

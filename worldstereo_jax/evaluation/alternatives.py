@@ -5,6 +5,7 @@ render, the references, the warped features. All are changes of a call's argumen
 """
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping
 
 import jax
@@ -170,7 +171,7 @@ def depth_without_memory(
     Returns:
         Camera z of every pixel, world units; the first frame's is the given one where known.
     """
-    estimate = world.depth.apply({"params": params.depth}, video)
+    estimate = typing.cast(jax.Array, world.depth.apply({"params": params.depth}, video))
     _, scale, shift = align_depth(estimate[0], first_depth, first_depth > 0)
     # Nothing is taken to be farther than ten times the farthest known point, as in `align_depth`.
     floor = 0.1 / jnp.maximum(first_depth.max(), 1e-12)

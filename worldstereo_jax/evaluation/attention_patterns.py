@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from pallas_kernels import (
     BlockMask,
     TokenGeometry,
+    TokenOrder,
     dense_pattern,
     frame_pattern,
     joint_correspondence,
@@ -56,9 +57,13 @@ Pattern = Callable[[Sides, int], BlockMask]
 
 def sides_of(conditions: Conditions, order: StreamOrder) -> Sides:
     """Both sides of a clip's attention; `conditions` with a batch axis, `order` of their tokens."""
+
+    def ordered(geometry: TokenGeometry, by: TokenOrder | None) -> TokenGeometry:
+        return geometry if by is None else order_geometry(geometry, by)
+
     return Sides(
-        reference=order_geometry(conditions.reference_geometry, order.references),
-        target=order_geometry(conditions.target_geometry, order.target),
+        reference=ordered(conditions.reference_geometry, order.references),
+        target=ordered(conditions.target_geometry, order.target),
         references=conditions.reference_valid.shape[1],
         frames=conditions.w2c.shape[1],
     )

@@ -1,6 +1,5 @@
 """All measures of one clip against the truth: whole frames, masked forms, flicker."""
 
-import typing
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -51,13 +50,14 @@ def clip_scores(
 
 @jax.jit
 def _masked_scores(video: Array, truth: ClipTruth) -> Mapping[str, Array]:
-    unseen = ~truth.seen & (truth.depth > 0)
-    similarity = masked_ssim(video[1:], truth.image[1:], truth.warped[1:])
+    image, warped = jnp.asarray(truth.image), jnp.asarray(truth.warped)
+    unseen = ~jnp.asarray(truth.seen) & (jnp.asarray(truth.depth) > 0)
+    similarity = masked_ssim(video[1:], image[1:], warped[1:])
     has = jnp.isfinite(similarity)
     return {
-        MASKED_PSNR: _pooled_psnr(video, truth.image, truth.warped),
+        MASKED_PSNR: _pooled_psnr(video, image, warped),
         MASKED_SSIM: jnp.sum(jnp.where(has, similarity, 0)) / has.sum(),
-        UNSEEN_PSNR: _pooled_psnr(video, truth.image, unseen),
+        UNSEEN_PSNR: _pooled_psnr(video, image, unseen),
         FLICKER: flicker(video, truth.depth, truth.w2c, truth.intrinsics).mean(),
     }
 
@@ -65,11 +65,5 @@ def _masked_scores(video: Array, truth: ClipTruth) -> Mapping[str, Array]:
 def _pooled_psnr(video: Array, image: Array, mask: Array) -> Array:
     """Over the pixels of all frames after the first together."""
     rows = (video.shape[0] - 1) * video.shape[1]
-    return typing.cast(
-        Array,
-        masked_psnr(
-            video[1:].reshape(rows, -1, 3),
-            image[1:].reshape(rows, -1, 3),
-            mask[1:].reshape(rows, -1),
-        ),
-    )
+    video, image = (x[1:].reshape(rows, -1, 3) for x in (video, image))
+    return masked_psnr(video, image, mask[1:].reshape(rows, -1))
