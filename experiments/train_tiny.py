@@ -33,8 +33,8 @@ import jax.numpy as jnp
 import optax
 
 from worldstereo_jax.array_types import PyTree
-from worldstereo_jax.interop.shipped import load_untrained
-from worldstereo_jax.interop.weights import count_parameters, load_weights, save_weights
+from worldstereo_jax.interop.shipped import load_denoiser, load_untrained
+from worldstereo_jax.interop.weights import count_parameters, save_weights
 from worldstereo_jax.models.vae_tiny import TinyVae, decode_frames
 from worldstereo_jax.sampling.conditions import example_conditions
 from worldstereo_jax.training.clip_cache import ClipCache, cached_batches
@@ -42,7 +42,13 @@ from worldstereo_jax.training.clip_objective import clip_loss
 from worldstereo_jax.training.clip_preparation import from_fields
 from worldstereo_jax.training.curves import draw_curves
 from worldstereo_jax.training.loop import train
-from worldstereo_jax.training.state import init_train_state, make_train_step
+from worldstereo_jax.training.state import (
+    freeze_rest,
+    init_train_state,
+    make_train_step,
+    only,
+    train_only,
+)
 
 
 def channel_weights(vae: TinyVae, params: PyTree, shape: tuple[int, ...]) -> jax.Array:
@@ -71,6 +77,9 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", type=Path, help="weights to start from instead of fresh ones")
+    parser.add_argument(
+        "--only", help="train the modules of this name alone, the rest as in --init"
+    )
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
 
@@ -78,7 +87,9 @@ def main() -> None:
     world, params = load_untrained("tiny", key=init_key)
     model, denoiser = world.denoiser, params.denoiser
     if options.init is not None:
-        denoiser, _ = load_weights(options.init)
+        denoiser = load_denoiser(options.init, model.config)
+    if options.only is not None and options.init is None:
+        parser.error("--only needs --init: the rest would stay untrained")
     print(f"{count_parameters(denoiser):,} parameters")
 
     schedule = optax.warmup_cosine_decay_schedule(
@@ -87,14 +98,21 @@ def main() -> None:
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01)
     )
+    chosen = None if options.only is None else only(denoiser, options.only)
+    if chosen is not None:
+        optimizer = train_only(optimizer, chosen)
     example = example_conditions(world)
     weights = channel_weights(world.vae, params.vae, example.first_latent.shape)
 
     def loss_fn(denoiser, batch, key):
+        if chosen is not None:
+            denoiser = freeze_rest(denoiser, chosen)
         conditions, target = from_fields(batch, example)
         return clip_loss(model, denoiser, conditions, target, key, channel_weights=weights)
 
     print("channel weights", [round(float(w), 2) for w in weights])
+    # The step reuses the state's buffers, and what is frozen is wanted again afterwards.
+    start = jax.device_get(denoiser)
     state = init_train_state(denoiser, optimizer, train_key)
     sources = [ClipCache(folder) for folder in options.cache]
     state = train(
@@ -106,10 +124,13 @@ def main() -> None:
         resume=options.resume,
         save_every=250,
     )
+    trained = state.ema
+    if chosen is not None:
+        trained = jax.tree.map(lambda new, old, keep: new if keep else old, trained, start, chosen)
     record = {"steps": options.steps, "batch": options.batch, "seed": options.seed}
     save_weights(
         options.out / "tiny_denoiser.safetensors",
-        state.ema,
+        trained,
         {"model": "tiny_denoiser", "record": record},
         dtype=jnp.bfloat16,
     )

@@ -26,6 +26,7 @@ ROLLOUT = RolloutConfig(
     width=64,
     references=2,
     warp_views=2,
+    entry_tokens=24,
     keyframes=2,
     bank_capacity=5,
     point_capacity=8192,
@@ -43,6 +44,7 @@ MODEL = ModelConfig(
         width=16, ffn_width=16, num_heads=2, num_layers=1, embed_width=24, mid_channels=16
     ),
     warped_width=17,
+    entry_width=90,
 )
 WORLD = World(
     name="test",

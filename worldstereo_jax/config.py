@@ -64,6 +64,8 @@ class ModelConfig:
         update_ref: False gives every block the references as they entered the first one.
         warped_width: channels of the warped memory features (row S18); 0 leaves their slots
             out of the parameters.
+        entry_width: channels of the memory's entries (row S28); 0 leaves their keys and values
+            out of the parameters.
         attention_pattern: for each layer (or one name for all) which mask the joint
             self-attention takes: "dense" never masks, any other name is looked up among the
             masks given to the call (row S20).
@@ -87,6 +89,7 @@ class ModelConfig:
     control: ControlConfig | None = None
     update_ref: bool = True
     warped_width: int = 0
+    entry_width: int = 0
     attention_pattern: str | tuple[str, ...] = "correspondence"
     attention_implementation: str | None = None
     dtype: str = "float32"
@@ -217,6 +220,7 @@ PRESETS: dict[str, ModelConfig] = {
             width=96, ffn_width=256, num_heads=3, num_layers=2, embed_width=96, mid_channels=32
         ),
         warped_width=17,
+        entry_width=90,
     ),
     "wan_t2v_1.3b": ModelConfig(
         width=1536,

@@ -114,3 +114,25 @@ def test_camera_vector_is_quaternion_then_translation(goldens_dir):
 def test_wrong_shapes_are_rejected():
     with pytest.raises(Exception, match="w2c"):
         cameras.project(np.zeros((5, 3), np.float32), np.eye(3, dtype=np.float32), _K)
+
+
+def test_polar_places_follow_the_picture_and_not_the_world():
+    """A step is `step` pixels in the middle; moving the world with the camera changes nothing."""
+    rng = np.random.default_rng(0)
+    k = np.array([[40.0, 0, 20], [0, 40, 16], [0, 0, 1]], np.float32)
+    ahead = np.array([[0.0, 0, 3], [3 * 4 / 40, 0, 3], [0, 3 * 4 / 40, 3]], np.float32)
+    places = np.asarray(cameras.polar_places(ahead, np.eye(4), k, step=4.0))
+    np.testing.assert_allclose(places[1:, ::-1][:, :2], [[1, 0], [0, 1]], atol=0.02)
+    np.testing.assert_allclose(places[0], [10 * np.log(3), 0, 0], rtol=1e-5)
+    points, w2c = rng.normal(size=(20, 3)).astype(np.float32), _camera(1)
+    local = points @ w2c[:3, :3].T + w2c[:3, 3]
+    here = cameras.polar_places(points, w2c, k, step=4.0)
+    np.testing.assert_allclose(
+        here, cameras.polar_places(local, np.eye(4), k, step=4.0), rtol=1e-3, atol=1e-3
+    )
+    twice = cameras.polar_places(2 * local, np.eye(4), k, step=4.0) - here
+    np.testing.assert_allclose(
+        twice, np.broadcast_to([10 * np.log(2), 0, 0], twice.shape), rtol=1e-3, atol=1e-3
+    )
+    at_camera = cameras.polar_places(np.zeros((1, 3), np.float32), np.eye(4), k, step=4.0)
+    assert np.isfinite(at_camera).all()

@@ -4,11 +4,19 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.interop.shipped import SHIPPED, load_untrained, load_world
-from worldstereo_jax.interop.weights import SHIPPED_WEIGHTS
+from worldstereo_jax.interop.layer_stacks import flat_paths, from_flat
+from worldstereo_jax.interop.shipped import (
+    SHIPPED,
+    SILENT_AT_START,
+    load_denoiser,
+    load_untrained,
+    load_world,
+)
+from worldstereo_jax.interop.weights import SHIPPED_WEIGHTS, load_weights, save_weights
 from worldstereo_jax.sampling.conditions import anchor, example_conditions
 from worldstereo_jax.sampling.denoise import denoise
 
@@ -67,6 +75,39 @@ def test_missing_and_truncated_weights_are_named(tmp_path):
     victim.unlink()
     with pytest.raises(InputError, match=r"tiny_denoiser\.safetensors"):
         load_world("tiny", weights=tmp_path)
+
+
+def test_a_file_from_before_entries_is_completed_and_one_that_lacks_more_is_refused(tmp_path, tiny):
+    """Only whole modules that start silent may be missing; they come as freshly initialised."""
+    config = tiny[0].denoiser.config
+    flat = flat_paths(load_weights(SHIPPED_WEIGHTS / SHIPPED["tiny"]["denoiser"])[0])
+    names = [f"/{name}/" for name in SILENT_AT_START]
+    older = {k: v for k, v in flat.items() if not any(name in k for name in names)}
+    path = tmp_path / "older.safetensors"
+    save_weights(path, from_flat(older), {})
+    completed = flat_paths(load_denoiser(path, config))
+    for name, value in older.items():
+        np.testing.assert_array_equal(completed[name], value)
+    new = {k: v for k, v in completed.items() if k not in older}
+    assert new
+    for name, value in new.items():
+        assert any(silent in name for silent in names)
+        if name.endswith("kernel"):
+            assert bool(jnp.any(value != 0)) != ("/out/" in name), name
+    again = flat_paths(load_denoiser(path, config))
+    for name, value in completed.items():
+        np.testing.assert_array_equal(again[name], value)
+
+    save_weights(path, from_flat(dict(list(older.items())[1:])), {})
+    with pytest.raises(InputError, match=r"older\.safetensors: tensor .* is missing, expected"):
+        load_denoiser(path, config)
+    some = [k for k in new if "/out/" not in k]
+    save_weights(path, from_flat(older | {k: new[k] for k in some}), {})
+    with pytest.raises(InputError, match=r"entry_attention/out/kernel is missing"):
+        load_denoiser(path, config)
+    save_weights(path, from_flat(older | {"left/over": jnp.zeros(2)}), {})
+    with pytest.raises(InputError, match=r"left/over is \(2,\), expected none"):
+        load_denoiser(path, config)
 
 
 @pytest.mark.slow

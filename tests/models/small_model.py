@@ -11,7 +11,12 @@ from worldstereo_jax.config import ControlConfig, ModelConfig
 from worldstereo_jax.interop.layer_stacks import from_flat
 from worldstereo_jax.interop.official import parameter_shapes
 from worldstereo_jax.models.control import ControlInput
-from worldstereo_jax.models.worldstereo import References, WarpedMemory, WorldStereo
+from worldstereo_jax.models.worldstereo import (
+    MemoryEntries,
+    References,
+    WarpedMemory,
+    WorldStereo,
+)
 
 SMALL = ModelConfig(
     width=24,
@@ -24,8 +29,9 @@ SMALL = ModelConfig(
         width=16, ffn_width=16, num_heads=2, num_layers=2, embed_width=24, mid_channels=16
     ),
     warped_width=5,
+    entry_width=7,
 )
-BATCH, FRAMES, VIEWS, ROWS, COLUMNS = 2, 2, 3, 4, 8
+BATCH, FRAMES, VIEWS, ROWS, COLUMNS, ENTRIES = 2, 2, 3, 4, 8, 10
 TOKENS_PER_FRAME = (ROWS // 2) * (COLUMNS // 2)
 TARGET, REFERENCE = FRAMES * TOKENS_PER_FRAME, VIEWS * TOKENS_PER_FRAME
 
@@ -78,6 +84,15 @@ def warped_memory(candidates=2, holes=False, width=SMALL.warped_width) -> typing
     return WarpedMemory(
         features=normal(8, *shape, width),
         log_weight=jnp.full(shape, -jnp.inf) if holes else log_weight,
+    )
+
+
+def memory_entries(valid=True) -> typing.Any:
+    return MemoryEntries(
+        features=normal(10, BATCH, ENTRIES, SMALL.entry_width),
+        place=3 * normal(11, BATCH, ENTRIES, 3),
+        target_place=3 * normal(12, BATCH, TARGET, 3),
+        valid=jnp.broadcast_to(jnp.asarray(valid), (BATCH, ENTRIES)),
     )
 
 

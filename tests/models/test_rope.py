@@ -8,6 +8,7 @@ from tests.models.small_model import normal
 from worldstereo_jax.models.rope import (
     apply_rotary,
     axis_sizes,
+    real_rotary,
     reference_positions,
     rotary_table,
     target_positions,
@@ -17,6 +18,16 @@ from worldstereo_jax.models.rope import (
 @pytest.mark.parametrize(("head", "sizes"), [(128, (44, 42, 42)), (32, (12, 10, 10))])
 def test_channels_of_a_head_are_shared_out(head, sizes):
     assert axis_sizes(head) == sizes
+
+
+def test_real_positions_agree_with_the_table_at_whole_ones():
+    positions = np.random.default_rng(0).integers(0, 40, (1, 9, 3))
+    table = rotary_table(jnp.asarray(positions, jnp.int32), 32)
+    real = real_rotary(jnp.asarray(positions, jnp.float32), 32)
+    np.testing.assert_allclose(real.cos, table.cos, atol=1e-5)
+    np.testing.assert_allclose(real.sin, table.sin, atol=1e-5)
+    back = real_rotary(jnp.asarray(-positions, jnp.float32), 32)
+    np.testing.assert_allclose(back.sin, -table.sin, atol=1e-5)
 
 
 def test_products_depend_on_relative_positions_only():

@@ -10,12 +10,14 @@ import pytest
 from pallas_kernels import TokenOrder, dense_pattern, frame_pair, from_dense
 from tests.models.small_model import (
     BATCH,
+    ENTRIES,
     REFERENCE,
     SMALL,
     TARGET,
     TOKENS_PER_FRAME,
     VIEWS,
     inputs,
+    memory_entries,
     random_params,
     run,
     warped_memory,
@@ -62,8 +64,9 @@ def permutation(seed, count):
 
 
 @pytest.mark.row("S18")
-def test_untrained_warped_slots_change_nothing():
-    plain = SMALL.replace(warped_width=0)
+@pytest.mark.row("S28")
+def test_untrained_memory_slots_change_nothing():
+    plain = SMALL.replace(warped_width=0, entry_width=0)
     old = random_params(plain)
     fresh = init_params(SMALL, jax.random.key(3))
     grown = dict(fresh)
@@ -71,13 +74,64 @@ def test_untrained_warped_slots_change_nothing():
         grown[name] = old[name]
     for run_name in ("controlled", "blocks"):
         layers = dict(old[run_name]["layers"])
-        slot = fresh[run_name]["layers"]["backbone"]["warped_attention"]
-        layers["backbone"] = {**layers["backbone"], "warped_attention": slot}
+        slots = fresh[run_name]["layers"]["backbone"]
+        slots = {name: slots[name] for name in ("warped_attention", "entry_attention")}
+        layers["backbone"] = {**layers["backbone"], **slots}
         grown[run_name] = {"layers": layers}
     before = run(old, plain, **inputs())
-    after = run(grown, **inputs(), warped=warped_memory())
-    np.testing.assert_array_equal(before, after)
+    memory = {"warped": warped_memory(), "entries": memory_entries()}
+    np.testing.assert_array_equal(before, run(grown, **inputs(), **memory))
     assert differs(run(params(), **inputs(), warped=warped_memory()), full_output())
+    assert differs(run(params(), **inputs(), **memory), full_output())
+
+
+@pytest.mark.row("S28")
+@pytest.mark.row("S17")
+def test_entries_that_are_not_there_contribute_exactly_nothing():
+    valid = np.random.default_rng(5).random((BATCH, ENTRIES)) < 0.5
+    mask = dense_pattern(TARGET, ENTRIES, tile_q=32, tile_k=32)
+    entries = memory_entries(valid)
+    poisoned = entries.replace(
+        **{
+            name: jnp.where(entries.valid[..., None], getattr(entries, name), jnp.nan)
+            for name in ("features", "place")
+        }
+    )
+    some = run(params(), **inputs(), entries=entries, entry_mask=mask)
+    np.testing.assert_array_equal(
+        some, run(params(), **inputs(), entries=poisoned, entry_mask=mask)
+    )
+    assert differs(some, full_output())
+    assert differs(some, run(params(), **inputs(), entries=memory_entries(), entry_mask=mask))
+    none = run(params(), **inputs(), entries=memory_entries(False), entry_mask=mask)
+    np.testing.assert_array_equal(none, full_output())
+
+
+@pytest.mark.row("S28")
+def test_the_order_of_entries_changes_nothing():
+    order = permutation(3, ENTRIES)
+    target = permutation(0, TARGET)
+    allowed = np.random.default_rng(4).random((BATCH, TARGET, ENTRIES)) < 0.4
+    ordered = np.stack([allowed[b][target.forward[b]][:, order.forward[b]] for b in range(BATCH)])
+    entries = memory_entries(np.arange(ENTRIES) != 4)
+    moved = entries.replace(
+        **{name: order.apply(getattr(entries, name)) for name in ("features", "place", "valid")}
+    )
+    close(
+        run(
+            params(),
+            **inputs(),
+            entries=entries,
+            entry_mask=from_dense(jnp.asarray(allowed), 32, 32),
+        ),
+        run(
+            params(),
+            **inputs(),
+            entries=moved,
+            entry_mask=from_dense(jnp.asarray(ordered), 32, 32),
+            token_order=StreamOrder(target, None),
+        ),
+    )
 
 
 @pytest.mark.row("S18")
@@ -256,6 +310,10 @@ def test_bfloat16_stays_near_float32():
         ({"latent": jnp.zeros((BATCH, 2, 5, 8, 36))}, "5 rows, expected a multiple of 2"),
         ({"image_tokens": jnp.zeros((BATCH, 1, 8))}, "config has no image_width"),
         ({"warped": warped_memory(width=4)}, "has 4 channels, expected"),
+        (
+            {"entries": memory_entries().replace(features=jnp.zeros((BATCH, ENTRIES, 3)))},
+            "entries.features has 3 channels, expected config.entry_width = 7",
+        ),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(change, message):

@@ -7,24 +7,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from worldstereo_jax.memory.warping import Warped
 from worldstereo_jax.models.vae_tiny import encode_frames
 from worldstereo_jax.sampling.conditions import (
     UNSEEN_LOG_WEIGHT,
-    add_entries,
     anchor,
-    entries_beyond,
     example_conditions,
     gather_conditions,
+    without_entries,
     without_global,
     without_stereo,
 )
 from worldstereo_jax.sampling.denoise import denoise
+from worldstereo_jax.sampling.world import Cameras
 
 
 @pytest.fixture(scope="module")
-def gathered(world, params, memory, cameras):
-    return jax.jit(lambda m, c: gather_conditions(world, params.vae, m, c))(memory, cameras)
+def gather(world, params):
+    return jax.jit(lambda m, c: gather_conditions(world, params.vae, m, c))
+
+
+@pytest.fixture(scope="module")
+def gathered(gather, memory, cameras):
+    return gather(memory, cameras)
+
+
+@pytest.fixture(scope="module")
+def revisiting(gather, finished, scene):
+    """Of a bank that holds one view more than is attended to."""
+    _, memory = finished
+    path = Cameras(w2c=scene["revisit_w2c"], intrinsics=scene["revisit_intrinsics"])
+    return gather(memory, path)[0], memory
 
 
 def batched(tree):
@@ -50,33 +62,6 @@ def test_warps_show_the_true_frames_where_they_are_covered(gathered, scene):
     depth = np.asarray(guidance.depth)
     relative = np.abs(depth - np.asarray(scene["depth"])) / np.asarray(scene["depth"])
     assert np.median(relative[covered]) < 0.01
-
-
-@pytest.mark.row("S28")
-def test_entries_speak_where_no_view_that_was_warped_does(memory, cameras):
-    """With the only view left out of the warp, the entries made from it take its place."""
-    _, height, width = memory.stereo.depth.shape
-    frames = len(cameras.w2c)
-    nothing = Warped(
-        features=jnp.zeros((frames, height, width, 3)),
-        mask=jnp.ones((frames, height, width)),
-        depth=jnp.zeros((frames, height, width)),
-        weight=jnp.zeros((frames, height, width)),
-    )
-
-    @jax.jit
-    def completed(valid):
-        beyond = entries_beyond(memory.entries, jnp.zeros((1,), jnp.int32), valid)
-        return add_entries(nothing, beyond, cameras)
-
-    np.testing.assert_array_equal(completed(jnp.array([True])).mask, 1.0)
-    found = completed(jnp.array([False]))
-    covered = np.asarray(found.mask[0]) < 0.5
-    assert covered.mean() > 0.8
-    seen = np.asarray(found.features[0])[covered]
-    assert np.abs(seen - np.asarray(memory.stereo.images[0])[covered]).mean() < 0.05
-    depth = np.asarray(memory.stereo.depth[0])[covered]
-    assert np.median(np.abs(np.asarray(found.depth[0])[covered] - depth) / depth) < 0.01
 
 
 @pytest.mark.row("S26")
@@ -122,10 +107,29 @@ def test_the_example_has_the_shapes_of_the_real_thing(gathered, world):
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), example) == real
 
 
+@pytest.mark.row("S28")
+def test_entries_of_views_that_are_not_attended_become_tokens(gathered, revisiting, world):
+    # The only view there is is attended to: nothing is left for entries to say.
+    assert not gathered[0].entries.valid.any()
+    conditions, memory = revisiting
+    entries = conditions.entries
+    assert entries.valid.shape == (world.rollout.entry_tokens,)
+    assert int(entries.valid.sum()) > 10
+    assert int(memory.stereo.valid.sum()) > int(conditions.reference_valid.sum())
+    # Each lies on a surface that the path is known to show.
+    place = np.asarray(entries.geometry.position)[np.asarray(entries.valid)]
+    known = np.asarray(conditions.target_geometry.position)[
+        np.asarray(conditions.target_geometry.valid)
+    ]
+    nearest = np.linalg.norm(place[:, None] - known[None], axis=-1).min(-1)
+    assert np.median(nearest) < 0.3
+
+
 @pytest.mark.row("S17")
-def test_a_removed_memory_is_not_read(world, params, gathered):
+@pytest.mark.row("S28")
+def test_a_removed_memory_is_not_read(world, params, revisiting):
     """With a memory off, what it says must not reach the output by any way."""
-    conditions, _ = gathered
+    conditions, _ = revisiting
 
     @jax.jit
     def output(conditions):
@@ -140,6 +144,13 @@ def test_a_removed_memory_is_not_read(world, params, gathered):
     np.testing.assert_allclose(
         output(without_stereo(conditions)), output(without_stereo(other_views)), atol=1e-5
     )
+    entries = conditions.entries
+    said = dataclasses.replace(entries, features=entries.features + 1.0)
+    other_entries = dataclasses.replace(conditions, entries=said)
+    assert np.abs(output(conditions) - output(other_entries)).max() > 1e-4
+    for off in (without_entries, without_stereo):
+        np.testing.assert_allclose(output(off(conditions)), output(off(other_entries)), atol=1e-5)
+    assert np.abs(output(conditions) - output(without_entries(conditions))).max() > 1e-4
     other_points = dataclasses.replace(conditions, render_latent=conditions.render_latent + 1.0)
     assert np.abs(output(conditions) - output(other_points)).max() > 1e-4
     np.testing.assert_allclose(

@@ -28,7 +28,7 @@ def test_the_order_of_tokens_changes_nothing_but_rounding(world, params, batch):
     @jax.jit
     def in_raster_order(conditions):
         args, kwargs = model_inputs(world.denoiser.config, x, time, conditions)
-        kwargs["token_order"] = None
+        kwargs["token_order"] = kwargs["entries"] = kwargs["entry_mask"] = None
         kwargs["block_mask"] = reference_block_mask(
             conditions.reference_geometry, conditions.target_geometry
         )

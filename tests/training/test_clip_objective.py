@@ -11,6 +11,7 @@ from worldstereo_jax.models.worldstereo import init_params
 from worldstereo_jax.sampling.conditions import anchor, gather_conditions
 from worldstereo_jax.training.clip_objective import (
     DROP_BOTH,
+    DROP_ENTRIES,
     DROP_STEREO,
     clip_loss,
     drop_memories,
@@ -62,10 +63,18 @@ def test_gradients_are_finite_and_reach_where_memory_comes_in(world, params, bat
 
 def test_memories_are_dropped_as_often_as_stated(batch):
     many = dataclasses.replace(
-        batch, stereo_enabled=jnp.ones((20_000,), bool), global_enabled=jnp.ones((20_000,), bool)
+        batch,
+        **{
+            name: jnp.ones((20_000,), bool)
+            for name in ("stereo_enabled", "global_enabled", "entries_enabled")
+        },
     )
     dropped = drop_memories(many, jax.random.key(0))
     stereo, points = np.asarray(dropped.stereo_enabled), np.asarray(dropped.global_enabled)
     assert not (stereo & ~points).any()
     np.testing.assert_allclose((~points).mean(), DROP_BOTH, atol=0.01)
     np.testing.assert_allclose((~stereo & points).mean(), DROP_STEREO, atol=0.01)
+    entries = np.asarray(dropped.entries_enabled)
+    np.testing.assert_allclose((~entries).mean(), DROP_ENTRIES, atol=0.01)
+    # On their own: whether the rest of the memory is there or not.
+    np.testing.assert_allclose((~entries[stereo]).mean(), DROP_ENTRIES, atol=0.01)

@@ -9,7 +9,7 @@ import numpy as np
 from worldstereo_jax.array_types import Array, Float, ndarray
 from worldstereo_jax.data.scene_layouts import make_scene
 from worldstereo_jax.data.scene_render import render_scene
-from worldstereo_jax.data.scene_trajectories import sample_revisit
+from worldstereo_jax.data.scene_trajectories import sample_revisit, sample_trajectory
 from worldstereo_jax.data.scene_types import Scene
 from worldstereo_jax.errors import InputError
 
@@ -92,3 +92,57 @@ class SceneClips(Sequence):
     def __repr__(self) -> str:
         size = f"{self._frames}x{self._height}x{self._width}"
         return f"SceneClips({self._seeds}, split={self._split!r}, {size}, kind={self._kind!r})"
+
+
+class LongWorlds(Sequence):
+    """Item i: several paths through scene `seeds[i]`, all from the same first camera.
+
+    An item is a dict of numpy arrays, those of `render_clip` with a leading axis over the paths.
+    Item i depends on nothing but the arguments.
+
+    Args:
+        seeds: scene seeds.
+        paths: paths in every world.
+        split: which photographs; see `make_scene`.
+        frames, height, width: size of every clip.
+    """
+
+    def __init__(
+        self,
+        seeds: range,
+        *,
+        paths: int,
+        split: str = "train",
+        frames: int = 9,
+        height: int = 96,
+        width: int = 160,
+    ):
+        if len(seeds) == 0 or paths < 1:
+            raise InputError(
+                f"a source of long worlds needs a scene and a path, got {len(seeds)} and {paths}"
+            )
+        self._seeds, self._paths, self._split = seeds, paths, split
+        self._frames, self._height, self._width = frames, height, width
+
+    def __len__(self) -> int:
+        return len(self._seeds)
+
+    def __getitem__(self, index: Any) -> Clip:
+        seed = int(self._seeds[int(index)])
+        scene = make_scene(seed, self._split)
+        size = {"height": self._height, "width": self._width}
+        # Each path has a seed of its own, which no other world's paths have.
+        cameras = [
+            sample_trajectory(seed * self._paths + path, scene, self._frames, **size)
+            for path in range(self._paths)
+        ]
+        w2c, k = (jnp.concatenate(part) for part in zip(*cameras, strict=True))
+        clip = render_clip(scene, w2c, k, **size)
+        return {
+            name: value.reshape(self._paths, self._frames, *value.shape[1:])
+            for name, value in clip.items()
+        }
+
+    def __repr__(self) -> str:
+        size = f"{self._frames}x{self._height}x{self._width}"
+        return f"LongWorlds({self._seeds}, paths={self._paths}, split={self._split!r}, {size})"

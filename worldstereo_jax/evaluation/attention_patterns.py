@@ -32,6 +32,7 @@ from worldstereo_jax.memory.masks import reference_block_mask
 from worldstereo_jax.models.worldstereo import StreamOrder, WorldStereo
 from worldstereo_jax.sampling.conditions import Conditions
 from worldstereo_jax.sampling.denoise import model_inputs
+from worldstereo_jax.sampling.reading import READING, Reading
 
 EVERY, PAIRS = "every reference (2.0)", "frame pairs (1.0)"
 HARD, SOFT = "correspondence, hard", "correspondence, soft"
@@ -142,8 +143,12 @@ def denoise_under(pattern: Pattern) -> Callable[..., Float[Array, "b f lh lw 16"
         noisy_latent: Float[Array, "b f lh lw 16"],
         timestep: Float[Array, "b"],
         conditions: Conditions,
+        *,
+        reading: Reading = READING,
     ) -> Float[Array, "b f lh lw 16"]:
-        args, kwargs = model_inputs(model.config, noisy_latent, timestep, conditions)
+        args, kwargs = model_inputs(
+            model.config, noisy_latent, timestep, conditions, reading=reading
+        )
         mask = pattern(sides_of(conditions, kwargs["token_order"]), 128)
         kwargs = {**kwargs, "block_mask": mask}
         return cast(Array, model.apply({"params": params}, *args, **kwargs))

@@ -91,6 +91,34 @@ def unproject(
     return _rotate(w2c[:3, :3].T, local - _align(w2c[:3, 3], local.ndim))
 
 
+def polar_places(
+    points: Float[Array | ndarray, "*batch 3"],
+    w2c: Float[Array | ndarray, "4 4"],
+    intrinsics: Float[Array | ndarray, "3 3"],
+    *,
+    step: float,
+) -> Float[Array, "*batch 3"]:
+    """Points as (log distance, elevation, azimuth) around a camera, in steps.
+
+    In the middle of the picture a step along either angle is `step` pixels, and a step in depth is
+    as long in space as one across. Nothing changes when the world is turned or moved with the
+    camera, and a change of its scale adds the same to every distance. Points at the camera itself
+    are given a tiny distance.
+
+    Args:
+        points: world units.
+        w2c, intrinsics: the camera; its mean focal length counts.
+        step: pixels.
+    """
+    w2c, k = jnp.asarray(w2c, jnp.float32), jnp.asarray(intrinsics, jnp.float32)
+    turned = _rotate(w2c[:3, :3], points)
+    x, y, z = (turned[..., axis] + w2c[axis, 3] for axis in range(3))
+    across = jnp.sqrt(jnp.maximum(x * x + z * z, 1e-12))
+    distance = jnp.sqrt(jnp.maximum(x * x + y * y + z * z, 1e-12))
+    places = jnp.stack([jnp.log(distance), jnp.arctan2(y, across), jnp.arctan2(x, z)], -1)
+    return places * (jnp.sqrt(jnp.abs(k[0, 0] * k[1, 1])) / step)
+
+
 def resize_intrinsics(
     intrinsics: Float[Array | ndarray, "*batch 3 3"],
     from_hw: tuple[int, int],

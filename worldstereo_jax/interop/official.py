@@ -221,6 +221,9 @@ def infer_config(
     if "warped_entry.weight" in shapes:
         _, per_token = shape("warped_entry.weight", 2)
         warped_width = per_token // int(np.prod(patch)) - 1
+    entry_width = 0
+    if "blocks.0.entry_attn.to_k.weight" in shapes:
+        _, entry_width = shape("blocks.0.entry_attn.to_k.weight", 2)
     return ModelConfig(
         width=width,
         num_layers=_count_layers(shapes, "blocks."),
@@ -236,6 +239,7 @@ def infer_config(
         control=_infer_control(shapes, shape, control_num_heads, mask_downsample, source),
         update_ref=update_ref,
         warped_width=warped_width,
+        entry_width=entry_width,
         **choices,
     )
 

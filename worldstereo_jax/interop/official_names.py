@@ -152,7 +152,23 @@ WARPED_RULES: tuple[Rule, ...] = (
 )
 """This project's slots for warped memory in the official style; no official file has them."""
 
-MODEL_RULES: tuple[Rule, ...] = (*BACKBONE_RULES, *CONTROL_RULES, *CAMERA_RULES, *WARPED_RULES)
+ENTRY_RULES: tuple[Rule, ...] = (
+    *_linear(f"{_BLOCK}.entry_attn.to_q", f"{_OURS}/entry_attention/query"),
+    *_linear(f"{_BLOCK}.entry_attn.to_k", f"{_OURS}/entry_attention/key"),
+    *_linear(f"{_BLOCK}.entry_attn.to_v", f"{_OURS}/entry_attention/value"),
+    *_scale(f"{_BLOCK}.entry_attn.norm_q", f"{_OURS}/entry_attention/query_norm"),
+    *_scale(f"{_BLOCK}.entry_attn.norm_k", f"{_OURS}/entry_attention/key_norm"),
+    Rule(f"{_BLOCK}.entry_attn.to_out.weight", f"{_OURS}/entry_attention/out/kernel", MATRIX),
+)
+"""This project's keys and values of entries in the official style; no official file has them."""
+
+MODEL_RULES: tuple[Rule, ...] = (
+    *BACKBONE_RULES,
+    *CONTROL_RULES,
+    *CAMERA_RULES,
+    *WARPED_RULES,
+    *ENTRY_RULES,
+)
 """Everything in `WorldStereo`."""
 
 MASK_EMBEDDING_RULES = _mask_embedding("", "")

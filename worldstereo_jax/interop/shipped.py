@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from worldstereo_jax.array_types import PyTree
-from worldstereo_jax.config import PRESETS
+from worldstereo_jax.config import PRESETS, ModelConfig
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop.layer_stacks import flat_paths, from_flat
+from worldstereo_jax.interop.official import parameter_shapes
 from worldstereo_jax.interop.weights import SHIPPED_WEIGHTS, load_weights
 from worldstereo_jax.models.depth_tiny import TinyDepth, TinyDepthConfig
 from worldstereo_jax.models.detail_mixer import DetailMixer, DetailMixerConfig
 from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig
-from worldstereo_jax.models.worldstereo import WorldStereo
+from worldstereo_jax.models.worldstereo import WorldStereo, init_params
 from worldstereo_jax.sampling.conditions import example_conditions
 from worldstereo_jax.sampling.denoise import model_inputs
 from worldstereo_jax.sampling.world import RolloutConfig, World, WorldParams
@@ -28,6 +30,10 @@ SHIPPED: Mapping[str, Mapping[str, str]] = {
         "detail": "tiny_detail.safetensors",
     }
 }
+
+SILENT_AT_START = ("entry_attention",)
+"""Modules whose output starts at exactly zero, so that files from before they existed may lack them
+and the model computes with them what it computed without."""
 
 
 def load_world(
@@ -50,7 +56,6 @@ def load_world(
     files = {network: weights / name for network, name in SHIPPED[preset].items()}
     vae_params, vae_metadata = load_weights(files["vae"])
     depth_params, depth_metadata = load_weights(files["depth"])
-    denoiser, _ = load_weights(files["denoiser"])
     detail_params, detail_metadata = load_weights(files["detail"])
     world = World(
         name=preset,
@@ -61,8 +66,42 @@ def load_world(
         detail=DetailMixer(DetailMixerConfig.from_dict(detail_metadata["config"])),
     )
     return world, WorldParams(
-        denoiser=denoiser, vae=vae_params, depth=depth_params, detail=detail_params
+        denoiser=load_denoiser(files["denoiser"], world.denoiser.config),
+        vae=vae_params,
+        depth=depth_params,
+        detail=detail_params,
     )
+
+
+def load_denoiser(path: Path, config: ModelConfig) -> PyTree:
+    """The parameters of `WorldStereo(config)` from a file of ours.
+
+    A file that lacks the whole of a module in `SILENT_AT_START` is completed with that module
+    freshly initialised, the same every time. Nothing else may be missing, and nothing be left over.
+
+    Raises:
+        InputError: for a file that is missing or damaged, or whose tensors are not the model's.
+    """
+    params, _ = load_weights(path)
+    flat, expected = flat_paths(params), parameter_shapes(config)
+    absent = {name for name in SILENT_AT_START if not any(f"/{name}/" in tensor for tensor in flat)}
+    new = [tensor for tensor in expected if any(f"/{name}/" in tensor for name in absent)]
+    for tensor in sorted(flat.keys() | (expected.keys() - set(new))):
+        found = tuple(flat[tensor].shape) if tensor in flat else "missing"
+        if found != expected.get(tensor):
+            raise InputError(
+                f"{path}: tensor {tensor} is {found}, expected {expected.get(tensor, 'none')}"
+            )
+    if not new:
+        return params
+
+    # Only what is asked for is computed: the compiler drops the rest.
+    @jax.jit
+    def fresh(key: jax.Array) -> dict[str, jax.Array]:
+        initialised = flat_paths(init_params(config, key))
+        return {tensor: initialised[tensor] for tensor in new}
+
+    return from_flat(flat | fresh(jax.random.key(0)))
 
 
 def load_untrained(

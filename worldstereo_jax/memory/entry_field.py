@@ -32,7 +32,7 @@ def entry_radii(bank: EntryBank, level: Level) -> Float[Array, "n 3"]:
     variance = jnp.where(told, 1.0 / jnp.where(told, bank.information, 1.0), 0.0) + bank.scatter
     deviation = jnp.sqrt(variance)
     across = reach * (2.0 - bank.confidence) + deviation
-    radii = jnp.stack([across / _cosine(bank), across, 0.5 * reach + 2.0 * deviation], -1)
+    radii = jnp.stack([across / entry_cosine(bank), across, 0.5 * reach + 2.0 * deviation], -1)
     return jnp.where(bank.valid[:, None], radii, 1.0)
 
 
@@ -55,7 +55,7 @@ def entry_geometry(
     part = take_entries(bank, index)
     radii = entry_radii(part, level)
     position = jnp.where(part.valid[:, None], part.position, 0.0)
-    weight = part.confidence * _cosine(part)
+    weight = part.confidence * entry_cosine(part)
     t = index.shape[0]
     return TokenGeometry(
         position=position[None],
@@ -69,7 +69,7 @@ def entry_geometry(
     )
 
 
-def _cosine(bank: EntryBank) -> Float[Array, " n"]:
+def entry_cosine(bank: EntryBank) -> Float[Array, " n"]:
     """Between the normal and the mean line of sight; 1 where either is unknown."""
     length = jnp.linalg.norm(bank.direction, axis=-1)
     cosine = jnp.abs((bank.normal * bank.direction).sum(-1)) / jnp.where(length > 0, length, 1.0)

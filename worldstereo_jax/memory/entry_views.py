@@ -24,6 +24,28 @@ def set_view(
     return bits | jnp.where(where[:, None], _mask(view, bits.shape[-1]), jnp.uint32(0))
 
 
+def views_at(
+    index: Int[Array, "r"], valid: Bool[Array, "r"], words: int
+) -> UInt32[Array, "1 words"]:
+    """The bitset of the views at `index`, without those that are not valid."""
+    bits = jnp.zeros((1, words), jnp.uint32)
+    for view, there in zip(index, valid, strict=True):
+        bits = set_view(bits, view, there[None])
+    return bits
+
+
+def share_beyond(
+    bits: UInt32[Array, "n words"], known: UInt32[Array, "1 words"]
+) -> Float[Array, " n"]:
+    """Share of each entry's views that are not among the known ones.
+
+    1 where no view is on record: points of a cloud, and views beyond the bitset.
+    """
+    total = count_views(bits)
+    other = count_views(bits & ~known)
+    return jnp.where(total > 0, other / jnp.maximum(total, 1), 1.0)
+
+
 def count_views(bits: UInt32[Array, "n words"]) -> Int[Array, " n"]:
     """How many bits are set."""
     return lax.population_count(bits).astype(jnp.int32).sum(-1)

@@ -246,14 +246,23 @@ def reference_block_mask(
     target: TokenGeometry,
     *,
     rule: CorrespondenceRule | None = None,
+    strength: Float[Array, "..."] | float | None = None,
     tile: int = 128,
 ) -> BlockMask:
     """The correspondence pattern over the joint tokens [references ; target] (row S20).
 
     Target tokens without geometry, or whose surface no reference shows, see the target alone
     (row S17).
+
+    Args:
+        reference, target: with a leading batch axis, each in the order of its tokens.
+        rule: what counts as the same place.
+        strength: None for the hard mask, else that of the soft constraint (row S15).
+        tile: tokens of either side per tile.
     """
-    return joint_correspondence(reference, target, rule=rule, tile_q=tile, tile_k=tile)
+    return joint_correspondence(
+        reference, target, rule=rule, strength=strength, tile_q=tile, tile_k=tile
+    )
 
 
 def _by_token(pixels: Float[Array, "f h w c"]) -> Float[Array, "f t p c"]:

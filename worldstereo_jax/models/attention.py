@@ -1,4 +1,4 @@
-"""Attention layers: joint self-attention under a pattern, cross-attention, warped memory.
+"""Attention layers: joint self-attention under a pattern, cross-attention, memory.
 
 Layouts: tokens [b, n, c]; queries, keys and values [b, n, heads, d].
 """
@@ -214,6 +214,59 @@ class WarpedAttention(nn.Module):
         mean = jnp.einsum("bthk,btkc->bthc", weights, features)
         return linear(x.shape[-1], dtype=self.dtype, name="out", use_bias=False, init=ZERO_INIT)(
             mean.reshape(b, t, heads * cw).astype(self.dtype)
+        )
+
+
+class EntryAttention(nn.Module):
+    """Target tokens attend to surface entries, under a mask of their own (rows S14, S17, S28).
+
+    Entries belong to no view, so they have keys and values beside those of the references, and a
+    softmax of their own: what the other attention layers compute does not change with them.
+
+    The output projection starts at zero and has no bias: an untrained slot and a token to which no
+    entry corresponds both contribute exactly 0.
+
+    Attributes:
+        num_heads: attention heads.
+        implementation: backend, None for the best available.
+        dtype: compute type.
+    """
+
+    num_heads: int
+    implementation: str | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b t c"],
+        features: Float[Array, "b e ce"],
+        mask: BlockMask,
+        rotary: Rotary,
+        entry_rotary: Rotary,
+    ) -> Float[Array, "b t c"]:
+        """Attend from each token to the entries that the mask allows it.
+
+        Args:
+            x: target tokens, normalised and modulated.
+            features: of the entries.
+            mask: t target tokens by e entries, hard or soft (row S15).
+            rotary, entry_rotary: places of the tokens and of the entries, on common axes.
+        """
+        width = x.shape[-1]
+        features = features.astype(self.dtype)
+        q = RMSNorm(name="query_norm")(linear(width, dtype=self.dtype, name="query")(x))
+        k = RMSNorm(name="key_norm")(linear(width, dtype=self.dtype, name="key")(features))
+        v = linear(width, dtype=self.dtype, name="value")(features)
+        out = block_sparse_attention(
+            apply_rotary(split_heads(q, self.num_heads), rotary),
+            apply_rotary(split_heads(k, self.num_heads), entry_rotary),
+            split_heads(v, self.num_heads),
+            mask,
+            implementation=self.implementation,
+        )
+        return linear(width, dtype=self.dtype, name="out", use_bias=False, init=ZERO_INIT)(
+            typing.cast(Array, out).reshape(x.shape)
         )
 
 

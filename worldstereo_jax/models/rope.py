@@ -30,8 +30,12 @@ def axis_sizes(head_size: int) -> tuple[int, int, int]:
 
 def _axis_angles(size: int) -> np.ndarray:
     """Angles [TABLE_LENGTH, size // 2] of one axis, float64."""
-    frequencies = 10000.0 ** -(np.arange(0, size, 2, dtype=np.float64) / size)
-    return np.arange(TABLE_LENGTH, dtype=np.float64)[:, None] * frequencies[None, :]
+    return np.arange(TABLE_LENGTH, dtype=np.float64)[:, None] * _frequencies(size)[None, :]
+
+
+def _frequencies(size: int) -> np.ndarray:
+    """Radians per step [size // 2] of one axis, float64."""
+    return 10000.0 ** -(np.arange(0, size, 2, dtype=np.float64) / size)
 
 
 def rotary_table(positions: Int[Array, "b n 3"], head_size: int) -> Rotary:
@@ -47,6 +51,25 @@ def rotary_table(positions: Int[Array, "b n 3"], head_size: int) -> Rotary:
         cos.append(jnp.asarray(np.cos(angles), jnp.float32)[positions[..., axis]])
         sin.append(jnp.asarray(np.sin(angles), jnp.float32)[positions[..., axis]])
     return Rotary(jnp.concatenate(cos, -1), jnp.concatenate(sin, -1))
+
+
+def real_rotary(positions: Float[Array, "b n 3"], head_size: int) -> Rotary:
+    """Cosines and sines for tokens at any real positions, negative ones included.
+
+    At whole positions below `TABLE_LENGTH` the same as `rotary_table`, to float32 rounding.
+
+    Args:
+        positions: one number for each axis, in tokens.
+        head_size: channels of an attention head.
+    """
+    angles = jnp.concatenate(
+        [
+            positions[..., axis, None] * jnp.asarray(_frequencies(size), jnp.float32)[None, None]
+            for axis, size in enumerate(axis_sizes(head_size))
+        ],
+        -1,
+    )
+    return Rotary(jnp.cos(angles), jnp.sin(angles))
 
 
 def target_positions(frames: int, rows: int, columns: int) -> Int[Array, "1 n 3"]:

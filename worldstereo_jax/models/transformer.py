@@ -1,7 +1,7 @@
 """The backbone's blocks, alone and in lockstep with a control block, stacked by scan.
 
 The stream is [references ; target]: both run through the same weights and the same modulation.
-Cross-attention, control residuals and warped memory reach the target's tokens only.
+Cross-attention, control residuals, warped memory and entries reach the target's tokens only.
 """
 
 import typing
@@ -15,7 +15,12 @@ from flax import struct
 from pallas_kernels import AttentionSharding, BlockMask
 from worldstereo_jax.array_types import Array, Float, Int
 from worldstereo_jax.config import ModelConfig
-from worldstereo_jax.models.attention import CrossAttention, SelfAttention, WarpedAttention
+from worldstereo_jax.models.attention import (
+    CrossAttention,
+    EntryAttention,
+    SelfAttention,
+    WarpedAttention,
+)
 from worldstereo_jax.models.control import ControlBlock
 from worldstereo_jax.models.layers import ZERO_INIT, FeedForward, LayerNorm, linear
 from worldstereo_jax.models.rope import Rotary
@@ -42,6 +47,24 @@ class Stream:
 
 @struct.dataclass
 @typing.no_type_check
+class EntryKeys:
+    """The memory's entries as layers read them.
+
+    Attributes:
+        features: of each entry [b, e, ce].
+        mask: block mask of the target's tokens by the entries.
+        rotary: places of the target's tokens.
+        entry_rotary: places of the entries, on the same axes.
+    """
+
+    features: jax.Array
+    mask: BlockMask
+    rotary: Rotary
+    entry_rotary: Rotary
+
+
+@struct.dataclass
+@typing.no_type_check
 class LayerInputs:
     """What every layer reads; None where the call has none.
 
@@ -59,6 +82,7 @@ class LayerInputs:
         warped_log_weight: [b, t, k], -inf where a candidate does not exist.
         control_scale: factor on the control residuals [b].
         sharding: static; how attention is split over the chips of a mesh, None for one chip.
+        entries: surface entries with keys and values of their own.
     """
 
     temb: jax.Array
@@ -74,6 +98,7 @@ class LayerInputs:
     warped_log_weight: jax.Array | None
     control_scale: jax.Array | None
     sharding: AttentionSharding | None = struct.field(pytree_node=False, default=None)
+    entries: EntryKeys | None = None
 
 
 def add_to_target(
@@ -88,7 +113,7 @@ def add_to_target(
 
 
 class BackboneBlock(nn.Module):
-    """Modulated self-attention, cross-attention, warped memory, modulated feed-forward.
+    """Modulated self-attention, cross-attention, memory, modulated feed-forward.
 
     Attributes:
         config: sizes of the model.
@@ -142,6 +167,18 @@ class BackboneBlock(nn.Module):
                 normed[:, count:], inputs.warped_features, inputs.warped_log_weight
             )
             tokens = add_to_target(tokens, warped, count)
+        if inputs.entries is not None:
+            entries = inputs.entries
+            found = EntryAttention(
+                config.num_heads, config.attention_implementation, dtype, name="entry_attention"
+            )(
+                normed[:, count:],
+                entries.features,
+                entries.mask,
+                entries.rotary,
+                entries.entry_rotary,
+            )
+            tokens = add_to_target(tokens, found, count)
 
         normed = (LayerNorm()(tokens) * (1 + ffn_scale) + ffn_shift).astype(dtype)
         fed = FeedForward(config.ffn_width, dtype, name="ffn")(normed)

@@ -1,8 +1,8 @@
-"""The assembled model: video transformer, control branch, reference stream, warped memory.
+"""The assembled model: video transformer, control branch, references, warped memory, entries.
 
 Memory reaches it as plain arrays: `ControlInput` from the global-geometric memory, `References`,
-a block mask and `WarpedMemory` from the spatial-stereo memory. Each may be left out of a call, or
-switched off per sample, with the same parameters.
+`WarpedMemory` and `MemoryEntries` with their block masks from the spatial-stereo memory. Each may
+be left out of a call, or switched off per sample, with the same parameters.
 """
 
 import typing
@@ -13,7 +13,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from pallas_kernels import AttentionSharding, BlockMask, TokenOrder, restrict_keys
+from pallas_kernels import (
+    AttentionSharding,
+    BlockMask,
+    TokenOrder,
+    dense_pattern,
+    restrict_keys,
+)
 from worldstereo_jax.array_types import Array, Bool, Float, Key, PyTree
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
@@ -29,14 +35,23 @@ from worldstereo_jax.models.embeddings import (
 from worldstereo_jax.models.layers import ZERO_INIT, PatchEmbedding, linear, patchify, unpatchify
 from worldstereo_jax.models.rope import (
     Rotary,
+    real_rotary,
     reference_positions,
     rotary_table,
     target_positions,
 )
-from worldstereo_jax.models.transformer import CONTROLLED, PLAIN, LayerInputs, LayerStack, Stream
+from worldstereo_jax.models.transformer import (
+    CONTROLLED,
+    PLAIN,
+    EntryKeys,
+    LayerInputs,
+    LayerStack,
+    Stream,
+)
 
 __all__ = [
     "ControlInput",
+    "MemoryEntries",
     "References",
     "StreamOrder",
     "WarpedMemory",
@@ -81,6 +96,24 @@ class WarpedMemory:
 
 @struct.dataclass
 @typing.no_type_check
+class MemoryEntries:
+    """Surface entries of the memory, keys and values that belong to no view (row S28).
+
+    Attributes:
+        features: what each entry carries [b, e, ce].
+        place: where each entry is [b, e, 3], in tokens, on any three axes.
+        target_place: where the target's tokens are on these axes [b, t, 3], in raster order.
+        valid: bool [b, e]; an entry with False gets no weight and influences nothing.
+    """
+
+    features: jax.Array
+    place: jax.Array
+    target_place: jax.Array
+    valid: jax.Array
+
+
+@struct.dataclass
+@typing.no_type_check
 class StreamOrder:
     """The orders in which tokens run through the layers; None keeps raster order.
 
@@ -100,7 +133,8 @@ class WorldStereo(nn.Module):
     """The video transformer with its two memories' entrances.
 
     Equal to the official camera-control and memory models for their parameters (no block mask,
-    no warped memory); with a geometric block mask and warped memory it is this project's own.
+    no warped memory, no entries); with a geometric block mask, warped memory and entries it is this
+    project's own.
 
     Attributes:
         config: sizes and choices.
@@ -125,6 +159,8 @@ class WorldStereo(nn.Module):
         block_mask: BlockMask | Mapping[str, BlockMask] | None = None,
         token_order: StreamOrder | None = None,
         warped: WarpedMemory | None = None,
+        entries: MemoryEntries | None = None,
+        entry_mask: BlockMask | None = None,
     ) -> Float[Array, "b f lh lw cout"]:
         """Predict the velocity of a clip's latent.
 
@@ -143,6 +179,9 @@ class WorldStereo(nn.Module):
                 "dense"; a mapping gives each pattern name its own (row S20).
             token_order: order in which tokens run through the layers.
             warped: memory features on the target's grid, for models with `config.warped_width`.
+            entries: surface entries, in any order, for models with `config.entry_width`.
+            entry_mask: over the target's tokens in their order by the entries in theirs, further
+                restricted to the valid entries. None lets every token see all of them.
 
         Returns:
             The predicted latent, float32.
@@ -152,7 +191,7 @@ class WorldStereo(nn.Module):
                 parameters for.
         """
         config, dtype = self.config, self.config.compute_dtype
-        _check_inputs(config, latent, control, references, camera, image_tokens, warped)
+        _check_inputs(config, latent, control, references, camera, image_tokens, warped, entries)
         b, frames, lh, lw, _ = latent.shape
         rows, columns = lh // config.patch_size[1], lw // config.patch_size[2]
         grid = (frames // config.patch_size[0], rows, columns)
@@ -235,6 +274,9 @@ class WorldStereo(nn.Module):
             warped_log_weight=None if log_weight is None else _permute(log_weight, order.target),
             control_scale=control_scale,
             sharding=self.sharding,
+            entries=None
+            if entries is None
+            else _entry_keys(config, entries, entry_mask, order.target),
         )
         stream, split = Stream(tokens, control_tokens), config.controlled_layers
         if split > 0:
@@ -296,6 +338,13 @@ def smallest_inputs(config: ModelConfig) -> dict[str, PyTree]:
             features=jnp.zeros((1, f, lh, lw, 1, config.warped_width)),
             log_weight=jnp.zeros((1, f, lh, lw, 1)),
         )
+    if config.entry_width > 0:
+        inputs["entries"] = MemoryEntries(
+            features=jnp.zeros((1, 1, config.entry_width)),
+            place=jnp.zeros((1, 1, 3)),
+            target_place=jnp.zeros((1, 1, 3)),
+            valid=jnp.ones((1, 1), bool),
+        )
     return inputs
 
 
@@ -356,6 +405,27 @@ def _candidates_per_token(
     return features.reshape(*shape, width + pixels), log_weight.reshape(shape)
 
 
+def _entry_keys(
+    config: ModelConfig,
+    entries: MemoryEntries,
+    mask: BlockMask | None,
+    order: TokenOrder | None,
+) -> EntryKeys:
+    """The entries with their mask restricted to those that are there, features of others as 0."""
+    target_place = _permute(entries.target_place, order)
+    if mask is None:
+        mask = dense_pattern(target_place.shape[1], entries.valid.shape[1])
+    return EntryKeys(
+        # What is not there may be anything, and 0 times NaN would be NaN.
+        features=jnp.where(entries.valid[..., None], entries.features, 0.0),
+        mask=restrict_keys(mask, entries.valid),
+        rotary=real_rotary(target_place, config.head_size),
+        entry_rotary=real_rotary(
+            jnp.where(entries.valid[..., None], entries.place, 0.0), config.head_size
+        ),
+    )
+
+
 def _permute(x: Array, order: TokenOrder | None) -> Array:
     """Bring tokens, axis 1, into an order; None leaves them."""
     return x if order is None else order.apply(x)
@@ -397,6 +467,7 @@ def _check_inputs(
     camera: Array | None,
     image_tokens: Array | None,
     warped: WarpedMemory | None,
+    entries: MemoryEntries | None,
 ) -> None:
     _, frames, lh, lw, channels = latent.shape
     if channels != config.in_channels:
@@ -411,6 +482,7 @@ def _check_inputs(
         ("camera", camera, config.camera_width, "camera_width"),
         ("image_tokens", image_tokens, config.image_width, "image_width"),
         ("warped", warped, config.warped_width or None, "warped_width"),
+        ("entries", entries, config.entry_width or None, "entry_width"),
     ):
         if given is not None and exists is None:
             raise InputError(f"{name} is given, but the model's config has no {field}")
@@ -418,6 +490,11 @@ def _check_inputs(
         raise InputError(
             f"warped.features has {warped.features.shape[-1]} channels, expected "
             f"config.warped_width = {config.warped_width}"
+        )
+    if entries is not None and entries.features.shape[-1] != config.entry_width:
+        raise InputError(
+            f"entries.features has {entries.features.shape[-1]} channels, expected "
+            f"config.entry_width = {config.entry_width}"
         )
     if references is not None and references.latent.shape[2:] != latent.shape[2:]:
         raise InputError(

@@ -14,16 +14,14 @@ from einops import reduce
 from flax import struct
 
 from pallas_kernels import TokenGeometry
-from worldstereo_jax.array_types import Array, Bool, Float, Int, PyTree
-from worldstereo_jax.memory.coverage import retrieve_by_coverage
-from worldstereo_jax.memory.entries import EntryBank
-from worldstereo_jax.memory.entry_views import set_view
-from worldstereo_jax.memory.entry_warp import warp_entries
+from worldstereo_jax.array_types import Array, Float, PyTree
+from worldstereo_jax.memory.entry_completion import entries_beyond
+from worldstereo_jax.memory.entry_tokens import EntryTokens
 from worldstereo_jax.memory.environment import mirrored_environment
 from worldstereo_jax.memory.global_geometric import render_global_memory
 from worldstereo_jax.memory.hole_filling import fill_holes
 from worldstereo_jax.memory.masks import ViewSet, token_geometries
-from worldstereo_jax.memory.warping import Candidates, Warped, fuse_candidates, warp_candidates
+from worldstereo_jax.memory.warping import Candidates, Warped, fuse_candidates
 from worldstereo_jax.models.vae_tiny import encode_frames
 from worldstereo_jax.sampling.world import (
     Cameras,
@@ -63,8 +61,11 @@ class Conditions:
         warped_log_weight: [f, lh, lw, k], -inf where a candidate does not exist.
         target_geometry: geometry of the target tokens, [f * lh/2 * lw/2, ...].
         reference_geometry: geometry of the reference tokens, [r * lh/2 * lw/2, ...].
+        entries: at most e surface entries that the attended views do not show, as tokens; None for
+            a model or a rollout without.
         global_enabled: bool [], False removes the global-geometric memory.
-        stereo_enabled: bool [], False removes the spatial-stereo memory.
+        stereo_enabled: bool [], False removes the spatial-stereo memory, entries included.
+        entries_enabled: bool [], False removes the entries' tokens alone.
     """
 
     w2c: jax.Array
@@ -80,8 +81,10 @@ class Conditions:
     warped_log_weight: jax.Array
     target_geometry: TokenGeometry
     reference_geometry: TokenGeometry
+    entries: EntryTokens | None
     global_enabled: jax.Array
     stereo_enabled: jax.Array
+    entries_enabled: jax.Array
 
 
 @struct.dataclass
@@ -109,6 +112,12 @@ def without_stereo(conditions: Conditions) -> Conditions:
     return dataclasses.replace(conditions, stereo_enabled=jnp.zeros_like(conditions.stereo_enabled))
 
 
+def without_entries(conditions: Conditions) -> Conditions:
+    """The same conditions with the entries' tokens removed; the warp keeps what entries gave it."""
+    off = jnp.zeros_like(conditions.entries_enabled)
+    return dataclasses.replace(conditions, entries_enabled=off)
+
+
 def without_global(conditions: Conditions) -> Conditions:
     """The same conditions with the global-geometric memory removed."""
     return dataclasses.replace(conditions, global_enabled=jnp.zeros_like(conditions.global_enabled))
@@ -133,13 +142,13 @@ def anchor(conditions: Conditions) -> Float[Array, "b f lh lw 16"]:
 def gather_conditions(
     world: World, vae_params: PyTree, memory: WorldMemory, cameras: Cameras
 ) -> tuple[Conditions, Guidance]:
-    """Read both memories for one camera path (rows S7, S17, S18, S26).
+    """Read both memories for one camera path (rows S7, S17, S18, S26, S28).
 
     The clip's first frame is the stored view that stands at the first camera, when there is one,
     else the warp of the bank into it.
 
     Args:
-        world: networks and sizes.
+        world: networks, sizes, and the functions that read (`World.reading`).
         vae_params: parameters of its VAE.
         memory: both memories; at least one keyframe must be stored.
         cameras: the path; frame 0 is where the clip starts.
@@ -147,10 +156,8 @@ def gather_conditions(
     Returns:
         What the model is told, and the pixels behind it.
     """
-    config, stereo = world.rollout, memory.stereo
-    retrieved = retrieve_by_coverage(
-        stereo, cameras.w2c, cameras.intrinsics, count=config.warp_views
-    )
+    config, stereo, reading = world.rollout, memory.stereo, world.reading
+    retrieved = reading.retrieve(stereo, cameras.w2c, cameras.intrinsics, count=config.warp_views)
     chosen = retrieved.index
     render = render_global_memory(
         memory.points,
@@ -169,11 +176,14 @@ def gather_conditions(
         retrieved.valid,
     )
     seen = jax.lax.map(
-        lambda camera: warp_candidates(*bank, *camera, k=max(FUSED_VIEWS, config.candidates)),
+        lambda camera: reading.warp(*bank, *camera, k=max(FUSED_VIEWS, config.candidates)),
         (cameras.w2c, cameras.intrinsics),
     )
-    warped = add_entries(
-        fuse_candidates(seen), entries_beyond(memory.entries, chosen, retrieved.valid), cameras
+    warped = reading.complete_warp(
+        fuse_candidates(seen),
+        entries_beyond(memory.entries, chosen, retrieved.valid),
+        cameras.w2c,
+        cameras.intrinsics,
     )
 
     is_start = same_camera(cameras.w2c[0], stereo.w2c, stereo.valid)
@@ -216,6 +226,11 @@ def gather_conditions(
         return jax.tree.map(lambda leaf: leaf[0], geometry)
 
     target_geometry, reference_geometry = token_geometries(target_views, reference_views)
+    entries = None
+    if config.entry_tokens > 0 and world.denoiser.config.entry_width > 0:
+        entries = reading.select_entries(
+            memory.entries, target_views, attended, attended_valid, count=config.entry_tokens
+        )
     on = jnp.ones((), bool)
     conditions = Conditions(
         w2c=cameras.w2c,
@@ -231,8 +246,10 @@ def gather_conditions(
         warped_log_weight=log_weight,
         target_geometry=unbatched(target_geometry),
         reference_geometry=unbatched(reference_geometry),
+        entries=entries,
         global_enabled=on,
         stereo_enabled=on,
+        entries_enabled=on,
     )
     guidance = Guidance(
         render_image=render_image,
@@ -242,52 +259,6 @@ def gather_conditions(
         depth=depth,
     )
     return conditions, guidance
-
-
-def entries_beyond(
-    entries: EntryBank, index: Int[Array, "r"], valid: Bool[Array, "r"]
-) -> EntryBank:
-    """The entries that other views saw than those at `index` alone; the rest are not valid.
-
-    What a view showed is read from the view itself, which also knows where it sees nothing.
-    """
-    bits = jnp.zeros((1, entries.views.shape[-1]), jnp.uint32)
-    for view, there in zip(index, valid, strict=True):
-        bits = set_view(bits, view, there[None])
-    beyond = (entries.views & ~bits).any(-1)
-    return dataclasses.replace(entries, valid=entries.valid & beyond)
-
-
-def add_entries(warped: Warped, entries: EntryBank, cameras: Cameras) -> Warped:
-    """The warp of the views along a path, completed by entries where no view shows anything.
-
-    A view is sharper than what was fused from it; but the views that are warped are few, and the
-    entries hold what all frames ever showed (rows S18, S28).
-
-    Args:
-        warped: along the path, leading axis f.
-        entries: of the same world.
-        cameras: the path.
-    """
-    _, height, width = warped.mask.shape
-
-    def draw() -> Warped:
-        return jax.lax.map(
-            lambda camera: warp_entries(entries, *camera, height=height, width=width),
-            (cameras.w2c, cameras.intrinsics),
-        )
-
-    def nothing() -> Warped:
-        empty = jax.tree.map(jnp.zeros_like, warped)
-        return dataclasses.replace(empty, mask=jnp.ones_like(warped.mask))
-
-    found = jax.lax.cond(entries.valid.any(), draw, nothing)
-    missing = (warped.mask > 0.5) & (found.mask < 0.5)
-
-    def choose(old: Array, new: Array) -> Array:
-        return jnp.where(missing.reshape(missing.shape + (1,) * (old.ndim - 3)), new, old)
-
-    return jax.tree.map(choose, warped, found)
 
 
 def _candidate_latents(

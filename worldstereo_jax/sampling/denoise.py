@@ -5,20 +5,28 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import bounding_box, order_geometry, order_tokens, pack_partial_tiles
+from pallas_kernels import (
+    BlockMask,
+    bounding_box,
+    order_geometry,
+    order_tokens,
+    pack_partial_tiles,
+)
 from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.config import ModelConfig
-from worldstereo_jax.geometry.cameras import camera_vector, plucker_rays
+from worldstereo_jax.geometry.cameras import camera_vector, plucker_rays, polar_places
 from worldstereo_jax.geometry.normalisation import normalise_unified
-from worldstereo_jax.memory.masks import reference_block_mask
+from worldstereo_jax.memory.masks import TOKEN
 from worldstereo_jax.models.worldstereo import (
     ControlInput,
+    MemoryEntries,
     References,
     StreamOrder,
     WarpedMemory,
     WorldStereo,
 )
 from worldstereo_jax.sampling.conditions import Conditions
+from worldstereo_jax.sampling.reading import READING, Reading
 
 
 class Inputs(NamedTuple):
@@ -33,6 +41,8 @@ def model_inputs(
     noisy_latent: Float[Array, "b f lh lw 16"],
     timestep: Float[Array, "b"],
     conditions: Conditions,
+    *,
+    reading: Reading = READING,
 ) -> Inputs:
     """Lay a clip's conditions out as the transformer's arguments.
 
@@ -41,6 +51,7 @@ def model_inputs(
         noisy_latent: clips at the noise level that `timestep` stands for.
         timestep: 0 .. 1000.
         conditions: with a leading batch axis.
+        reading: what builds the masks of references and entries.
     """
     batch, frames, lh, lw, _ = noisy_latent.shape
     height, width = conditions.render_mask.shape[2:]
@@ -78,27 +89,51 @@ def model_inputs(
     )
     text = jnp.zeros((batch, 1, config.text_dim), noisy_latent.dtype)
     seen, wanted = conditions.reference_geometry, conditions.target_geometry
-    # One curve through the world for both sequences: tiles of either meet few of the other. Views
+    entries = conditions.entries if config.entry_width > 0 else None
+    # One curve through the world for all sequences: tiles of either meet few of the other. Views
     # stay together, since each attends to all of itself.
-    box = bounding_box(seen, wanted)
+    sides = (seen, wanted) if entries is None else (seen, wanted, entries.geometry)
+    box = bounding_box(*sides)
     seen_order = order_tokens(seen, box=box, major=seen.frame)
     wanted_order = order_tokens(wanted, box=box)
+    wanted_ordered = order_geometry(wanted, wanted_order)
+    memory_entries = entry_mask = None
+    if entries is not None:
+        entry_order = order_tokens(entries.geometry, box=box)
+        ordered = order_geometry(entries.geometry, entry_order)
+        places = jax.vmap(lambda x, w2c, k: polar_places(x, w2c, k, step=TOKEN))
+        camera = (conditions.w2c[:, 0], conditions.intrinsics[:, 0])
+        on = conditions.stereo_enabled & conditions.entries_enabled
+        memory_entries = MemoryEntries(
+            features=entry_order.apply(entries.features),
+            place=places(ordered.position, *camera),
+            target_place=places(wanted.position, *camera),
+            valid=entry_order.apply(entries.valid) & on[:, None],
+        )
+        entry_mask = _evaluated(reading.entry_mask(ordered, wanted_ordered))
     return Inputs(
         args=(latent, timestep, text, None),
         kwargs={
             "control": control,
             "references": references,
             "camera": jax.vmap(camera_vector)(target_w2c),
-            # All layers share the mask: its geometry is evaluated once, not once a layer.
-            "block_mask": pack_partial_tiles(
-                reference_block_mask(
-                    order_geometry(seen, seen_order), order_geometry(wanted, wanted_order)
-                )
+            "block_mask": _evaluated(
+                reading.reference_mask(order_geometry(seen, seen_order), wanted_ordered)
             ),
             "token_order": StreamOrder(target=wanted_order, references=seen_order),
             "warped": warped,
+            "entries": memory_entries,
+            "entry_mask": entry_mask,
         },
     )
+
+
+def _evaluated(mask: BlockMask) -> BlockMask:
+    """The mask with its geometry evaluated: all layers share it, so once, not once a layer.
+
+    A soft one is left as it is: its constraint is no bit, and its strength may be trained.
+    """
+    return mask if mask.soft else pack_partial_tiles(mask)
 
 
 def denoise(
@@ -107,10 +142,12 @@ def denoise(
     noisy_latent: Float[Array, "b f lh lw 16"],
     timestep: Float[Array, "b"],
     conditions: Conditions,
+    *,
+    reading: Reading = READING,
 ) -> Float[Array, "b f lh lw 16"]:
     """The transformer's output for a batch of noisy clips; `prediction.py` says what it means.
 
     Args as in `model_inputs`, and the transformer with its parameters.
     """
-    args, kwargs = model_inputs(model.config, noisy_latent, timestep, conditions)
+    args, kwargs = model_inputs(model.config, noisy_latent, timestep, conditions, reading=reading)
     return cast(jax.Array, model.apply({"params": params}, *args, **kwargs))

@@ -77,7 +77,9 @@ def generate_clip(
     Returns:
         Frames in [-1, 1].
     """
-    video, coded_warp = denoise_clip(world, params, conditions, key, on_step=on_step)
+    video, coded_warp = denoise_clip(
+        world, params, conditions, key, on_step=on_step, call_model=call_model
+    )
     return restore_detail(
         world.detail,
         params.detail,
@@ -96,6 +98,7 @@ def denoise_clip(
     key: Key[Array, ""],
     *,
     on_step: Callable[[int], None] | None = None,
+    call_model: Callable[..., Array] = denoise,
 ) -> tuple[Float[Array, "f h w 3"], Float[Array, "f h w 3"]]:
     """Denoise one clip from its noised anchor under its conditions and decode it.
 
@@ -108,7 +111,9 @@ def denoise_clip(
     base = anchor(batched)
 
     def velocity(x: Array, timestep: Array, sigma: Array) -> Array:
-        output = call_model(world.denoiser, params.denoiser, x, timestep[None], batched)
+        output = call_model(
+            world.denoiser, params.denoiser, x, timestep[None], batched, reading=world.reading
+        )
         return anchored_velocity(output, x, sigma, base)
 
     schedule = flow_schedule(world.rollout.steps, world.rollout.shift)

@@ -27,6 +27,7 @@ from worldstereo_jax.models.depth_tiny import TinyDepth
 from worldstereo_jax.models.detail_mixer import DetailMixer
 from worldstereo_jax.models.vae_tiny import TinyVae
 from worldstereo_jax.models.worldstereo import WorldStereo
+from worldstereo_jax.sampling.reading import READING, Reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class RolloutConfig:
         height, width: image pixels, multiples of 16.
         references: bank views the model attends to.
         warp_views: bank views that are warped into the clip.
+        entry_tokens: most surface entries the model attends to beside the views; 0 for none.
         candidates: single views kept apart beside their fusion as aligned keys and values.
         keyframes: frames of a finished clip that enter the memories.
         bank_capacity: keyframes the stereo memory holds.
@@ -54,6 +56,7 @@ class RolloutConfig:
     width: int = 160
     references: int = 4
     warp_views: int = 6
+    entry_tokens: int = 256
     candidates: int = 1
     keyframes: int = 4
     bank_capacity: int = 24
@@ -77,7 +80,7 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """The networks of one preset with the sizes they roll out at; holds no arrays."""
+    """The networks of one preset, the sizes they roll out at, and how clips read the memory."""
 
     name: str
     rollout: RolloutConfig
@@ -85,6 +88,7 @@ class World:
     vae: TinyVae
     depth: TinyDepth
     detail: DetailMixer
+    reading: Reading = READING
 
 
 @struct.dataclass

@@ -6,17 +6,24 @@ bank are true ones made a little worse (autoencoded, blurred, shifted in colour,
 wrong where the first image did not know it), since at sampling time they are generated ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.array_types import Array, Float, Key, PyTree, ndarray
+from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import keyframe_indices
 from worldstereo_jax.models.vae_tiny import decode_frames, encode_frames
 from worldstereo_jax.sampling.conditions import Conditions, gather_conditions
-from worldstereo_jax.sampling.world import Cameras, World, init_memory, remember
+from worldstereo_jax.sampling.world import (
+    Cameras,
+    World,
+    init_memory,
+    remember,
+    remember_frames,
+)
 
 # Strengths of the damage, as standard deviations or largest values.
 BLUR = 0.7
@@ -118,6 +125,46 @@ def prepare_pair(
     return (conditions, target), (revisit_conditions, revisit_target)
 
 
+def long_world_clips(
+    world: World, vae_params: PyTree, *, first: int
+) -> Callable[[Mapping[str, Array], Array], Iterator[tuple[Conditions, Array]]]:
+    """A function that makes training clips of long worlds, whose bank outgrows what is read of it.
+
+    All paths of a world go through one memory, one after the other, as in `prepare_pair`.
+
+    Args:
+        world: networks and sizes.
+        vae_params: parameters of its VAE.
+        first: number of the first path of a world that becomes a training clip; those before it
+            only fill the memory.
+
+    Returns:
+        `clips(scene, key)`, an iterator of (conditions, target latent) pairs, for an item of
+        `LongWorlds` and the key of the damage done to frames that enter the bank.
+    """
+    gather = jax.jit(lambda memory, cameras: gather_conditions(world, vae_params, memory, cameras))
+    encode = jax.jit(lambda video: encode_frames(world.vae, vae_params, video[None])[0])
+    damage = jax.jit(lambda *frames: imitate_generated(world, vae_params, *frames))
+    sizes = world.rollout
+    chosen = jnp.asarray(keyframe_indices(sizes.frames, sizes.keyframes))
+
+    def clips(scene: Mapping[str, Array], key: Array) -> Iterator[tuple[Conditions, Array]]:
+        names = ("image", "depth", "w2c", "intrinsics")
+        memory = init_memory(sizes, *(scene[name][0, 0] for name in names))
+        for path in range(len(scene["image"])):
+            image, depth, w2c, intrinsics = (scene[name][path] for name in names)
+            conditions, guidance = gather(memory, Cameras(w2c=w2c, intrinsics=intrinsics))
+            if path >= first:
+                yield conditions, encode(image)
+            image, depth = damage(
+                image[chosen], depth[chosen], guidance.depth[chosen], jax.random.fold_in(key, path)
+            )
+            cameras = Cameras(w2c=w2c[chosen], intrinsics=intrinsics[chosen])
+            memory = remember_frames(sizes, memory, image, depth, cameras, path + 1)
+
+    return clips
+
+
 def to_fields(conditions: Conditions, target: Array) -> dict[str, np.ndarray]:
     """One clip as flat named arrays; bulky ones (latents and masks) in half precision."""
     fields = {"target": np.asarray(target, np.float16)}
@@ -132,10 +179,15 @@ def to_fields(conditions: Conditions, target: Array) -> dict[str, np.ndarray]:
 def from_fields(
     fields: Mapping[str, Array | ndarray], example: Conditions
 ) -> tuple[Conditions, Array]:
-    """Inverse of `to_fields`, for one clip or a batch; `example` gives the tree's structure."""
+    """Inverse of `to_fields`, for one clip or a batch; `example` gives the tree's structure.
+
+    Raises InputError for clips that lack a field: they were prepared before the model read it.
+    """
 
     def restore(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name not in fields:
+            raise InputError(f"prepared clips have no field {name!r}: build their cache again")
         return jnp.asarray(fields[name]).astype(leaf.dtype)
 
     conditions = jax.tree_util.tree_map_with_path(restore, example)

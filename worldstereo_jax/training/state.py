@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from worldstereo_jax.errors import InputError
+
 Params = typing.Any
 Batch = typing.Any
 Metrics = dict[str, jax.Array]
@@ -48,6 +50,34 @@ def init_train_state(
         key=key,
         ema=jax.tree.map(jnp.array, params) if with_ema else None,
     )
+
+
+def only(params: Params, module: str) -> Params:
+    """Which parameters belong to the modules of that name: a tree of booleans like `params`.
+
+    Raises InputError when none does.
+    """
+
+    def belongs(path: tuple[typing.Any, ...], _: typing.Any) -> bool:
+        return module in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+
+    chosen = jax.tree_util.tree_map_with_path(belongs, params)
+    if not any(jax.tree.leaves(chosen)):
+        raise InputError(f"no parameters belong to a module {module!r}")
+    return chosen
+
+
+def freeze_rest(params: Params, chosen: Params) -> Params:
+    """The parameters with those that are not chosen as constants: no gradient is computed."""
+    return jax.tree.map(lambda x, keep: x if keep else jax.lax.stop_gradient(x), params, chosen)
+
+
+def train_only(
+    optimizer: optax.GradientTransformation, chosen: Params
+) -> optax.GradientTransformation:
+    """An optimiser that leaves parameters alone that are not chosen, weight decay included."""
+    labels = jax.tree.map(lambda keep: "train" if keep else "keep", chosen)
+    return optax.multi_transform({"train": optimizer, "keep": optax.set_to_zero()}, labels)
 
 
 def make_train_step(

@@ -1,0 +1,57 @@
+"""Functions that read the memory are swapped in a world, and the model sees the difference."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from worldstereo_jax.memory.entry_tokens import entry_block_mask, select_entry_tokens
+from worldstereo_jax.memory.masks import reference_block_mask
+from worldstereo_jax.sampling.conditions import gather_conditions
+from worldstereo_jax.sampling.denoise import model_inputs
+from worldstereo_jax.sampling.reading import READING
+from worldstereo_jax.sampling.world import Cameras
+
+
+@pytest.mark.row("S15")
+@pytest.mark.row("S28")
+def test_selection_warp_and_masks_are_functions_of_the_world(world, params, finished, scene):
+    def unattended(bank, targets, attended, attended_valid, *, count):
+        unseen = jnp.zeros_like(attended_valid)
+        return select_entry_tokens(bank, targets, attended, unseen, count=count)
+
+    reading = READING._replace(
+        select_entries=unattended,
+        complete_warp=lambda warped, entries, w2c, intrinsics: warped,
+        reference_mask=functools.partial(reference_block_mask, strength=2.0),
+        entry_mask=functools.partial(entry_block_mask, strength=2.0),
+    )
+    swapped = dataclasses.replace(world, reading=reading)
+    path = Cameras(w2c=scene["revisit_w2c"], intrinsics=scene["revisit_intrinsics"])
+    gather = jax.jit(lambda m, c: gather_conditions(swapped, params.vae, m, c)[0])
+    conditions = gather(finished[1], path)
+    assert conditions.entries.valid.all()
+    # Every view counts as new.
+    share = np.asarray(conditions.entries.features[:, -1])
+    np.testing.assert_array_equal(share, 1.0)
+
+    batch = jax.tree.map(lambda leaf: leaf[None], conditions)
+    noisy = jnp.zeros(batch.render_latent.shape)
+    config = world.denoiser.config
+
+    @jax.jit
+    def masks(batch):
+        soft = model_inputs(config, noisy, jnp.ones(1), batch, reading=reading).kwargs
+        hard = model_inputs(config, noisy, jnp.ones(1), batch).kwargs
+        return [(k["block_mask"], k["entry_mask"]) for k in (soft, hard)]
+
+    soft, hard = masks(batch)
+    assert all(mask.soft for mask in soft)
+    assert not any(mask.soft for mask in hard)
+    # The hard mask of entries allows what the soft one favours, and no more.
+    allowed = np.asarray(hard[1].dense())
+    assert allowed.any()
+    assert (allowed <= np.asarray(soft[1].dense())).all()
