@@ -45,12 +45,20 @@ def main() -> None:
     world, params = load_untrained("tiny", key=jax.random.key(0))
     rollout = world.rollout
     seeds = range(options.first, options.first + options.scenes)
-    sizes = {"frames": rollout.frames, "height": rollout.height, "width": rollout.width}
     if options.paths is None:
-        source, per_scene = SceneClips(seeds, **sizes), 2
+        per_scene = 2
+        source = SceneClips(
+            seeds, frames=rollout.frames, height=rollout.height, width=rollout.width
+        )
         prepare = jax.jit(lambda scene, key: prepare_pair(world, params.vae, scene, key))
     else:
-        source = LongWorlds(seeds, paths=options.paths, **sizes)
+        source = LongWorlds(
+            seeds,
+            paths=options.paths,
+            frames=rollout.frames,
+            height=rollout.height,
+            width=rollout.width,
+        )
         per_scene = options.paths - LONG_FROM
         prepare = long_world_clips(world, params.vae, first=LONG_FROM)
     key = jax.random.key(options.seed)

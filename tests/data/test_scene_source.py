@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from worldstereo_jax.data.scene_layouts import make_scene
-from worldstereo_jax.data.scene_source import SceneClips, render_clip
-from worldstereo_jax.data.scene_trajectories import sample_revisit
+from worldstereo_jax.data.scene_source import LongWorlds, SceneClips, render_clip
+from worldstereo_jax.data.scene_trajectories import sample_revisit, sample_trajectory
 from worldstereo_jax.errors import InputError
 
 
@@ -63,3 +63,18 @@ def test_bad_arguments_are_named():
         SceneClips(range(0))
     with pytest.raises(IndexError):
         _small(range(2))[2]
+
+
+def test_long_worlds_hold_different_paths_from_one_first_view():
+    source = LongWorlds(range(5, 7), paths=3, frames=3, height=24, width=40)
+    assert len(source) == 2
+    item = source[0]
+    assert item["image"].shape == (3, 3, 24, 40, 3)
+    assert item["intrinsics"].shape == (3, 3, 3, 3)
+    for path in (1, 2):
+        np.testing.assert_array_equal(item["image"][path, 0], item["image"][0, 0])
+        assert np.abs(item["w2c"][path, 2] - item["w2c"][0, 2]).max() > 0.05
+    w2c, _ = sample_trajectory(5 * 3 + 1, make_scene(5, "train"), 3, height=24, width=40)
+    np.testing.assert_array_equal(item["w2c"][1], w2c)
+    with pytest.raises(InputError, match="long worlds"):
+        LongWorlds(range(2), paths=0)

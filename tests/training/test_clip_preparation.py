@@ -5,15 +5,41 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from worldstereo_jax.errors import InputError
 from worldstereo_jax.models.vae_tiny import encode_frames
 from worldstereo_jax.sampling.conditions import example_conditions
 from worldstereo_jax.training.clip_preparation import (
     blur,
     from_fields,
+    long_world_clips,
     prepare_pair,
     smooth_noise,
     to_fields,
 )
+
+
+@pytest.fixture(scope="module")
+def long_clips(world, params, scene):
+    """Of a world of three paths, the last one of which becomes a clip."""
+    names = ("image", "depth", "w2c", "intrinsics")
+    paths = ("", "revisit_", "")
+    item = {name: jnp.stack([scene[path + name] for path in paths]) for name in names}
+    return list(long_world_clips(world, params.vae, first=2)(item, jax.random.key(1)))
+
+
+@pytest.mark.slow
+@pytest.mark.row("S28")
+def test_late_clips_of_long_worlds_read_entries_of_views_they_do_not_attend_to(long_clips, world):
+    ((conditions, target),) = long_clips
+    assert conditions.reference_valid.all()
+    assert int(conditions.entries.valid.sum()) > 10
+    back, _ = from_fields(to_fields(conditions, target), example_conditions(world))
+    np.testing.assert_array_equal(back.entries.valid, conditions.entries.valid)
+    np.testing.assert_allclose(back.entries.features, conditions.entries.features, atol=1e-3)
+    fields = to_fields(conditions, target)
+    del fields["entries.valid"]
+    with pytest.raises(InputError, match=r"no field 'entries\.valid': build their cache again"):
+        from_fields(fields, example_conditions(world))
 
 
 @pytest.fixture(scope="module")

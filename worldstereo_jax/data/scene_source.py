@@ -130,14 +130,19 @@ class LongWorlds(Sequence):
     def __getitem__(self, index: Any) -> Clip:
         seed = int(self._seeds[int(index)])
         scene = make_scene(seed, self._split)
-        size = {"height": self._height, "width": self._width}
         # Each path has a seed of its own, which no other world's paths have.
         cameras = [
-            sample_trajectory(seed * self._paths + path, scene, self._frames, **size)
+            sample_trajectory(
+                seed * self._paths + path,
+                scene,
+                self._frames,
+                height=self._height,
+                width=self._width,
+            )
             for path in range(self._paths)
         ]
         w2c, k = (jnp.concatenate(part) for part in zip(*cameras, strict=True))
-        clip = render_clip(scene, w2c, k, **size)
+        clip = render_clip(scene, w2c, k, height=self._height, width=self._width)
         return {
             name: value.reshape(self._paths, self._frames, *value.shape[1:])
             for name, value in clip.items()

@@ -96,7 +96,7 @@ def polar_places(
     w2c: Float[Array | ndarray, "4 4"],
     intrinsics: Float[Array | ndarray, "3 3"],
     *,
-    step: float,
+    step: float | int,
 ) -> Float[Array, "*batch 3"]:
     """Points as (log distance, elevation, azimuth) around a camera, in steps.
 
