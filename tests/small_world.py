@@ -7,9 +7,7 @@ import jax.numpy as jnp
 
 from worldstereo_jax.config import ControlConfig, ModelConfig
 from worldstereo_jax.data.scene_source import SceneClips
-from worldstereo_jax.interop.shipped import init_mixer
 from worldstereo_jax.models.depth_tiny import TinyDepth, TinyDepthConfig
-from worldstereo_jax.models.detail_mixer import DetailMixer, DetailMixerConfig
 from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig
 from worldstereo_jax.models.worldstereo import WorldStereo, init_params
 from worldstereo_jax.sampling.world import (
@@ -26,11 +24,11 @@ ROLLOUT = RolloutConfig(
     width=64,
     references=2,
     warp_views=2,
-    entry_tokens=24,
     keyframes=2,
     bank_capacity=5,
     point_capacity=8192,
     entry_capacity=8192,
+    entry_tokens=24,
     steps=2,
 )
 MODEL = ModelConfig(
@@ -52,7 +50,6 @@ WORLD = World(
     denoiser=WorldStereo(MODEL),
     vae=TinyVae(TinyVaeConfig(encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8))),
     depth=TinyDepth(TinyDepthConfig(widths=(8, 8, 8, 8))),
-    detail=DetailMixer(DetailMixerConfig(widths=(8, 8, 8))),
 )
 
 
@@ -72,7 +69,6 @@ def params() -> WorldParams:
         denoiser=_moved(init_params(MODEL, jax.random.key(0)), jax.random.key(1)),
         vae=jax.jit(WORLD.vae.init)(jax.random.key(2), image)["params"],
         depth=jax.jit(WORLD.depth.init)(jax.random.key(3), image)["params"],
-        detail=init_mixer(WORLD.detail, jax.random.key(4), ROLLOUT.height, ROLLOUT.width),
     )
 
 

@@ -38,7 +38,7 @@ class _FlatDepth(TinyDepth):
 
 
 _WORLD = World("tiny", _CONFIG, WorldStereo(PRESETS["tiny"]), TinyVae(), _FlatDepth())
-_PARAMS = WorldParams(denoiser={}, vae={}, depth={}, detail={})
+_PARAMS = WorldParams(denoiser={}, vae={}, depth={})
 
 
 def _single_view(path) -> SingleViewScene:

@@ -26,7 +26,7 @@ def test_variants_are_told_what_their_names_say(world, cameras):
         told.append(alter(example_conditions(world)))
         return Clip(video=None, depth=None, cameras=cameras, guidance=None)
 
-    params = WorldParams(denoiser={}, vae={}, depth={}, detail={})
+    params = WorldParams(denoiser={}, vae={}, depth={})
     for name in VARIANTS:
         clip_with(name, make_clip, params, empty_memory(world.rollout), cameras, jax.random.key(0))
     flags = [(bool(c.global_enabled), bool(c.stereo_enabled)) for c in told]

@@ -14,7 +14,6 @@ from worldstereo_jax.interop.layer_stacks import flat_paths, from_flat
 from worldstereo_jax.interop.official import parameter_shapes
 from worldstereo_jax.interop.weights import SHIPPED_WEIGHTS, load_weights
 from worldstereo_jax.models.depth_tiny import TinyDepth, TinyDepthConfig
-from worldstereo_jax.models.detail_mixer import DetailMixer, DetailMixerConfig
 from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig
 from worldstereo_jax.models.worldstereo import WorldStereo, init_params
 from worldstereo_jax.sampling.conditions import example_conditions
@@ -27,7 +26,6 @@ SHIPPED: Mapping[str, Mapping[str, str]] = {
         "denoiser": "tiny_denoiser.safetensors",
         "vae": "tiny_vae.safetensors",
         "depth": "tiny_depth.safetensors",
-        "detail": "tiny_detail.safetensors",
     }
 }
 
@@ -56,20 +54,17 @@ def load_world(
     files = {network: weights / name for network, name in SHIPPED[preset].items()}
     vae_params, vae_metadata = load_weights(files["vae"])
     depth_params, depth_metadata = load_weights(files["depth"])
-    detail_params, detail_metadata = load_weights(files["detail"])
     world = World(
         name=preset,
         rollout=rollout or RolloutConfig(),
         denoiser=WorldStereo(PRESETS[preset]),
         vae=TinyVae(TinyVaeConfig.from_dict(vae_metadata["config"])),
         depth=TinyDepth(TinyDepthConfig.from_dict(depth_metadata["config"])),
-        detail=DetailMixer(DetailMixerConfig.from_dict(detail_metadata["config"])),
     )
     return world, WorldParams(
         denoiser=load_denoiser(files["denoiser"], world.denoiser.config),
         vae=vae_params,
         depth=depth_params,
-        detail=detail_params,
     )
 
 
@@ -124,9 +119,8 @@ def load_untrained(
         denoiser=WorldStereo(PRESETS[preset]),
         vae=TinyVae(TinyVaeConfig.from_dict(metadata["config"])),
         depth=TinyDepth(TinyDepthConfig()),
-        detail=DetailMixer(),
     )
-    denoiser_key, depth_key, detail_key = jax.random.split(key, 3)
+    denoiser_key, depth_key = jax.random.split(key)
     example = jax.tree.map(
         lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), example_conditions(world)
     )
@@ -144,11 +138,4 @@ def load_untrained(
         ],
         vae=vae_params,
         depth=jax.jit(world.depth.init)(depth_key, image)["params"],
-        detail=init_mixer(world.detail, detail_key, *image.shape[1:3]),
     )
-
-
-def init_mixer(mixer: DetailMixer, key: jax.Array, height: int, width: int) -> PyTree:
-    """Fresh parameters of a `DetailMixer`, float32."""
-    colour, grey = jnp.zeros((1, height, width, 3)), jnp.zeros((1, height, width))
-    return jax.jit(mixer.init)(key, colour, colour, colour, grey, grey)["params"]

@@ -63,7 +63,10 @@ def generate_clip(
     on_step: Callable[[int], None] | None = None,
     call_model: Callable[..., Array] = denoise,
 ) -> Float[Array, "f h w 3"]:
-    """One clip: `denoise_clip`, then texture that the latent cannot hold by `restore_detail`.
+    """Denoise one clip from its noised anchor under its conditions and decode it.
+
+    With the stereo memory enabled, texture that the latent cannot hold is taken from its warp
+    (see `restore_detail`).
 
     Args:
         world: networks and sizes.
@@ -76,36 +79,6 @@ def generate_clip(
 
     Returns:
         Frames in [-1, 1].
-    """
-    video, coded_warp = denoise_clip(
-        world, params, conditions, key, on_step=on_step, call_model=call_model
-    )
-    return restore_detail(
-        world.detail,
-        params.detail,
-        video,
-        guidance.warped_image,
-        coded_warp,
-        guidance.warped_mask,
-        conditions.stereo_enabled,
-    )
-
-
-def denoise_clip(
-    world: World,
-    params: WorldParams,
-    conditions: Conditions,
-    key: Key[Array, ""],
-    *,
-    on_step: Callable[[int], None] | None = None,
-    call_model: Callable[..., Array] = denoise,
-) -> tuple[Float[Array, "f h w 3"], Float[Array, "f h w 3"]]:
-    """Denoise one clip from its noised anchor under its conditions and decode it.
-
-    Args as in `generate_clip`.
-
-    Returns:
-        The decoded frames, and the stereo memory's warp as the autoencoder shows it.
     """
     batched = jax.tree.map(lambda a: a[None], conditions)
     base = anchor(batched)
@@ -122,7 +95,8 @@ def denoise_clip(
     latent = sample(velocity, source, schedule, euler, on_step=on_step)
     warped_latent = conditions.warped_features[..., 0, :16]
     video, coded_warp = decode_frames(world.vae, params.vae, jnp.stack([latent[0], warped_latent]))
-    return video, coded_warp
+    detailed = restore_detail(video, guidance.warped_image, coded_warp, guidance.warped_mask)
+    return jnp.where(conditions.stereo_enabled, detailed, video).clip(-1, 1)
 
 
 def complete_depth(

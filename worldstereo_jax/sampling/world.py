@@ -24,7 +24,6 @@ from worldstereo_jax.memory.spatial_stereo import (
     insert_keyframes,
 )
 from worldstereo_jax.models.depth_tiny import TinyDepth
-from worldstereo_jax.models.detail_mixer import DetailMixer
 from worldstereo_jax.models.vae_tiny import TinyVae
 from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.reading import READING, Reading
@@ -87,19 +86,17 @@ class World:
     denoiser: WorldStereo
     vae: TinyVae
     depth: TinyDepth
-    detail: DetailMixer
     reading: Reading = READING
 
 
 @struct.dataclass
 @typing.no_type_check
 class WorldParams:
-    """Parameters of a `World`'s four networks, one pytree each."""
+    """Parameters of a `World`'s three networks, one pytree each."""
 
     denoiser: PyTree
     vae: PyTree
     depth: PyTree
-    detail: PyTree
 
 
 @struct.dataclass
