@@ -126,25 +126,10 @@ class Work(typing.NamedTuple):
 
 @functools.cache
 def work_of(tiles: tuple[int, int], seed: int = 0) -> Work:
-    """Count the tiles of a procedural scene's mask, the tokens in Hilbert order.
+    """Count the tiles of a procedural scene's mask."""
+    from tile_density import joint_mask, procedural
 
-    References keep their views together, as the model has them.
-    """
-    from tile_density import NORMAL_COS, geometry_of, procedural
-
-    target, reference = (geometry_of(x) for x in procedural(seed, VIEWS))
-    box = pk.bounding_box(reference, target)
-    reference = pk.order_geometry(
-        reference, pk.order_tokens(reference, box=box, major=reference.frame)
-    )
-    target = pk.order_geometry(target, pk.order_tokens(target, box=box))
-    mask = pk.joint_correspondence(
-        reference, target, rule=pk.CorrespondenceRule(normal_cos=NORMAL_COS),
-        tile_q=tiles[0], tile_k=tiles[1],
-    )  # fmt: skip
-    mask = pk.pack_partial_tiles(mask, capacity=mask.q_tiles * mask.k_tiles // 4)
-    if int(mask.fill.overflow.max()):
-        raise SystemExit("a quarter of all tiles is too little room for the partial ones")
+    mask = joint_mask(*procedural(seed, VIEWS), *tiles)
     total = mask.q_tiles * mask.k_tiles
     return Work(float(mask.keys.count.sum()) / total, float(mask.keys.partial.sum()) / total)
 

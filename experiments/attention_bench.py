@@ -1,23 +1,32 @@
 """Block-sparse attention against dense attention and PyTorch's FlexAttention, by density.
 
     python experiments/attention_bench.py [--sizes 4096x4096] [--dtype float32] [--no-torch]
+    python experiments/attention_bench.py --ahead   # compile all of it for an H200, run nothing
 
 Claim: on a CPU `xla_chunked` is at least 5 times faster than dense attention when 10 % of the
 tiles are active, forward and backward. On a GPU the same script times the GPU kernels, with cuDNN
-as the dense peer; the working sizes are 32760x12480, 32760x99840 and 45240x45240 in bfloat16 with
-40 heads of 128.
+as the dense peer, at the working sizes (`WORKING`):
+
+    python experiments/attention_bench.py --dtype bfloat16 --heads 40 --head-dim 128 \\
+        --sizes 32760x12480 32760x99840 45240x45240
 
 Random tile lists, every listed tile whole; each implementation that can run here, dense attention
 (`jax.nn.dot_product_attention`) and compiled FlexAttention (its CPU build has no backward pass)
 have the same operands in one run, and take turns: of every program the fastest turn counts, since
-other jobs only ever add time. GFLOP/s count the active tiles only, 4 d per pair forward and 14 d
-with the backward pass. `temporary` is what the compiler plans beyond operands and results. `error`
-is the largest difference of the output from the float32 reference under the same mask.
+other jobs only ever add time. TFLOP/s count the active tiles only, 4 d per pair forward and 14 d
+with the backward pass. `peak` is operands, results and what the compiler plans beyond them; of
+FlexAttention on a GPU what PyTorch allocated. `error` is the largest difference of the first rows
+of the output from the float32 reference under the same mask.
 
 The second table is what the tuned tile sizes come from (pallas_kernels/tile_sizes.json): tokens on
 a wavy surface in Hilbert order, a key allowed within 1.5 token footprints, the same pairs in tiles
 of every size, so that smaller tiles list fewer pairs and larger ones work faster. `building` is the
-time to make the mask from the geometry.
+time to make the mask from the geometry, `packing` that to look into its partial tiles and keep
+their bits, once for all layers; `mask` its bytes over those of a dense mask of booleans.
+
+`--ahead` lowers and compiles the same programs, dense and ours, forward and backward, at the
+working sizes for an H200 that is not there (see gpu_compile.py for what it needs; cuDNN besides):
+what compiles there is what a first run on a GPU would time.
 
 Record (2026-11-22, two Xeon cores shared with other jobs): at 9 % of the tiles xla_chunked took 8
 times less than dense attention forward and 18 times less with the backward pass, and FlexAttention
@@ -49,6 +58,8 @@ PLOT = Path(__file__).parent / "plots" / "attention_by_density.png"
 TABLE = Path(pk.__file__).parent / "tile_sizes.json"
 DENSITIES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 TILES = ((64, 64), (128, 64), (128, 128), (256, 128), (256, 256))
+WORKING = {"sizes": ((32_760, 12_480), (32_760, 99_840), (45_240, 45_240)), "heads": 40, "d": 128}
+CHECKED_TILES = 2  # rows of tiles whose output is compared: all logits of the others would not fit
 Program = Callable[[], Any]
 
 
@@ -73,7 +84,7 @@ def random_lists(rng: np.random.Generator, rows: int, columns: int, density: flo
 
 def dense_attention(q: Any, k: Any, v: Any, mask: pk.BlockMask) -> jax.Array:
     """The dense peer; the mask is not looked at."""
-    vendor = "cudnn" if jax.default_backend() == "gpu" and q.dtype != jnp.float32 else None
+    vendor = "cudnn" if pk.target_of(q).platform == "gpu" and q.dtype != jnp.float32 else None
     return jax.nn.dot_product_attention(q, k, v, implementation=vendor)
 
 
@@ -91,8 +102,13 @@ def with_gradient(attend: Callable[..., Any]) -> Any:
     return jax.grad(total, argnums=(0, 1, 2))
 
 
-def flex_program(operands: Sequence[jax.Array], tile: int) -> Callable[..., Program]:
-    """FlexAttention on the same operands: (index, count) of a mask -> program."""
+def flex_programs(
+    operands: Sequence[jax.Array], tile: int
+) -> Callable[[np.ndarray, np.ndarray], dict[str, Program]]:
+    """FlexAttention on the same operands: (index, count) of a mask -> programs by pass.
+
+    Each returns the MB that PyTorch allocated at most, on a GPU.
+    """
     import torch  # pyright: ignore[reportMissingImports]
     from torch.nn.attention.flex_attention import (  # pyright: ignore[reportMissingImports]
         BlockMask,
@@ -107,7 +123,13 @@ def flex_program(operands: Sequence[jax.Array], tile: int) -> Callable[..., Prog
     )
     compiled = torch.compile(flex_attention)
 
-    def make(index: np.ndarray, count: np.ndarray) -> Program:
+    def finish() -> float | None:
+        if device == "cpu":
+            return None
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() / 2**20
+
+    def make(index: np.ndarray, count: np.ndarray) -> dict[str, Program]:
         listed = torch.from_numpy(index)[None, None].to(device)
         number = torch.from_numpy(count)[None, None].to(device)
         mask = BlockMask.from_kv_blocks(
@@ -115,68 +137,90 @@ def flex_program(operands: Sequence[jax.Array], tile: int) -> Callable[..., Prog
             BLOCK_SIZE=tile, seq_lengths=(q.shape[2], k.shape[2]),
         )  # fmt: skip
 
-        def run():
+        def forward() -> float | None:
             with torch.no_grad():
                 compiled(q, k, v, block_mask=mask)
-            if device == "cuda":
-                torch.cuda.synchronize()
+            return finish()
 
-        return run
+        def both() -> float | None:
+            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+            out = compiled(*leaves, block_mask=mask)
+            torch.autograd.grad(out.float().sum(), leaves)
+            return finish()
+
+        return {"forward": forward} if device == "cpu" else {"forward": forward, "both": both}
 
     return make
 
 
+def planned_mb(compiled: Any) -> float:
+    """MB of a compiled program's operands, results and temporaries."""
+    planned = compiled.memory_analysis()
+    total = planned.argument_size_in_bytes + planned.output_size_in_bytes
+    return (total + planned.temp_size_in_bytes - planned.alias_size_in_bytes) / 2**20
+
+
 def compile_program(function: Callable[..., Any], *operands: Any) -> tuple[Program, float]:
-    """The compiled call, and MB that the compiler plans for temporaries."""
+    """The compiled call, and the MB that it takes."""
     compiled = jax.jit(function).lower(*operands).compile()
-    planned: Any = compiled.memory_analysis()
-    return lambda: compiled(*operands), planned.temp_size_in_bytes / 2**20
+    return lambda: compiled(*operands), planned_mb(compiled)
+
+
+def attentions(q: Any) -> dict[str, Callable[..., Any]]:
+    """Dense attention, and ours by name, as far as they run where q is."""
+    names = [n for n, reason in pk.available_implementations(q).items() if not reason]
+    return {"dense": dense_attention, **{n: ours(n) for n in names if n != "reference"}}
 
 
 def by_density(options: argparse.Namespace, size: tuple[int, int]) -> tuple[Table, dict]:
-    """The table for one size, and its points: implementation -> [(density, GFLOP/s, x dense)]."""
+    """The table for one size, and its points: implementation -> [(density, TFLOP/s, x dense)]."""
     rng = np.random.default_rng(options.seed)
     shapes = [(1, t, options.heads, options.head_dim) for t in (size[0], size[1], size[1])]
     q, k, v = (jnp.asarray(rng.normal(size=s), options.dtype) for s in shapes)
-    names = [n for n, reason in pk.available_implementations().items() if not reason]
-    names.remove("reference")
-    flex = None if options.no_torch else flex_program((q, k, v), options.tile)
+    flex = None if options.no_torch else flex_programs((q, k, v), options.tile)
     rows, points = [], {}
     for density in tqdm(DENSITIES, leave=False):
         tiles = [-(-t // options.tile) for t in size]
         index, count = random_lists(rng, tiles[0], tiles[1], density)
-        mask = pk.from_tile_lists(
-            jnp.asarray(index)[None, None], jnp.asarray(count)[None, None],
-            q_len=size[0], k_len=size[1], tile_q=options.tile, tile_k=options.tile,
-        )  # fmt: skip
+        checked = min(CHECKED_TILES, tiles[0])
+
+        def listed(rows: int, length: int, index=index, count=count) -> pk.BlockMask:
+            return pk.from_tile_lists(
+                jnp.asarray(index[:rows])[None, None], jnp.asarray(count[:rows])[None, None],
+                q_len=length, k_len=size[1], tile_q=options.tile, tile_k=options.tile,
+            )  # fmt: skip
+
+        mask = listed(tiles[0], size[0])
         share = float(mask.density()[0, 0])
         made = {}
-        for name, attend in {"dense": dense_attention, **{n: ours(n) for n in names}}.items():
+        for name, attend in attentions(q).items():
             made[name, "forward"] = compile_program(attend, q, k, v, mask)
             made[name, "both"] = compile_program(with_gradient(attend), q, k, v, mask)
         programs: dict[Any, Program] = {key: program for key, (program, _) in made.items()}
         if flex is not None:
-            programs["FlexAttention", "forward"] = flex(index, count)
+            programs |= {("FlexAttention", part): x for part, x in flex(index, count).items()}
         found = fastest(programs, options.repeats)
-        exact = ours("reference")(*(x.astype(jnp.float32) for x in (q, k, v)), mask)
+        first = min(checked * options.tile, size[0])
+        rows_of = (q[:, :first], k, v)
+        exact = ours("reference")(*(x.astype(jnp.float32) for x in rows_of), listed(checked, first))
         for name, part in programs:
             seconds, dense = found[name, part], found["dense", part]
             flops = (4 if part == "forward" else 14) * options.head_dim * options.heads
             pairs = size[0] * size[1] * (1.0 if name == "dense" else share)
-            error, memory = "", ""
-            if (name, part) in made:
-                memory = f"{made[name, part][1]:.0f}"
-            if name in names and part == "forward":
-                out = programs[name, part]().astype(jnp.float32)
+            known = (name, part) in made
+            peak = made[name, part][1] if known else programs[name, part]()
+            error = ""
+            if known and name != "dense" and part == "forward":
+                out = programs[name, part]()[:, :first].astype(jnp.float32)
                 error = f"{float(jnp.max(jnp.abs(out - exact))):.1e}"
-            speed = flops * pairs / seconds / 1e9
+            speed = flops * pairs / seconds / 1e12
             times = dense / seconds
             points.setdefault((name, part), []).append((share, speed, times))
             rows.append(
                 (f"{100 * share:.0f} %", name, part, f"{1e3 * seconds:.1f}", f"{times:.1f}",
-                 f"{speed:.0f}", memory, error)
+                 f"{speed:.3g}", "" if peak is None else f"{peak:.0f}", error)
             )  # fmt: skip
-    columns = ("active tiles", "program", "pass", "ms", "x dense", "GFLOP/s", "temporary MB")
+    columns = ("active tiles", "program", "pass", "ms", "x dense", "TFLOP/s", "peak MB")
     caption = f"{size[0]} queries, {size[1]} keys, {options.heads} heads of {options.head_dim}, "
     caption += f"{options.dtype}, tiles of {options.tile}."
     return Table((*columns, "error"), rows, caption), points
@@ -203,18 +247,29 @@ def by_tile(options: argparse.Namespace, size: tuple[int, int]) -> tuple[Table, 
         def build(query, key, tile_q=tile_q, tile_k=tile_k):
             return pk.from_geometry(query, key, tile_q=tile_q, tile_k=tile_k)
 
-        mask = pk.pack_partial_tiles(build(query, key))
+        loose = build(query, key)
+        # Room for what is partial, rounded up.
+        room = -(-int(pk.refine(loose).keys.partial.sum()) // 64) * 64
+
+        def pack(mask, room=room):
+            return pk.pack_partial_tiles(mask, capacity=room)
+
+        mask = pack(loose)
         name = pk.explain_choice(q, k, mask).implementation
         building, _ = compile_program(build, query, key)
+        packing, _ = compile_program(pack, loose)
         step, _ = compile_program(with_gradient(ours(name)), q, k, v, mask)
-        found = fastest({"building": building, "step": step}, options.repeats)
+        found = fastest({"building": building, "packing": packing, "step": step}, options.repeats)
         density = pk.tile_density(mask)
+        held = sum(x.nbytes for x in jax.tree.leaves(mask)) / (size[0] * size[1])
         rows.append(
             (f"{tile_q}x{tile_k}", f"{100 * float(density.active):.1f} %", name,
-             f"{1e3 * found['step']:.1f}", f"{1e3 * found['building']:.1f}")
+             f"{1e3 * found['step']:.1f}", f"{1e3 * found['building']:.1f}",
+             f"{1e3 * found['packing']:.1f}", f"{100 * held:.2f} %")
         )  # fmt: skip
         best = min(best, (found["step"], {"tile_q": tile_q, "tile_k": tile_k}), key=lambda x: x[0])
     columns = ("tile", "active tiles", "program", "forward and backward ms", "building ms")
+    columns += ("packing ms", "mask")
     return Table(columns, rows, f"A correspondence mask, {size[0]} x {size[1]} tokens."), best[1]
 
 
@@ -246,6 +301,53 @@ def plot(points: dict, caption: str) -> None:
     figure.savefig(PLOT, dpi=110)
 
 
+def ahead() -> None:
+    """Compile the programs of the working sizes for an H200, and write the section."""
+    from gpu_compile import (
+        OPTIMISED,
+        abstract_device,
+        attention_arguments,
+        cannot_compile,
+        device,
+    )
+    from jax.sharding import SingleDeviceSharding
+
+    # The GPU's plug-in is asked to compile only, and not for the devices that it has.
+    jax.config.update("jax_platforms", "cpu")
+    reason = cannot_compile()
+    if reason:
+        raise SystemExit(reason)
+    place = SingleDeviceSharding(device())
+    rows = []
+    for queries, keys in WORKING["sizes"]:
+        operands = attention_arguments(
+            queries, keys, WORKING["heads"], WORKING["d"], jnp.bfloat16, kind="bits"
+        )
+        operands = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), operands
+        )
+        for name, attend in attentions(operands[0]).items():
+            for part, function in (("forward", attend), ("both", with_gradient(attend))):
+                start = time.perf_counter()
+                with abstract_device():
+                    lowered = jax.jit(function).lower(*operands)
+                    compiled = lowered.compile(compiler_options=OPTIMISED)
+                seconds = time.perf_counter() - start
+                row = (f"{queries} x {keys}", name, part, f"{planned_mb(compiled):.0f}")
+                rows.append((*row, f"{seconds:.0f}"))
+                print(*rows[-1], flush=True)
+    text = (
+        f"{WORKING['heads']} heads of {WORKING['d']}, bfloat16, a mask of full and partial tiles; "
+        "dense is cuDNN's. Compiled for an H200 that is not there; nothing is timed but the "
+        "compiler. The machine was shared with other jobs."
+    )
+    columns = ("queries x keys", "program", "pass", "peak MB", "compile seconds")
+    write_section(
+        RESULTS, "Attention programs, compiled for an H200", [text, Table(columns, rows)],
+        command="python experiments/attention_bench.py --ahead",
+    )  # fmt: skip
+
+
 def main() -> None:
     """Print the tables, draw the plot, write the section and the tuned tile sizes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -258,7 +360,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-torch", action="store_true", help="leave FlexAttention out")
     parser.add_argument("--note", default="", help="what else the machine was doing")
+    parser.add_argument("--ahead", action="store_true", help="compile for an H200, run nothing")
     options = parser.parse_args()
+    if options.ahead:
+        ahead()
+        return
     parts: list[Any] = []
     if importlib.util.find_spec("torch") is None:
         options.no_torch = True
@@ -277,6 +383,7 @@ def main() -> None:
     for part in parts:
         print(part.markdown() if isinstance(part, Table) else part, end="\n\n")
     command = f"python experiments/attention_bench.py --sizes {' '.join(options.sizes)}"
+    command += f" --heads {options.heads} --head-dim {options.head_dim} --dtype {options.dtype}"
     write_section(RESULTS, "Attention by density", parts, command=command)
 
 

@@ -91,7 +91,7 @@ def device() -> Any:
 
 
 @contextlib.contextmanager
-def _abstract_device() -> Iterator[None]:
+def abstract_device() -> Iterator[None]:
     """Tell the Triton route which device it lowers for."""
     mesh = jax.sharding.AbstractMesh(
         (1,),
@@ -193,7 +193,7 @@ def read_ptxas(kernel: str, report: str, resources: str) -> Compiled:
 
 def compile_triton(arguments: tuple[Any, ...]) -> None:
     """Compile the Triton kernels, forward and backward; fails when registers spill."""
-    with _abstract_device():
+    with abstract_device():
         lower_and_compile(slopes(triton_attention), arguments, **NO_SPILL)
 
 

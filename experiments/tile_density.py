@@ -197,6 +197,25 @@ def joint_share(pairs, place, query: Tokens, key: Tokens, tile: int) -> float:
     return float(active.mean())
 
 
+def joint_mask(query: Tokens, key: Tokens, tile_q: int, tile_k: int) -> pk.BlockMask:
+    """The joint pattern over [references ; target] with exact lists, as the model has it.
+
+    The target's tokens stand along the Hilbert curve, the references' by view and then along it.
+    """
+    target, reference = geometry_of(query), geometry_of(key)
+    box = pk.bounding_box(reference, target)
+    by_view = pk.order_tokens(reference, box=box, major=reference.frame)
+    return pk.refine(
+        pk.joint_correspondence(
+            pk.order_geometry(reference, by_view),
+            pk.order_geometry(target, pk.order_tokens(target, box=box)),
+            rule=pk.CorrespondenceRule(normal_cos=NORMAL_COS),
+            tile_q=tile_q,
+            tile_k=tile_k,
+        )
+    )
+
+
 def listed_share(query: Tokens, key: Tokens, tile_q: int, tile_k: int) -> float:
     """Share of tile pairs that the bounds keep, in Hilbert order."""
     sides = [geometry_of(x) for x in (query, key)]

@@ -284,35 +284,52 @@ class Steps:
     density: float
 
 
+def walked(partial: Any, count: Any, *, columns: int) -> Steps:
+    """Steps of rows with so many partial and listed tiles, rounded up as `make_rows` does."""
+    import numpy as np
+
+    tiles = WIDE // TILE_K
+    head, total = -(-partial // tiles), -(-count // tiles)
+    end = np.maximum(head, count // tiles)
+    by_row = float((head + total - end).sum()), float((end - head).sum())
+    # For dk and dv a listed tile is a step of its own, a quarter of the pairs.
+    by_tile = partial.sum() / tiles, (count - partial).sum() / tiles
+    masked, plain = (
+        {kernel: y if kernel == "dk, dv" else x for kernel in KERNELS}
+        for x, y in zip(by_row, by_tile, strict=True)
+    )
+    return Steps(masked, plain, float(count.sum() / (count.size * columns)))
+
+
 def steps_of(views: int, seed: int) -> Steps:
     """What the kernels walk for a procedural scene's target and its reference views."""
-    import numpy as np
     from tile_density import allowed_pairs, places, procedural, tile_kinds
 
     query, key = procedural(seed, views)
     sizes = len(query.position), len(key.position)
     place = places(query, key)["hilbert"]
     partial, full = tile_kinds(allowed_pairs(query, key), place, sizes, TILE_Q, TILE_K)
-    tiles = WIDE // TILE_K
-    some, count = partial.sum(1), (partial | full).sum(1)
-    head, total = -(-some // tiles), -(-count // tiles)
-    end = np.maximum(head, count // tiles)
-    by_row = float((head + total - end).sum()), float((end - head).sum())
-    by_tile = partial.sum() / tiles, full.sum() / tiles
-    masked, plain = (
-        {kernel: y if kernel == "dk, dv" else x for kernel in KERNELS}
-        for x, y in zip(by_row, by_tile, strict=True)
-    )
-    return Steps(masked, plain, float((partial | full).mean()))
+    return walked(partial.sum(1), (partial | full).sum(1), columns=partial.shape[1])
+
+
+def joint_steps_of(views: int, seed: int) -> Steps:
+    """What the kernels walk in a layer's self-attention over [references ; target]."""
+    import numpy as np
+    from tile_density import joint_mask, procedural
+
+    mask = joint_mask(*procedural(seed, views), TILE_Q, TILE_K)
+    some, count = (np.asarray(x, int).ravel() for x in (mask.keys.partial, mask.keys.count))
+    return walked(some, count, columns=mask.k_tiles)
 
 
 def bank_row(
-    chip: str, schedules: dict[tuple[str, str], Schedule], steps: Sequence[Steps]
+    chip: str,
+    schedules: dict[tuple[str, str], Schedule],
+    steps: Sequence[Steps],
+    dense_pairs: float,
 ) -> tuple[str, ...]:
-    """Cost of attention to the bank over dense attention to 8 views, by splash, for one chip."""
-    from tile_density import COLUMNS, DENSE_KEYS, FRAMES, ROWS
-
-    dense = FRAMES * ROWS * COLUMNS * DENSE_KEYS / WIDE**2
+    """Cost of what is walked over that of so many dense pairs, by splash, for one chip."""
+    dense = dense_pairs / WIDE**2
     cells, ours, theirs = [chip], 0.0, 0.0
     for kernel in KERNELS:
         counts = bundles_of(schedules, kernel)
@@ -335,18 +352,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         child(*options.child)
         return
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu is there, and no TPU
+    from tile_density import COLUMNS, DENSE_KEYS, FRAMES, ROWS
+
     from worldstereo_jax.evaluation.report import Table, write_section
 
     columns = ("chip", "kernel", "splash", "full", *(f"partial, {x}" for x in VARIANTS))
     columns += tuple(f"VMEM, SMEM: {x}" for x in VARIANTS)
     found = {each.split(":")[0]: schedules_of(each) for each in options.topologies}
-    steps = [steps_of(options.views, seed) for seed in range(options.scenes)]
-    table = Table(columns, [row for each in found.items() for row in tile_rows(*each)])
+    seeds = range(options.scenes)
+    steps = [steps_of(options.views, seed) for seed in seeds]
+    target, few = FRAMES * ROWS * COLUMNS, DENSE_KEYS
+    ratios = ("chip", *KERNELS, "all three")
     bank = Table(
-        ("chip", *KERNELS, "all three"),
-        [bank_row(chip, each, steps) for chip, each in found.items()],
+        ratios, [bank_row(chip, each, steps, target * few) for chip, each in found.items()]
     )
-    density = sum(x.density for x in steps) / len(steps)
+    layers = []
+    for views in (8, options.views):
+        joint = [joint_steps_of(views, seed) for seed in seeds]
+        share = 100 * sum(x.density for x in joint) / len(joint)
+        for chip, each in found.items():
+            row = bank_row(chip, each, joint, (target + few) ** 2)
+            layers.append((str(views), f"{share:.1f} %", *row))
+    layer = Table(("views", "active tiles", *ratios), layers)
     facts = (
         f"Bundles per compute tile of {WIDE} x {WIDE} pairs and head, bfloat16, head size "
         f"{HEAD_DIM}; masks in tiles of {TILE_Q} x {TILE_K}, {GROUP} heads to a program. From the "
@@ -357,9 +384,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"attention (splash) to 8 views, in bundles: {options.scenes} procedural scenes, "
         f"{100 * density:.1f} % of the tiles active, in Hilbert order."
     )
-    print(f"{facts}\n\n{table.markdown()}\n\n{bank_facts}\n\n{bank.markdown()}")
+    layer_facts = (
+        "A layer's whole self-attention over [references ; target], the target to itself densely "
+        "and references to their own view included, under the correspondence pattern with 8 and "
+        f"with {options.views} views, over dense attention (splash) with 8: the same scenes, "
+        "references by view."
+    )
+    parts = [facts, table, bank_facts, bank, layer_facts, layer]
+    for part in parts:
+        print(part.markdown() if isinstance(part, Table) else part, end="\n\n")
     write_section(
-        RESULTS, "TPU kernels: static schedule", [facts, table, bank_facts, bank],
+        RESULTS, "TPU kernels: static schedule", parts,
         command=f"python experiments/tpu_schedule.py --scenes {options.scenes}",
     )  # fmt: skip
 

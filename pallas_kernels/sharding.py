@@ -90,6 +90,9 @@ def sharded_attention(
         return_lse=True,
         normalisation=normalisation,
     )
+    if sharding.mesh.size == 1:
+        out, lse = attend(q, k, v, mask)
+        return (out, lse) if return_lse else out
     tokens = PartitionSpec(sharding.batch, None, sharding.heads)
     split = functools.partial(jax.shard_map, mesh=sharding.mesh)
     specs = _mask_specs(mask, sharding)
