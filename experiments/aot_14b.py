@@ -245,10 +245,11 @@ def main() -> None:
     if options.h200:
         from gpu_compile import OPTIMISED, device
 
+        about = facts(seconds, billions, [pk.best_tiles("NVIDIA H200")[:2]])
         mesh = Mesh(np.array([device()]).reshape(1, 1), ("rows", "model"))
         for pattern in options.patterns:
             rows.append(row_of("H200", "1 x 1", pattern, H200_GB, mesh, compiler_options=OPTIMISED))
-        parts = [facts(seconds, billions, [pk.best_tiles("NVIDIA H200")[:2]]), Table(HEADER, rows)]
+        parts = [about, Table(HEADER, rows)]
         title = "The 14B memory model on one H200, ahead of time"
         write_section(RESULTS, title, parts, command=f"{command} --h200")
         return

@@ -6,8 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
-from pallas_kernels import TokenOrder, dense_pattern, frame_pair, from_dense
+from pallas_kernels import (
+    AttentionSharding,
+    TokenOrder,
+    dense_pattern,
+    frame_pair,
+    from_dense,
+    pack_partial_tiles,
+)
 from tests.models.small_model import (
     BATCH,
     ENTRIES,
@@ -232,6 +240,21 @@ def test_patterns_are_chosen_per_layer():
     close(paired, with_patterns("correspondence", masks=mask))
     with pytest.raises(InputError, match="no pattern 'sliding'"):
         with_patterns("sliding")
+
+
+@pytest.mark.slow
+@pytest.mark.row("S20")
+def test_attention_split_over_chips_changes_nothing():
+    """Heads over one axis of the mesh, query tiles over the other, and XLA splits the rest."""
+    pairs = jnp.array([[0, 1], [2, -1]], jnp.int32)
+    tiles = {"tile_q": 16, "tile_k": 32}
+    mask = frame_pair(pairs, references=VIEWS, tokens_per_frame=TOKENS_PER_FRAME, **tiles)
+    mask = pack_partial_tiles(mask)
+    mesh = Mesh(np.array(jax.devices("cpu")[:4]).reshape(2, 2), ("rows", "heads"))
+    model = WorldStereo(SMALL, AttentionSharding(mesh, heads="heads", queries="rows"))
+    apply = jax.jit(lambda values, given: model.apply({"params": values}, **given))
+    given = with_valid(np.array([[True, False, True], [True, True, True]])) | {"block_mask": mask}
+    close(apply(params(), given), run(params(), **given))
 
 
 @pytest.mark.row("S20")
