@@ -211,6 +211,16 @@ def row_of(
     return row
 
 
+def kept_rows(title: str) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Rows of a section that is there, by what they are of: an earlier run's other slices."""
+    text = RESULTS.read_text() if RESULTS.exists() else ""
+    section = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
+    rows = [row for row in rows if len(row) == len(HEADER) and not row[0].startswith("-")]
+    return {row[:3]: row for row in rows if row != HEADER}
+
+
 def facts(seconds: float, billions: float, tiles: Sequence[tuple[int, int]]) -> str:
     """What the figures are of."""
     text = (
@@ -240,7 +250,6 @@ def main() -> None:
     options = parser.parse_args()
     seconds, billions = trace()
     print(f"traced in {seconds:.1f} s: {billions:.2f} B parameters", flush=True)
-    rows: list[tuple[str, ...]] = []
     command = "python experiments/aot_14b.py"
     if options.h200:
         from gpu_compile import OPTIMISED, device
@@ -261,9 +270,10 @@ def main() -> None:
         mesh = Mesh(np.array(found[:chips]).reshape(each.queries, each.heads), ("rows", "model"))
         split = f"{each.heads} x {each.queries}"
         for pattern in options.patterns:
-            rows.append(row_of(each.topology, split, pattern, each.capacity, mesh))
+            row = row_of(each.topology, split, pattern, each.capacity, mesh)
             # After every program: a later one may take the whole machine down.
-            write_section(RESULTS, title, [about, Table(HEADER, rows)], command=command)
+            table = Table(HEADER, list((kept_rows(title) | {row[:3]: row}).values()))
+            write_section(RESULTS, title, [about, table], command=command)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ The second table is what the tuned tile sizes come from (pallas_kernels/tile_siz
 a wavy surface in Hilbert order, a key allowed within 1.5 token footprints, the same pairs in tiles
 of every size, so that smaller tiles list fewer pairs and larger ones work faster. `building` is the
 time to make the mask from the geometry, `packing` that to look into its partial tiles and keep
-their bits, once for all layers; `mask` its bytes over those of a dense mask of booleans.
+their bits, once for all layers; `mask` its bytes over those of a dense mask of booleans. The third,
+where there are as many queries as keys: the joint pattern over [references ; target] by one kernel,
+or with the target's attention to itself apart (on a GPU by cuDNN) and merged by LSE.
 
 `--ahead` lowers and compiles the same programs, dense and ours, forward and backward, at the
 working sizes for an H200 that is not there (see gpu_compile.py for what it needs; cuDNN besides):
@@ -59,6 +61,8 @@ TABLE = Path(pk.__file__).parent / "tile_sizes.json"
 DENSITIES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 TILES = ((64, 64), (128, 64), (128, 128), (256, 128), (256, 256))
 WORKING = {"sizes": ((32_760, 12_480), (32_760, 99_840), (45_240, 45_240)), "heads": 40, "d": 128}
+# Of a joint sequence: 8 views of 1,560 tokens in 45,240.
+VIEWS, REFERENCE_SHARE = 8, (12_480, 45_240)
 CHECKED_TILES = 2  # rows of tiles whose output is compared: all logits of the others would not fit
 Program = Callable[[], Any]
 
@@ -273,6 +277,49 @@ def by_tile(options: argparse.Namespace, size: tuple[int, int]) -> tuple[Table, 
     return Table(columns, rows, f"A correspondence mask, {size[0]} x {size[1]} tokens."), best[1]
 
 
+def joint_programs(start: int) -> dict[str, Callable[..., Any]]:
+    """Forward attention under the joint pattern, as functions of q, k, v, the mask and its rest."""
+
+    def one(q, k, v, mask, rest):
+        return pk.block_sparse_attention(q, k, v, mask)
+
+    def two(q, k, v, mask, rest):
+        return pk.attend_with_dense_tail(q, k, v, rest, start=start)
+
+    return {"one kernel": one, "dense target apart, merged by LSE": two}
+
+
+def by_joint(options: argparse.Namespace, tokens: int) -> Table:
+    """The joint pattern over [references ; target], in one kernel or with the target's own apart.
+
+    On an NVIDIA GPU the part apart is cuDNN's.
+    """
+    rng = np.random.default_rng(options.seed)
+    start = tokens * REFERENCE_SHARE[0] // REFERENCE_SHARE[1]
+    shape = (1, tokens, options.heads, options.head_dim)
+    q, k, v = (jnp.asarray(rng.normal(size=shape), options.dtype) for _ in range(3))
+    reference, target = surface(rng, start), surface(rng, tokens - start)
+    frame = jnp.arange(start, dtype=jnp.int32)[None] * VIEWS // start
+    loose = pk.joint_correspondence(reference.replace(frame=frame), target)
+    room = int(pk.refine(loose).keys.partial.sum())
+    mask = pk.pack_partial_tiles(loose, capacity=room)
+    # The end of the references cuts through a row and a column of tiles.
+    room += 2 * (mask.q_tiles + mask.k_tiles)
+    rest = pk.without_dense_tail(mask, start=start, capacity=room)
+    made = {
+        name: compile_program(attend, q, k, v, mask, rest)
+        for name, attend in joint_programs(start).items()
+    }
+    found = fastest({name: program for name, (program, _) in made.items()}, options.repeats)
+    rows = [
+        (name, f"{100 * float((rest if i else mask).density()[0, 0]):.1f} %",
+         f"{1e3 * found[name]:.1f}", f"{made[name][1]:.0f}")
+        for i, name in enumerate(made)
+    ]  # fmt: skip
+    caption = f"The joint pattern, {start} reference and {tokens - start} target tokens, forward."
+    return Table(("program", "active tiles under the mask", "ms", "peak MB"), rows, caption)
+
+
 def store(best: dict[str, Any]) -> None:
     """Put the tile sizes of this device into the package's table."""
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
@@ -326,16 +373,23 @@ def ahead() -> None:
         operands = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), operands
         )
-        for name, attend in attentions(operands[0]).items():
-            for part, function in (("forward", attend), ("both", with_gradient(attend))):
-                start = time.perf_counter()
-                with abstract_device():
-                    lowered = jax.jit(function).lower(*operands)
-                    compiled = lowered.compile(compiler_options=OPTIMISED)
-                seconds = time.perf_counter() - start
-                row = (f"{queries} x {keys}", name, part, f"{planned_mb(compiled):.0f}")
-                rows.append((*row, f"{seconds:.0f}"))
-                print(*rows[-1], flush=True)
+        programs = [
+            (name, part, function, operands)
+            for name, attend in attentions(operands[0]).items()
+            for part, function in (("forward", attend), ("both", with_gradient(attend)))
+        ]
+        if queries == keys:
+            joint = joint_programs(queries * REFERENCE_SHARE[0] // REFERENCE_SHARE[1])
+            programs += [(x, "forward", y, (*operands, operands[3])) for x, y in joint.items()]
+        for name, part, function, given in programs:
+            start = time.perf_counter()
+            with abstract_device():
+                lowered = jax.jit(function).lower(*given)
+                compiled = lowered.compile(compiler_options=OPTIMISED)
+            seconds = time.perf_counter() - start
+            row = (f"{queries} x {keys}", name, part, f"{planned_mb(compiled):.0f}")
+            rows.append((*row, f"{seconds:.0f}"))
+            print(*rows[-1], flush=True)
     text = (
         f"{WORKING['heads']} heads of {WORKING['d']}, bfloat16, a mask of full and partial tiles; "
         "dense is cuDNN's. Compiled for an H200 that is not there; nothing is timed but the "
@@ -375,6 +429,8 @@ def main() -> None:
         table, points = by_density(options, (queries, keys))
         tiles, best = by_tile(options, (queries, keys))
         parts += [table, tiles]
+        if queries == keys:
+            parts.append(by_joint(options, queries))
         plot(points, table.caption)
     store(best)
     parts.append(f"![times faster than dense attention](plots/{PLOT.name})")

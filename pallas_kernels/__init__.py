@@ -16,6 +16,7 @@ from pallas_kernels.correspondence_mask import (
     from_geometry,
     joint_correspondence,
 )
+from pallas_kernels.dense_tail import attend_with_dense_tail, without_dense_tail
 from pallas_kernels.geometry import (
     CorrespondenceRule,
     TokenGeometry,
@@ -53,6 +54,7 @@ __all__ = [
     "TileSizes",
     "TokenGeometry",
     "TokenOrder",
+    "attend_with_dense_tail",
     "available_implementations",
     "best_tiles",
     "block_sparse_attention",
@@ -82,4 +84,5 @@ __all__ = [
     "sphere_metric",
     "target_of",
     "tile_density",
+    "without_dense_tail",
 ]
