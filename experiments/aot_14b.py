@@ -192,6 +192,7 @@ def row_of(
     name: str, split: str, pattern: str, capacity: float, mesh: Mesh, **options: typing.Any
 ) -> tuple[str, ...]:
     """A row of the table; what does not fit has no figures."""
+    found: dict[str, typing.Any]
     try:
         found = compile_for(mesh, pattern, **options)
     except jax.errors.JaxRuntimeError as error:
@@ -199,8 +200,8 @@ def row_of(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         print(name, pattern, str(error)[:600], flush=True)
-        found = dict.fromkeys(("arguments", "temporary", "seconds"), float("nan"))
-        found["kernels"] = "does not fit"
+        unknown = dict.fromkeys(("arguments", "temporary", "seconds"), float("nan"))
+        found = {**unknown, "kernels": "does not fit"}
     total = found["arguments"] + found["temporary"]
     cells = (found["arguments"], found["temporary"], total)
     row = (

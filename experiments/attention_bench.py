@@ -38,6 +38,7 @@ on a GPU.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import time
@@ -300,7 +301,7 @@ def by_joint(options: argparse.Namespace, tokens: int) -> Table:
     q, k, v = (jnp.asarray(rng.normal(size=shape), options.dtype) for _ in range(3))
     reference, target = surface(rng, start), surface(rng, tokens - start)
     frame = jnp.arange(start, dtype=jnp.int32)[None] * VIEWS // start
-    loose = pk.joint_correspondence(reference.replace(frame=frame), target)
+    loose = pk.joint_correspondence(dataclasses.replace(reference, frame=frame), target)
     room = int(pk.refine(loose).keys.partial.sum())
     mask = pk.pack_partial_tiles(loose, capacity=room)
     # The end of the references cuts through a row and a column of tiles.

@@ -1,5 +1,6 @@
 """Query tiles dealt out to chips, one to each in turn, as the masks of their shares."""
 
+import dataclasses
 import typing
 from collections.abc import Callable
 
@@ -80,8 +81,9 @@ class QueryDealing:
             count, after = (self.turns, 2) if axis == 2 else (self.length, 3)
             return x.reshape(*x.shape[:axis], count, *x.shape[axis + after :])
 
-        mask = _over_rows(mask, share).replace(q_len=self.length)
-        return mask.replace(queries=tile_lists(jnp.swapaxes(mask.state(), 2, 3)))
+        mask = dataclasses.replace(_over_rows(mask, share), q_len=self.length)
+        queries = tile_lists(jnp.swapaxes(mask.state(), 2, 3))
+        return dataclasses.replace(mask, queries=queries)
 
 
 def _over_rows(mask: BlockMask, change: Callable[[Array, int], Array]) -> BlockMask:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+from jax.core import Tracer
 
 __all__ = ["Target", "target_of"]
 
@@ -57,7 +58,7 @@ def _devices(operands: tuple[Any, ...]) -> Iterator[Any]:
         if isinstance(operand, jax.sharding.Mesh):
             yield operand.abstract_mesh.abstract_device
             continue
-        if isinstance(operand, jax.core.Tracer):
+        if isinstance(operand, Tracer):
             yield jax.typeof(operand).sharding.mesh.abstract_device
             continue
         sharding = getattr(operand, "sharding", None)
