@@ -80,6 +80,21 @@ def test_a_converted_checkpoint_loads_like_the_official_one(checkpoint, converte
         np.testing.assert_array_equal(array, expected[path])
 
 
+def test_an_adapter_is_merged_into_a_converted_checkpoint(checkpoint, converted, tmp_path):
+    name, rng = "blocks.1.attn1.to_q", np.random.default_rng(0)
+    down, up = (rng.normal(size=size).astype(np.float32) for size in ((3, 24), (24, 3)))
+    lora = tmp_path / "lora.safetensors"
+    write_safetensors(lora, {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up})
+    ours, theirs = (
+        flat_paths(load(folder, dtype=jnp.float32, lora=lora).params)
+        for folder in (converted, checkpoint)
+    )
+    plain = flat_paths(load(checkpoint, dtype=jnp.float32).params)
+    assert sum(not np.array_equal(array, plain[path]) for path, array in theirs.items()) == 1
+    for path, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[path])
+
+
 def test_what_is_in_the_way_is_named(checkpoint, converted, tmp_path, capsys):
     with pytest.raises(InputError, match="holds a finished conversion already"):
         convert_to_orbax(checkpoint, converted, progress=False)

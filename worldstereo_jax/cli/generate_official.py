@@ -117,7 +117,10 @@ def run_official(options: argparse.Namespace) -> None:
     config = _rollout_config(size, frames, choices, scene, memory, len(jobs))
     mesh = _mesh(options.devices)
     dtype = options.dtype or "bfloat16"
-    world = official_world(files, config, choices, dtype=dtype, mesh=mesh)
+    world = official_world(files, config, choices, dtype=dtype, weights=options.weights, mesh=mesh)
+    if world.weights is not None:
+        # Says so at once when qwix is not there.
+        _ = world.transformer
     _check_needs(world, options, memory, drawn=trajectories is None or options.renders == "memory")
     if trajectories is not None and options.renders != "memory":
         for job in jobs:
@@ -128,7 +131,14 @@ def run_official(options: argparse.Namespace) -> None:
         with stages.stage("encoding the prompts"):
             prompts = _prompts(files, jobs, options, dtype, mesh)
         with stages.stage("loading the model"):
-            params = load_official(files, dtype=dtype, mesh=mesh, lora=options.lora, progress=False)
+            params = load_official(
+                files,
+                dtype=dtype,
+                weights=options.weights,
+                mesh=mesh,
+                lora=options.lora,
+                progress=False,
+            )
 
         def tell(step: int) -> None:
             stages.note(f" step {step + 1} of {choices.schedule.steps}")

@@ -55,6 +55,11 @@ def add_official_options(parser: argparse.ArgumentParser) -> None:
         "(default official)",
     )
     add("--dtype", choices=("bfloat16", "float32"), help="of the model (default bfloat16)")
+    add(
+        "--weights",
+        choices=("int8", "float8"),
+        help="keep the model's matrices in 8 bits (needs the quantise extra)",
+    )
     add("--size", metavar="HxW", help="instead of the checkpoint's nearest, for instance 480x832")
     add("--text-cache", type=Path, metavar="DIR", help="keep text states here, and look here first")
     add("--lora", type=Path, metavar="FILE", help="a low-rank adapter to merge")

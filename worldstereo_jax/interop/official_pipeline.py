@@ -33,6 +33,7 @@ from worldstereo_jax.interop.text_cache import Encode, TextCache, make_text_enco
 from worldstereo_jax.models.clip_vision import CLIPVisionConfig
 from worldstereo_jax.models.depth_anything import DepthAnythingConfig
 from worldstereo_jax.models.dinov2 import Dinov2Config
+from worldstereo_jax.models.quantised import quantise_params
 from worldstereo_jax.models.umt5 import UMT5Config
 from worldstereo_jax.models.wan_vae import WanVAEConfig
 from worldstereo_jax.sampling.official_world import (
@@ -160,6 +161,7 @@ def official_world(
     choices: OfficialChoices,
     *,
     dtype: DTypeLike = "bfloat16",
+    weights: str | None = None,
     mesh: Mesh | None = None,
 ) -> OfficialWorld:
     """The world of an opened model.
@@ -169,6 +171,7 @@ def official_world(
         rollout: sizes.
         choices: how clips are made.
         dtype: compute type of the transformer; the other networks compute in float32.
+        weights: "int8" or "float8" keeps the transformer's matrices in that type.
         mesh: devices that share the work, None for one.
 
     Raises:
@@ -184,6 +187,7 @@ def official_world(
         image_encoder=files.image_encoder,
         dinov2=files.dinov2,
         depth=files.depth,
+        weights=weights,
         mesh=mesh,
     )
 
@@ -205,6 +209,7 @@ def load_official(
     files: OfficialFiles,
     *,
     dtype: DTypeLike = "bfloat16",
+    weights: str | None = None,
     mesh: Mesh | None = None,
     lora: PathOrId | None = None,
     lora_scale: float = 1.0,
@@ -215,6 +220,7 @@ def load_official(
     Args:
         files: of `open_official`.
         dtype: of the transformer's parameters; the small networks keep float32.
+        weights: "int8" or "float8" brings its matrices into that type once they are loaded.
         mesh: devices that the transformer is split over; the others are on all of them.
         lora, lora_scale: see `from_pretrained`.
         progress: show a bar per network.
@@ -232,10 +238,13 @@ def load_official(
         files.model, base=files.base, dtype=dtype, placement=_split(mesh), lora=lora,
         lora_scale=lora_scale, progress=progress,
     )  # fmt: skip
+    params = denoiser.params
+    if weights is not None:
+        params = quantise_params(params, denoiser.config, weights)
     image = files.image_encoder
     dinov2, depth = files.dinov2_source, files.depth_source
     return OfficialParams(
-        denoiser=denoiser.params,
+        denoiser=params,
         vae=component(files.base, "vae").params,
         image_encoder=None if image is None else component(files.base, "image_encoder").params,
         dinov2=None if dinov2 is None else component(dinov2, "dinov2").params,

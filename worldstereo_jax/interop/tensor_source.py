@@ -67,9 +67,33 @@ class LaidOver(TensorSource):
     """Several sources as one, a later one over the earlier, tensor by tensor."""
 
     def __init__(self, sources: list[TensorSource]) -> None:
-        self._file_of = {}
-        for source in sources:
-            self._file_of |= source._file_of
+        self._source_of = {name: source for source in sources for name in source}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors, by name."""
+        return {name: source.info(name).shape for name, source in self._source_of.items()}
+
+    def info(self, name: str) -> TensorInfo:
+        """Type, shape and place of a tensor."""
+        return self._source_of[name].info(name)
+
+    def path(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._source_of[name].path(name)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Read one tensor."""
+        return self._source_of[name][name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._source_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source_of)
+
+    def __len__(self) -> int:
+        return len(self._source_of)
 
 
 def open_weights(path: str | os.PathLike[str]) -> TensorSource:

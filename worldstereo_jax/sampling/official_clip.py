@@ -24,7 +24,6 @@ from worldstereo_jax.models.worldstereo import (
     ControlInput,
     References,
     StreamOrder,
-    WorldStereo,
 )
 from worldstereo_jax.sampling.guidance import guide_one_batch, guide_two_pass
 from worldstereo_jax.sampling.loop import sample
@@ -62,6 +61,7 @@ def velocity_function(
         image: tokens of the input image, for models that take them.
     """
     mask, order = _pattern(conditions)
+    model = world.transformer
 
     def velocity(text: Array, x: Array, timestep: Array, sigma: Array) -> Array:
         del sigma
@@ -82,7 +82,7 @@ def velocity_function(
                 valid=shared.reference_valid,
             )
             camera = shared.camera
-        out = WorldStereo(world.denoiser).apply(
+        out = model.apply(
             {"params": params},
             latent,
             jnp.broadcast_to(timestep, (batch,)),

@@ -9,6 +9,7 @@ import dataclasses
 import typing
 
 import jax
+from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 
@@ -19,8 +20,10 @@ from worldstereo_jax.models.clip_vision import CLIPVisionConfig
 from worldstereo_jax.models.control import LATENT_STRIDE
 from worldstereo_jax.models.depth_anything import DepthAnythingConfig
 from worldstereo_jax.models.dinov2 import Dinov2Config
+from worldstereo_jax.models.quantised import quantised_model
 from worldstereo_jax.models.umt5 import UMT5Config
 from worldstereo_jax.models.wan_vae import WanVAEConfig
+from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.schedules import Schedule
 from worldstereo_jax.sampling.world import RolloutConfig
 
@@ -112,6 +115,8 @@ class OfficialWorld:
         image_encoder: None for a transformer without image tokens.
         dinov2: of retrieval; None where no more views are ever stored than are attended to.
         depth: monocular depth; None leaves depth unknown that the memories do not know.
+        weights: "int8" or "float8", the type that the transformer's matrices are kept in; see
+            `models.quantised`. None for that of its files.
         mesh: devices that share the work, along its axis `MODEL_AXIS`: the autoencoder's frames
             are spread over them. None for one device.
 
@@ -127,6 +132,7 @@ class OfficialWorld:
     image_encoder: CLIPVisionConfig | None = None
     dinov2: Dinov2Config | None = None
     depth: DepthAnythingConfig | None = None
+    weights: str | None = None
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
@@ -163,6 +169,13 @@ class OfficialWorld:
                 f"{self.name}: a camera-control model attends to no views; leave the "
                 "correspondence pattern out"
             )
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The module of the denoiser's parameters."""
+        if self.weights is None:
+            return WorldStereo(self.denoiser)
+        return quantised_model(self.denoiser, self.weights)
 
     @property
     def frame_stride(self) -> int:

@@ -1,0 +1,81 @@
+"""8-bit weights: a quarter of the bytes, nearly the same output; stacks layer by layer."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.official_modules import normal
+from tests.models.small_model import random_params
+from worldstereo_jax.config import ControlConfig, ModelConfig
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop.layer_stacks import flat_paths, unstack
+from worldstereo_jax.models.quantised import quantise_params, quantised_model
+from worldstereo_jax.models.worldstereo import WorldStereo, smallest_inputs
+
+CONFIG = ModelConfig(
+    width=32, num_layers=2, num_heads=2, ffn_width=96, text_dim=8, freq_dim=8, camera_width=None,
+    control=ControlConfig(
+        width=16, ffn_width=32, num_heads=2, num_layers=2, embed_width=32, mid_channels=8
+    ),
+)  # fmt: skip
+
+
+def total(params) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    given = smallest_inputs(CONFIG)
+    given["latent"] = normal(0, 1, 2, 4, 4, 36)
+    given["text"] = normal(1, 1, 5, 8)
+    control = given["control"]
+    given["control"] = control.replace(
+        render_latent=normal(2, 1, 2, 4, 4, 16),
+        render_mask=jnp.zeros((1, 2, 32, 32, 1)),
+        plucker=normal(3, 1, 2, 32, 32, 6),
+    )
+    return {**given, "timestep": jnp.array([500.0])}
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("int8", 0.02), ("float8", 0.1)])
+def test_a_quarter_of_the_bytes_gives_nearly_the_same(inputs, kind, bound):
+    pytest.importorskip("qwix", reason="the quantise extra is not installed")
+    params = random_params(CONFIG)
+    expected = jax.jit(WorldStereo(CONFIG).apply)({"params": params}, **inputs)
+    matrices = sum(
+        array.size
+        for path, array in flat_paths(params).items()
+        if "/layers/" in path and path.endswith("kernel") and "modulation" not in path
+    )
+    emptied = jax.tree.map(lambda a: a, params)
+    small = quantise_params(emptied, CONFIG, kind)
+    assert not emptied
+    # Three of four bytes of every matrix in the layers are saved, but for a float32 scale of each
+    # output channel, which stands beside 16 to 96 bytes.
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(small) if leaf.itemsize == 1) == matrices
+    assert 2.7 * matrices < total(params) - total(small) < 3 * matrices
+    found = jax.jit(quantised_model(CONFIG, kind).apply)({"params": small}, **inputs)
+    error = np.abs(np.asarray(found - expected)).max() / np.abs(np.asarray(expected)).max()
+    assert 0 < error < bound
+
+
+def test_layers_one_by_one_are_quantised_like_a_stack(inputs):
+    pytest.importorskip("qwix", reason="the quantise extra is not installed")
+    params, alone = random_params(CONFIG), CONFIG.replace(scan_layers=False)
+    unrolled = quantise_params(unstack(params, CONFIG), alone, "int8")
+    stacked = quantise_params(jax.tree.map(lambda a: a, params), CONFIG, "int8")
+    found = jax.jit(quantised_model(alone, "int8").apply)({"params": unrolled}, **inputs)
+    expected = jax.jit(quantised_model(CONFIG, "int8").apply)({"params": stacked}, **inputs)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_what_cannot_be_had_is_named(monkeypatch):
+    with pytest.raises(InputError, match="kind 'int3', expected one of int8, float8"):
+        quantised_model(CONFIG, "int3")
+    monkeypatch.setitem(sys.modules, "qwix", None)
+    with pytest.raises(InputError, match="need the quantise extra"):
+        quantised_model(CONFIG, "int8")

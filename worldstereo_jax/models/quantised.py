@@ -1,0 +1,90 @@
+"""The video transformer with the weights of its layers in 8 bits, through qwix.
+
+Weights only: activations, norms, modulation and embeddings keep their types, and products are
+computed in the model's. Of a layer's matrices every output channel has a scale of its own.
+"""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from worldstereo_jax.array_types import PyTree
+from worldstereo_jax.config import ModelConfig
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.models.worldstereo import WorldStereo, smallest_inputs
+
+KINDS = {"int8": jnp.int8, "float8": jnp.float8_e4m3fn}
+"""Names of the types that weights can be kept in."""
+
+_MATRICES = (
+    r".*(attention|ffn)/(query|key|value|image_key|image_value|out|up|down|gate)|.*/residual"
+)
+"""Paths of the linear maps inside the layers: nearly all of a large model's bytes."""
+
+
+def quantised_model(config: ModelConfig, kind: str) -> nn.Module:
+    """`WorldStereo(config)` for parameters from `quantise_params`.
+
+    Args:
+        config: sizes and choices.
+        kind: one of `KINDS`.
+
+    Raises:
+        InputError: for another kind, or when qwix is not installed.
+    """
+    qwix = _qwix(kind)
+    rules = [qwix.QuantizationRule(module_path=_MATRICES, weight_qtype=KINDS[kind])]
+    return qwix.quantize_model(WorldStereo(config), qwix.PtqProvider(rules))
+
+
+def quantise_params(params: PyTree, config: ModelConfig, kind: str) -> PyTree:
+    """Parameters of `WorldStereo(config)` as `quantised_model` takes them.
+
+    One array after the other, and each is let go when its 8 bits stand, so that beyond the
+    parameters themselves only the largest array needs room. `params` is emptied on the way.
+
+    Args:
+        params: nested dict of arrays; emptied.
+        config: sizes.
+        kind: one of `KINDS`.
+
+    Raises:
+        InputError: as `quantised_model` does.
+    """
+    qwix, model = _qwix(kind), quantised_model(config, kind)
+    expected = flatten_dict(
+        jax.eval_shape(lambda: model.init(jax.random.key(0), **smallest_inputs(config)))["params"]
+    )
+    flat = flatten_dict(params)
+    params.clear()
+    found = {}
+    for path in list(flat):
+        array, like = flat.pop(path), expected[path]
+
+        def quantise(array: jax.Array, like: PyTree) -> PyTree:
+            return qwix.quantize_params({"w": array}, {"w": like})["w"]
+
+        if isinstance(like, jax.ShapeDtypeStruct):
+            found[path] = array
+        elif "layers" in path:
+            # A stack: scales are those of each layer, not of all layers together.
+            one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), like)
+            found[path] = jax.jit(jax.vmap(lambda row, one=one: quantise(row, one)))(array)
+        else:
+            found[path] = jax.jit(lambda array, like=like: quantise(array, like))(array)
+    return typing.cast(PyTree, unflatten_dict(found))
+
+
+def _qwix(kind: str) -> typing.Any:
+    if kind not in KINDS:
+        raise InputError(f"weights of kind {kind!r}, expected one of {', '.join(KINDS)}")
+    try:
+        import qwix
+    except ImportError as error:
+        raise InputError(
+            "weights in 8 bits need the quantise extra: pip install worldstereo-jax[quantise]"
+        ) from error
+    return qwix
