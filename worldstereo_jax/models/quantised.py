@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from pallas_kernels import AttentionSharding
 from worldstereo_jax.array_types import PyTree
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
@@ -25,19 +26,22 @@ _MATRICES = (
 """Paths of the linear maps inside the layers: nearly all of a large model's bytes."""
 
 
-def quantised_model(config: ModelConfig, kind: str) -> nn.Module:
-    """`WorldStereo(config)` for parameters from `quantise_params`.
+def quantised_model(
+    config: ModelConfig, kind: str, sharding: AttentionSharding | None = None
+) -> nn.Module:
+    """`WorldStereo(config, sharding)` for parameters from `quantise_params`.
 
     Args:
         config: sizes and choices.
         kind: one of `KINDS`.
+        sharding: how attention is split over the chips of a mesh, None for one chip.
 
     Raises:
         InputError: for another kind, or when qwix is not installed.
     """
     qwix = _qwix(kind)
     rules = [qwix.QuantizationRule(module_path=_MATRICES, weight_qtype=KINDS[kind])]
-    return qwix.quantize_model(WorldStereo(config), qwix.PtqProvider(rules))
+    return qwix.quantize_model(WorldStereo(config, sharding), qwix.PtqProvider(rules))
 
 
 def quantise_params(params: PyTree, config: ModelConfig, kind: str) -> PyTree:
@@ -82,7 +86,7 @@ def _qwix(kind: str) -> typing.Any:
     if kind not in KINDS:
         raise InputError(f"weights of kind {kind!r}, expected one of {', '.join(KINDS)}")
     try:
-        import qwix
+        import qwix  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
             "weights in 8 bits need the quantise extra: pip install worldstereo-jax[quantise]"

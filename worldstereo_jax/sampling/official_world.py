@@ -13,6 +13,7 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 
+from pallas_kernels import AttentionSharding
 from worldstereo_jax.array_types import PyTree
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
@@ -174,8 +175,19 @@ class OfficialWorld:
     def transformer(self) -> nn.Module:
         """The module of the denoiser's parameters."""
         if self.weights is None:
-            return WorldStereo(self.denoiser)
-        return quantised_model(self.denoiser, self.weights)
+            return WorldStereo(self.denoiser, self._attention_sharding)
+        return quantised_model(self.denoiser, self.weights, self._attention_sharding)
+
+    @property
+    def _attention_sharding(self) -> AttentionSharding | None:
+        """By heads where they divide among the devices, in both branches; else by queries."""
+        if self.mesh is None:
+            return None
+        control = self.denoiser.control
+        heads = [self.denoiser.num_heads, *([control.num_heads] if control else [])]
+        if any(count % self.mesh.shape[MODEL_AXIS] for count in heads):
+            return AttentionSharding(self.mesh, queries=MODEL_AXIS)
+        return AttentionSharding(self.mesh, heads=MODEL_AXIS)
 
     @property
     def frame_stride(self) -> int:
