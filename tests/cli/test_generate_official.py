@@ -12,6 +12,7 @@ from worldstereo_jax.cli.main import main
 from worldstereo_jax.data import images, video_io
 from worldstereo_jax.geometry.camera_io import read_camera_json
 from worldstereo_jax.memory.folder import load_memory
+from worldstereo_jax.sampling.official_rollout import OfficialRollout
 
 _SCENE_FILES = {"points.ply", "memory", "run.json"}
 _CLIP_FILES = {"video.mp4", "contact_sheet.png", "render.mp4", "render_mask.mp4", "cameras.json"}
@@ -92,15 +93,21 @@ def test_a_photograph_with_the_distilled_model(weights, shared_dir, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_a_panorama_with_guidance_and_official_retrieval(weights, shared_dir, tmp_path):
-    """Each clip in the official order reads the bank and writes to it; renders come from files."""
+def test_a_panorama_with_guidance_and_official_retrieval(
+    weights, shared_dir, tmp_path, monkeypatch
+):
+    """Each clip in the official order reads the bank and writes to it; renders come from files.
+
+    Finished clips are not made again, and enter the bank as they did.
+    """
     source = shared_dir / "data/panorama/scene0"
     scene = shrunken_panorama(source, tmp_path / "scene", views=3)
     out = tmp_path / "out"
-    generate(
+    given = (
         scene, "--model", weights / "worldstereo-memory", "--retrieval-model", weights / "dinov2",
-        "--dtype", "float32", "--steps", 2, "--cfg", "two-pass", "--out", out,
+        "--dtype", "float32", "--steps", 2, "--cfg", "two-pass", "--clips", tmp_path / "clips",
     )  # fmt: skip
+    generate(*given, "--out", out)
     run = json.loads((out / "run.json").read_text())
     assert run["clips"] == ["view0/traj2", "view0/traj0", "reconstruct_0/traj0"]
     assert run["choices"]["guidance"] == "two-pass"
@@ -118,6 +125,10 @@ def test_a_panorama_with_guidance_and_official_retrieval(weights, shared_dir, tm
     assert int(stereo.count) == 3 + 3 * 4
     # Nothing here knows depth, and nothing pretends to.
     assert not np.asarray(stereo.depth).any()
+    monkeypatch.delattr(OfficialRollout, "clip")
+    generate(*given, "--out", tmp_path / "again")
+    _, again = load_memory(tmp_path / "again/memory", model="worldstereo-memory")
+    np.testing.assert_array_equal(again.images, stereo.images)
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.cli.camera_paths import Job, cameras_of, plan_jobs
+from worldstereo_jax.cli.clip_store import ClipStore
 from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.memory_input import (
     depth_for_paths,
@@ -126,6 +127,22 @@ def run_official(options: argparse.Namespace) -> None:
         for job in jobs:
             _check_length(trajectories[job.name], frames)
 
+    run = {
+        "scene": scene.name,
+        "seed": options.seed,
+        "model": {
+            "checkpoint": str(files.model),
+            "base": str(files.base),
+            "depth": str(files.depth_source),
+            "lora": str(options.lora),
+            "weights": options.weights,
+            "config": world.denoiser.to_dict(),
+        },
+        "size": size,
+        "camera": [options.camera, options.amplitude],
+        "choices": _recorded(choices),
+        "clips": [job.name for job in jobs],
+    }
     with Stages(3 + 2 * len(jobs) + 1) as stages, atomic_folder(options.out) as folder:
         stages.seconds["reading"] = round(time.perf_counter() - started, 3)
         with stages.stage("encoding the prompts"):
@@ -154,6 +171,7 @@ def run_official(options: argparse.Namespace) -> None:
             key=jax.random.key(options.seed),
             trajectories=trajectories or {},
             renders_from_files=options.renders != "memory",
+            store=None if options.clips is None else ClipStore(options.clips, run),
         )
         for number, (job, prompt) in enumerate(zip(jobs, prompts, strict=True)):
             with stages.stage(f"making {job.name or 'the clip'}"):
@@ -167,15 +185,8 @@ def run_official(options: argparse.Namespace) -> None:
             "generate",
             {
                 "arguments": vars(options),
-                "seed": options.seed,
-                "model": {
-                    "checkpoint": str(files.model),
-                    "base": str(files.base),
-                    "config": files.denoiser.replace(dtype=dtype).to_dict(),
-                },
+                **run,
                 "rollout": dataclasses.asdict(config),
-                "choices": _recorded(choices),
-                "clips": [job.name for job in jobs],
                 "seconds": stages.seconds,
                 "memory": memory_counts(memory),
             },
@@ -194,6 +205,7 @@ class _Maker:
         key: random key of the run.
         trajectories: a panorama's own, by the names of their jobs.
         renders_from_files: take their point renders from their files.
+        store: where finished clips are kept; those found there are not made again.
         clips: number of each clip made, by view and trajectory, as the stored views hold it.
         last: the last frame of each.
     """
@@ -203,6 +215,7 @@ class _Maker:
     key: Array
     trajectories: Mapping[str, Trajectory]
     renders_from_files: bool
+    store: ClipStore | None = None
     clips: dict[tuple[str, str], int] = dataclasses.field(default_factory=dict)
     last: dict[tuple[str, str], Array] = dataclasses.field(default_factory=dict)
 
@@ -210,6 +223,20 @@ class _Maker:
         self, number: int, job: Job, prompt: Prompt, memory: WorldMemory
     ) -> tuple[OfficialClip, WorldMemory]:
         """One clip, and the memory after it."""
+        clip = None if self.store is None else self.store.read(job.name)
+        if clip is None:
+            clip = self._make_new(number, job, prompt, memory)
+            if self.store is not None:
+                self.store.write(job.name, clip)
+        clip = _placed(clip, self.rollout.world)
+        trajectory = self.trajectories.get(job.name)
+        if trajectory is not None:
+            key = trajectory.view, trajectory.name
+            self.clips[key] = int(memory.stereo.count)
+            self.last[key] = clip.video[-1]
+        return clip, self.rollout.remember(memory, clip)
+
+    def _make_new(self, number: int, job: Job, prompt: Prompt, memory: WorldMemory) -> OfficialClip:
         world = self.rollout.world
         config = world.rollout
         cameras = _placed(cameras_of(job, memory, config.frames), world)
@@ -233,7 +260,7 @@ class _Maker:
                     world.latent_frames,
                 )
             )
-        clip = self.rollout.clip(
+        return self.rollout.clip(
             self.params,
             memory,
             cameras,
@@ -243,11 +270,6 @@ class _Maker:
             bonus=bonus,
             renders=renders,
         )
-        if trajectory is not None:
-            key = trajectory.view, trajectory.name
-            self.clips[key] = int(memory.stereo.count)
-            self.last[key] = clip.video[-1]
-        return clip, self.rollout.remember(memory, clip)
 
 
 def _video_frames(files: OfficialFiles) -> int:

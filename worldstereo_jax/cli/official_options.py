@@ -62,6 +62,7 @@ def add_official_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--size", metavar="HxW", help="instead of the checkpoint's nearest, for instance 480x832")
     add("--text-cache", type=Path, metavar="DIR", help="keep text states here, and look here first")
+    add("--clips", type=Path, metavar="DIR", help="keep clips here as they finish, and go on here")
     add("--lora", type=Path, metavar="FILE", help="a low-rank adapter to merge")
     add("--vae-tile", type=count, metavar="N", help="VAE in tiles of N latent pixels (official 32)")
     add("--devices", type=count, metavar="N", help="split the model over N devices (default 1)")

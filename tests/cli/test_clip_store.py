@@ -1,0 +1,51 @@
+"""Finished clips on disk: the same to the bit, and none of another run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from worldstereo_jax.cli.clip_store import ClipStore
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop.safetensors_io import write_safetensors
+from worldstereo_jax.sampling.official_conditions import ChosenViews, Renders
+from worldstereo_jax.sampling.official_rollout import OfficialClip
+from worldstereo_jax.sampling.world import Cameras
+
+RUN = {"seed": 3, "size": (4, 6), "model": {"checkpoint": "a"}}
+
+
+@pytest.fixture
+def clip():
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    return OfficialClip(
+        video=normal(2, 4, 6, 3),
+        depth=normal(2, 4, 6),
+        cameras=Cameras(w2c=normal(2, 4, 4), intrinsics=normal(2, 3, 3)),
+        guidance=Renders(normal(2, 4, 6, 3), normal(2, 4, 6), normal(2, 4, 6)),
+        views=ChosenViews(jnp.array([3]), jnp.array([1]), jnp.array([True])),
+    )
+
+
+def test_a_clip_comes_back_to_the_bit(tmp_path, clip):
+    store = ClipStore(tmp_path / "clips", RUN)
+    assert store.read("view0/traj1") is None
+    store.write("view0/traj1", clip)
+    found = ClipStore(tmp_path / "clips", RUN).read("view0/traj1")
+    assert jax.tree.structure(found) == jax.tree.structure(clip)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(clip), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert store.read("") is None
+
+
+def test_other_files_are_refused(tmp_path, clip):
+    ClipStore(tmp_path, RUN).write("", clip)
+    with pytest.raises(InputError, match=r"made with seed 3, this run has 4; choose another"):
+        ClipStore(tmp_path, {**RUN, "seed": 4}).read("")
+    write_safetensors(tmp_path / "clip.safetensors", {"video": np.zeros(3, np.float32)})
+    with pytest.raises(InputError, match="holds no finished clip"):
+        ClipStore(tmp_path, RUN).read("")

@@ -1,0 +1,82 @@
+"""Finished clips of a scene in a folder, so that an interrupted run goes on after the last one.
+
+A scene of many trajectories takes hours with a large model. Its clips are kept as they were made,
+not as videos, so that what enters the memory again is the same to the bit.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop.safetensors_io import SafetensorsFile, write_safetensors
+from worldstereo_jax.sampling.official_conditions import ChosenViews, Renders
+from worldstereo_jax.sampling.official_rollout import OfficialClip
+from worldstereo_jax.sampling.world import Cameras
+
+_RUN = "run"
+
+
+class ClipStore:
+    """A folder of finished clips, one safetensors file each.
+
+    Args:
+        folder: made when the first clip is written.
+        run: what the clips follow from, as plain json values; clips of another run are refused.
+    """
+
+    def __init__(self, folder: Path, run: Mapping[str, object]) -> None:
+        self._folder = folder
+        self._run: dict[str, object] = json.loads(json.dumps(run, default=str))
+
+    def read(self, name: str) -> OfficialClip | None:
+        """The clip of a job, None when it was not made yet.
+
+        Raises:
+            InputError: for a damaged file, or the clip of another run, naming what differs.
+        """
+        path = self._path(name)
+        if not path.exists():
+            return None
+        file = SafetensorsFile(path)
+        try:
+            run = json.loads(file.metadata[_RUN])
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{path}: holds no finished clip ({error})") from error
+        for key, value in self._run.items():
+            if run.get(key) != value:
+                raise InputError(
+                    f"{path}: was made with {key} {run.get(key)!r}, this run has {value!r}; choose "
+                    "another --clips folder"
+                )
+        found = {key: jnp.asarray(file[key]) for key in file}
+        return OfficialClip(
+            video=found["video"],
+            depth=found["depth"],
+            cameras=Cameras(w2c=found["w2c"], intrinsics=found["intrinsics"]),
+            guidance=Renders(found["render_image"], found["render_mask"], found["render_depth"]),
+            views=ChosenViews(found["view_index"], found["view_position"], found["view_valid"]),
+        )
+
+    def write(self, name: str, clip: OfficialClip) -> None:
+        """Keep a clip; its file appears whole or not at all."""
+        arrays = {
+            "video": clip.video,
+            "depth": clip.depth,
+            "w2c": clip.cameras.w2c,
+            "intrinsics": clip.cameras.intrinsics,
+            "render_image": clip.guidance.render_image,
+            "render_mask": clip.guidance.render_mask,
+            "render_depth": clip.guidance.depth,
+            "view_index": clip.views.index,
+            "view_position": clip.views.position,
+            "view_valid": clip.views.valid,
+        }
+        tensors = {key: np.asarray(array) for key, array in arrays.items()}
+        write_safetensors(self._path(name), tensors, {_RUN: json.dumps(self._run)})
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name.replace('/', '-') or 'clip'}.safetensors"
