@@ -54,8 +54,8 @@ PROVISO = (
 def main() -> None:
     """Run, and write the sections and the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--scenes", type=int, default=12)
-    parser.add_argument("--region-scenes", type=int, default=6)
+    parser.add_argument("--scenes", type=int, default=8)
+    parser.add_argument("--region-scenes", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", type=Path, help="folder of other weights than the shipped")
     parser.add_argument("--lpips", type=Path, help="weights of LPIPS, which adds its column")

@@ -44,6 +44,7 @@ CUBE = 0.025  # metres: clouds are thinned to one point per cube of this side
 BY_ANGLE, BY_DISTANCE = "angle", "distance"
 TO_FIRST, TO_TRUTH = "PSNR dB to first clip", "PSNR dB to truth"
 BACK_PROJECTED, FUSED = "frames back-projected", "fused entries"
+RECONSTRUCTED = (HARD, NO_MEMORY)
 Figures = dict[tuple[str, str, str], float]
 
 
@@ -150,10 +151,17 @@ def evaluate_scene(
     stored, clouds, costs, stages, held = true_views(scene, config), {}, {}, {}, {}
     videos: dict[tuple[str, str], Any] = {}
     truths: dict[str, tuple[ClipTruth, dict[str, np.ndarray]]] = {}
+    first_gathered = rollout.gather(params, start, paths["first"])
     for name, alternative in ALTERNATIVES.items():
         memory = start
         for number, (clip_name, cameras) in enumerate(paths.items()):
-            gathered, stages["read the memories"] = timed(rollout.gather, params, memory, cameras)
+            # All start from the same memory: it is read once.
+            if clip_name == "revisit":
+                gathered, stages["read the memories"] = timed(
+                    rollout.gather, params, memory, cameras
+                )
+            else:
+                gathered = first_gathered
             if name == HARD:
                 hole = gathered[1].warped_mask
                 truths[clip_name] = clip_truth(scene, clip_name, stored[clip_name], hole)
@@ -162,8 +170,11 @@ def evaluate_scene(
             noise = jax.random.fold_in(key, number)
             clip, costs[name] = timed(rollout.clip, alternative, params, gathered, cameras, noise)
             videos[clip_name, name] = clip.video
-            memory, stages["write a clip into them"] = timed(rollout.rollout.remember, memory, clip)
-        if name in (HARD, NO_MEMORY):
+            if clip_name == "first" or name in RECONSTRUCTED:
+                memory, stages["write a clip into them"] = timed(
+                    rollout.rollout.remember, memory, clip
+                )
+        if name in RECONSTRUCTED:
             for way, found in clouds_of(memory, scene, config).items():
                 clouds[name, way] = found
         if name == HARD:
