@@ -50,6 +50,7 @@ def model_is_told(world):
             kwargs["references"].valid.any(),
             (kwargs["warped"].log_weight > -jnp.inf).any(),
             kwargs["control"].enabled.all(),
+            kwargs["entries"].valid.any(),
             anchor(batch)[0],
         )
 
@@ -60,14 +61,13 @@ def model_is_told(world):
 @pytest.mark.parametrize("name", ALTERNATIVES)
 def test_the_model_is_told_what_the_alternative_says(gathered, model_is_told, name):
     alternative = ALTERNATIVES[name]
-    conditions, guidance = told(alternative, *gathered)
-    references, warps, points, base = model_is_told(conditions)
+    conditions, mixes = told(alternative, gathered[0])
+    references, warps, points, entries, base = model_is_told(conditions)
     assert bool(references) == alternative.references
     assert bool(warps) == alternative.warps
     assert bool(points) == alternative.points
-    # Pixels of the warp are copied only where its mask says there are some.
-    copies = bool(conditions.stereo_enabled & (guidance.warped_mask.min() < 0.5))
-    assert copies == alternative.warps
+    assert bool(entries) == alternative.entries
+    assert bool(mixes) == alternative.warps
     if alternative.warps:
         np.testing.assert_array_equal(base, gathered[0].warped_features[..., 0, :16])
     elif alternative.points:
@@ -76,8 +76,8 @@ def test_the_model_is_told_what_the_alternative_says(gathered, model_is_told, na
         still = jnp.broadcast_to(gathered[0].first_latent[None], base.shape)
         np.testing.assert_array_equal(base, still)
     # A compiled program must take any of them.
-    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (conditions, guidance))
-    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tuple(gathered))
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), conditions)
+    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), gathered[0])
 
 
 def test_each_alternative_runs_its_patterns_program_and_only_no_memory_guesses_depth(

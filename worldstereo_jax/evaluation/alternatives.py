@@ -7,23 +7,26 @@ render, the references, the warped features. All are changes of a call's argumen
 import dataclasses
 import typing
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from worldstereo_jax.array_types import Array, Float
+from worldstereo_jax.array_types import Array, Bool, Float, Key
 from worldstereo_jax.evaluation.attention_patterns import (
     EVERY,
     HARD,
     PAIRS,
     PATTERNS,
     SOFT,
+    Pattern,
     denoise_under,
 )
 from worldstereo_jax.geometry.depth_alignment import align_depth
 from worldstereo_jax.sampling.compiled import CompiledRollout
 from worldstereo_jax.sampling.conditions import Conditions, Guidance
-from worldstereo_jax.sampling.rollout import Clip, generate_clip
+from worldstereo_jax.sampling.detail import restore_detail
+from worldstereo_jax.sampling.rollout import Clip, denoise_clip
 from worldstereo_jax.sampling.world import Cameras, World, WorldMemory, WorldParams
 
 
@@ -36,12 +39,14 @@ class Alternative:
         points: whether the global-geometric memory is told.
         references: whether views of the spatial-stereo memory are attended to.
         warps: whether its warped features are told, as input, as keys, and as pixels.
+        entries: whether surface entries beyond the views are attended to.
     """
 
     pattern: str = HARD
     points: bool = True
     references: bool = True
     warps: bool = True
+    entries: bool = True
 
 
 WITH_WARPS: Mapping[str, Alternative] = {
@@ -50,34 +55,41 @@ WITH_WARPS: Mapping[str, Alternative] = {
     PAIRS: Alternative(PAIRS),
     EVERY: Alternative(EVERY),
     "no references": Alternative(references=False),
+    "no entries": Alternative(entries=False),
 }
 """Both memories, told apart by the attention to references alone."""
 WITHOUT_WARPS: Mapping[str, Alternative] = {
-    f"{name}, no warps": dataclasses.replace(WITH_WARPS[name], warps=False)
+    f"{name}, no warps": dataclasses.replace(WITH_WARPS[name], warps=False, entries=False)
     for name in (HARD, SOFT, PAIRS, EVERY)
 }
 """The same, but references are all that the model is told of the spatial-stereo memory."""
 GLOBAL_ONLY, NO_MEMORY = "global memory only", "no memory"
 ONE_OR_NONE: Mapping[str, Alternative] = {
-    GLOBAL_ONLY: Alternative(references=False, warps=False),
-    NO_MEMORY: Alternative(points=False, references=False, warps=False),
+    GLOBAL_ONLY: Alternative(references=False, warps=False, entries=False),
+    NO_MEMORY: Alternative(points=False, references=False, warps=False, entries=False),
 }
 ALTERNATIVES: Mapping[str, Alternative] = {**WITH_WARPS, **WITHOUT_WARPS, **ONE_OR_NONE}
 
 
-def told(
-    alternative: Alternative, conditions: Conditions, guidance: Guidance
-) -> tuple[Conditions, Guidance]:
+class Told(NamedTuple):
+    """What a model is told: conditions, and whether pixels of the warp may be mixed in."""
+
+    conditions: Conditions
+    mixes: Bool[Array, ""]
+
+
+def told(alternative: Alternative, conditions: Conditions) -> Told:
     """What an alternative tells the model, of what the memories say; without a batch axis.
 
     Without warps no candidate has a weight, the clip is anchored on the point render as without
-    the spatial-stereo memory, and no pixel of the warp is copied. The references may still be read.
+    the spatial-stereo memory, and no pixel of the warp is mixed in. References may still be read.
     """
-    by_views = alternative.references or alternative.warps
+    by_views = alternative.references or alternative.warps or alternative.entries
     conditions = dataclasses.replace(
         conditions,
         global_enabled=conditions.global_enabled & alternative.points,
         stereo_enabled=conditions.stereo_enabled & by_views,
+        entries_enabled=conditions.entries_enabled & alternative.entries,
         reference_valid=conditions.reference_valid & alternative.references,
     )
     if by_views and not alternative.warps:
@@ -87,8 +99,7 @@ def told(
             warped_features=features.at[..., 0, :16].set(conditions.render_latent),
             warped_log_weight=jnp.full_like(conditions.warped_log_weight, -jnp.inf),
         )
-        guidance = dataclasses.replace(guidance, warped_mask=jnp.ones_like(guidance.warped_mask))
-    return conditions, guidance
+    return Told(conditions, conditions.stereo_enabled & alternative.warps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +108,7 @@ class AlternativeRollout:
 
     Attributes:
         rollout: gathers, completes depth, remembers.
-        generate: by the pattern's name what `CompiledRollout.generate` is.
+        generate: by the pattern's name the function `generate_told`, for one world.
         memoryless_depth: see `depth_without_memory`.
     """
 
@@ -118,13 +129,14 @@ class AlternativeRollout:
         Where an alternative has no memory at all, its depth knows none either, except that of the
         first frame, which is given; `guidance` holds what the memories say in any case.
         """
-        conditions, guidance = told(alternative, *gathered)
-        video = self.generate[alternative.pattern](params, conditions, guidance, key)
-        if alternative.points or alternative.references or alternative.warps:
+        conditions, guidance = gathered
+        generate = self.generate[alternative.pattern]
+        video = generate(params, told(alternative, conditions), guidance, key)
+        if alternative != ONE_OR_NONE[NO_MEMORY]:
             depth = self.rollout.complete(params, video, guidance.depth)
         else:
             depth = self.memoryless_depth(params, video, guidance.depth[0])
-        return Clip(video=video, depth=depth, cameras=cameras, guidance=gathered[1])
+        return Clip(video=video, depth=depth, cameras=cameras, guidance=guidance)
 
     def gather(
         self, params: WorldParams, memory: WorldMemory, cameras: Cameras
@@ -134,7 +146,7 @@ class AlternativeRollout:
 
 
 def alternative_rollout(world: World, rollout: CompiledRollout) -> AlternativeRollout:
-    """The programs of every pattern; that of the hard one is the rollout's own.
+    """The programs of every pattern, compiled when they are first called.
 
     Args:
         world: networks and sizes.
@@ -142,15 +154,47 @@ def alternative_rollout(world: World, rollout: CompiledRollout) -> AlternativeRo
     """
 
     def program(name: str) -> Callable[..., Array]:
-        call_model = denoise_under(PATTERNS[name])
-        return jax.jit(lambda *args: generate_clip(world, *args, call_model=call_model))
+        return jax.jit(lambda *args: generate_told(world, PATTERNS[name], *args))
 
-    generate = {name: program(name) for name in PATTERNS if name != HARD}
-    generate[HARD] = rollout.generate
     return AlternativeRollout(
         rollout=rollout,
-        generate=generate,
+        generate={name: program(name) for name in PATTERNS},
         memoryless_depth=jax.jit(lambda *args: depth_without_memory(world, *args)),
+    )
+
+
+def generate_told(
+    world: World,
+    pattern: Pattern,
+    params: WorldParams,
+    what: Told,
+    guidance: Guidance,
+    key: Key[Array, ""],
+) -> Float[Array, "f h w 3"]:
+    """`generate_clip` under a pattern, with pixels of the warp mixed in only where that is told.
+
+    Args:
+        world: networks and sizes.
+        pattern: of attention to references.
+        params: of the networks.
+        what: from `told`.
+        guidance: what the memories show of the path.
+        key: random key of the noise.
+
+    Returns:
+        Frames in [-1, 1].
+    """
+    video, coded_warp = denoise_clip(
+        world, params, what.conditions, key, call_model=denoise_under(pattern)
+    )
+    return restore_detail(
+        world.detail,
+        params.detail,
+        video,
+        guidance.warped_image,
+        coded_warp,
+        guidance.warped_mask,
+        what.mixes,
     )
 
 
