@@ -1,0 +1,104 @@
+"""Export of frames, cameras and points as a COLMAP model, in its text format.
+
+What reads COLMAP models (Gaussian splatting, nerfstudio, COLMAP itself) starts from the known
+cameras and, in place of sparse points, from the memory's. Layout: images/<name>.png and
+sparse/0/{cameras,images,points3D}.txt. COLMAP's conventions are this project's: world to camera,
+OpenCV axes, pixel centres at +0.5.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from worldstereo_jax.array_types import Array, Bool, Float, ndarray
+from worldstereo_jax.data.export import ExportView
+from worldstereo_jax.data.images import to_uint8, write_image
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.files import atomic_folder
+
+MODEL = Path("sparse") / "0"
+
+
+def export_colmap(
+    out: str | os.PathLike[str],
+    views: Sequence[ExportView],
+    points: Float[Array | ndarray, "n 3"] | None = None,
+    colors: Float[Array | ndarray, "n 3"] | None = None,
+    valid: Bool[Array | ndarray, "n"] | None = None,
+) -> Path:
+    """Write a COLMAP model to the folder `out`, and return it.
+
+    The folder appears only when complete, and replaces an earlier one.
+
+    Args:
+        out: the folder.
+        views: with intrinsics in pixels of their own images, without skew; every view gets a
+            camera of its own (PINHOLE), named <camera_id>.png.
+        points: world units; the model has none when None.
+        colors: in [-1, 1], of the points.
+        valid: which points are written; all when None.
+
+    Raises:
+        InputError: when there is no view, two share an id, an id cannot be a file's name, a lens
+            has skew, or points come without colours.
+    """
+    if not views:
+        raise InputError("The export holds no views.")
+    ids = [view.camera_id for view in views]
+    for name in ids:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise InputError(f"'{name}' cannot name a file of the export.")
+        if ids.count(name) > 1:
+            raise InputError(f"Two views of the export share the id '{name}'.")
+    if (points is None) != (colors is None):
+        raise InputError("Points of an export need colours, and colours need points.")
+    cameras, images = [], []
+    for number, view in enumerate(views, 1):
+        cameras.append(f"{number} {_lens(view)}")
+        # COLMAP expects a second line per image, with its features; it may be empty.
+        images += [f"{number} {_pose(view)} {number} {view.camera_id}.png", ""]
+    with atomic_folder(out) as folder:
+        for view in views:
+            write_image(folder / "images" / f"{view.camera_id}.png", view.image)
+        model = folder / MODEL
+        model.mkdir(parents=True)
+        _write_lines(model / "cameras.txt", cameras)
+        _write_lines(model / "images.txt", images)
+        _write_lines(model / "points3D.txt", _point_lines(points, colors, valid))
+    return Path(out)
+
+
+def _lens(view: ExportView) -> str:
+    k = np.asarray(view.intrinsics, np.float64)
+    if abs(k[0, 1]) > 1e-6 * k[0, 0]:
+        raise InputError(f"The lens of '{view.camera_id}' has skew, which COLMAP's has not.")
+    height, width = np.shape(view.image)[:2]
+    numbers = " ".join(repr(float(x)) for x in (k[0, 0], k[1, 1], k[0, 2], k[1, 2]))
+    return f"PINHOLE {width} {height} {numbers}"
+
+
+def _pose(view: ExportView) -> str:
+    w2c = np.asarray(view.w2c, np.float64)
+    x, y, z, w = Rotation.from_matrix(w2c[:3, :3]).as_quat()
+    return " ".join(repr(float(value)) for value in (w, x, y, z, *w2c[:3, 3]))
+
+
+def _point_lines(
+    points: Array | ndarray | None, colors: Array | ndarray | None, valid: Array | ndarray | None
+) -> list[str]:
+    if points is None or colors is None:
+        return []
+    keep = np.ones(len(points), bool) if valid is None else np.asarray(valid)
+    xyz, rgb = np.asarray(points, np.float64)[keep], to_uint8(colors)[keep]
+    return [
+        f"{i} {x:.7g} {y:.7g} {z:.7g} {r} {g} {b} 0"
+        for i, ((x, y, z), (r, g, b)) in enumerate(zip(xyz, rgb, strict=True), 1)
+    ]
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
