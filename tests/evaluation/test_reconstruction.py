@@ -92,3 +92,13 @@ def test_floaters_hang_before_a_surface_of_some_view():
     assert np.isnan(points_in_free_space(np.zeros((0, 3)), **cameras))
     unknown = {**cameras, "depth": np.zeros_like(depth)}
     assert points_in_free_space(beside, **unknown) == 0
+
+
+def test_points_beside_a_nearer_surface_are_no_floaters():
+    """At an edge of depth the last point of the near surface may fall into a pixel of the far."""
+    w2c = np.eye(4, dtype=np.float32)[None]
+    depth = np.full((1, 48, 64), 3.0, np.float32)
+    depth[:, :, :32] = 1.0
+    beside = np.array([[0.5 / 40, 0.0, 1.0], [3.5 / 40, 0.0, 1.0]])  # pixels 32 and 35
+    alone = [points_in_free_space(point[None], depth, w2c, K[None]) for point in beside]
+    assert alone == [0, 1]
