@@ -21,6 +21,8 @@ Writes sections into experiments/RESULTS.md, and two figures into experiments/pl
 
 import argparse
 import importlib.util
+import math
+import time
 from pathlib import Path
 
 import jax
@@ -56,6 +58,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--scenes", type=int, default=8)
     parser.add_argument("--region-scenes", type=int, default=5)
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="begin no further scene after this long"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", type=Path, help="folder of other weights than the shipped")
     parser.add_argument("--lpips", type=Path, help="weights of LPIPS, which adds its column")
@@ -74,7 +79,11 @@ def main() -> None:
     )
     has_matcher = importlib.util.find_spec("pycolmap") is not None
     results, matches = [], []
+    start = time.monotonic()
     for number in tqdm(range(options.scenes), unit="scene"):
+        # Intervals need two scenes.
+        if number >= 2 and time.monotonic() - start > 60 * options.minutes:
+            break
         scene = {k: jnp.asarray(v) for k, v in source[number].items() if k != "seed"}
         key = jax.random.fold_in(jax.random.key(options.seed), number)
         result = evaluate_scene(world, params, rollout, scene, key, lpips_weights)
@@ -101,7 +110,10 @@ def main() -> None:
         sections["What an independent matcher finds"] = list(match_tables(matches))
     else:
         print("pycolmap (the evaluate extra) is not installed: its section stays as it is")
-    command = f"python -m experiments.alternatives --scenes {options.scenes} --seed {options.seed}"
+    command = (
+        f"python -m experiments.alternatives --scenes {len(results)} "
+        f"--region-scenes {options.region_scenes} --seed {options.seed}"
+    )
     for title, parts in sections.items():
         for part in parts:
             print(part if isinstance(part, str) else part.markdown(), end="\n\n")
