@@ -16,6 +16,7 @@ from worldstereo_jax.sampling.reading import READING
 from worldstereo_jax.sampling.world import Cameras
 
 
+@pytest.mark.slow
 @pytest.mark.row("S15")
 @pytest.mark.row("S28")
 def test_selection_warp_and_masks_are_functions_of_the_world(world, params, finished, scene):
