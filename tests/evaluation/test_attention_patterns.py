@@ -14,7 +14,7 @@ from worldstereo_jax.evaluation.attention_patterns import (
     SOFT,
     Sides,
     best_reference,
-    denoise_under,
+    reading_under,
     sides_of,
 )
 from worldstereo_jax.sampling.conditions import gather_conditions
@@ -113,8 +113,10 @@ def test_the_hard_pattern_is_the_rollouts_own_and_others_change_the_output(world
 
     @jax.jit
     def outputs(conditions):
-        calls = [denoise, denoise_under(PATTERNS[EVERY])]
-        return [call(world.denoiser, params.denoiser, x, time, conditions) for call in calls]
+        return [
+            denoise(world.denoiser, params.denoiser, x, time, conditions, reading=reading)
+            for reading in (world.reading, reading_under(PATTERNS[EVERY], world.rollout))
+        ]
 
     ours, every = outputs(batch)
     assert float(jnp.abs(every - ours).max()) > 1e-3

@@ -20,7 +20,7 @@ from worldstereo_jax.evaluation.attention_patterns import (
     PATTERNS,
     SOFT,
     Pattern,
-    denoise_under,
+    reading_under,
 )
 from worldstereo_jax.geometry.depth_alignment import align_depth
 from worldstereo_jax.sampling.compiled import CompiledRollout
@@ -184,18 +184,10 @@ def generate_told(
     Returns:
         Frames in [-1, 1].
     """
-    video, coded_warp = denoise_clip(
-        world, params, what.conditions, key, call_model=denoise_under(pattern)
-    )
-    return restore_detail(
-        world.detail,
-        params.detail,
-        video,
-        guidance.warped_image,
-        coded_warp,
-        guidance.warped_mask,
-        what.mixes,
-    )
+    world = dataclasses.replace(world, reading=reading_under(pattern, world.rollout))
+    video, coded_warp = denoise_clip(world, params, what.conditions, key)
+    detailed = restore_detail(video, guidance.warped_image, coded_warp, guidance.warped_mask)
+    return jnp.where(what.mixes, detailed, video).clip(-1, 1)
 
 
 def depth_without_memory(

@@ -11,7 +11,7 @@ another under all of them; what differs is which reference tokens a target token
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,12 @@ from pallas_kernels import (
     pack_partial_tiles,
     pack_soft_tiles,
 )
-from worldstereo_jax.array_types import Array, Float, Int, PyTree
+from worldstereo_jax.array_types import Array, Int
 from worldstereo_jax.memory.masks import reference_block_mask
-from worldstereo_jax.models.worldstereo import StreamOrder, WorldStereo
+from worldstereo_jax.models.worldstereo import StreamOrder
 from worldstereo_jax.sampling.conditions import Conditions
-from worldstereo_jax.sampling.denoise import model_inputs
 from worldstereo_jax.sampling.reading import READING, Reading
+from worldstereo_jax.sampling.world import RolloutConfig
 
 EVERY, PAIRS = "every reference (2.0)", "frame pairs (1.0)"
 HARD, SOFT = "correspondence, hard", "correspondence, soft"
@@ -130,27 +130,16 @@ PATTERNS: Mapping[str, Pattern] = {
 }
 
 
-def denoise_under(pattern: Pattern) -> Callable[..., Float[Array, "b f lh lw 16"]]:
-    """A `denoise` that attends under another pattern; for `generate_clip`'s `call_model`.
+def reading_under(pattern: Pattern, config: RolloutConfig, tile: int = 128) -> Reading:
+    """How a world reads its memory when it attends to references under a pattern.
 
     Args:
         pattern: for instance one of `PATTERNS`.
+        config: of the world's rollout.
+        tile: side of the mask's tiles in tokens.
     """
 
-    def call(
-        model: WorldStereo,
-        params: PyTree,
-        noisy_latent: Float[Array, "b f lh lw 16"],
-        timestep: Float[Array, "b"],
-        conditions: Conditions,
-        *,
-        reading: Reading = READING,
-    ) -> Float[Array, "b f lh lw 16"]:
-        args, kwargs = model_inputs(
-            model.config, noisy_latent, timestep, conditions, reading=reading
-        )
-        mask = pattern(sides_of(conditions, kwargs["token_order"]), 128)
-        kwargs = {**kwargs, "block_mask": mask}
-        return cast(Array, model.apply({"params": params}, *args, **kwargs))
+    def mask(reference: TokenGeometry, target: TokenGeometry) -> BlockMask:
+        return pattern(Sides(reference, target, config.references, config.frames), tile)
 
-    return call
+    return READING._replace(reference_mask=mask)

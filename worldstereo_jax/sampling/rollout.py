@@ -61,12 +61,10 @@ def generate_clip(
     key: Key[Array, ""],
     *,
     on_step: Callable[[int], None] | None = None,
-    call_model: Callable[..., Array] = denoise,
 ) -> Float[Array, "f h w 3"]:
-    """Denoise one clip from its noised anchor under its conditions and decode it.
+    """One clip: `denoise_clip`, and with the stereo memory enabled its warp's own texture.
 
-    With the stereo memory enabled, texture that the latent cannot hold is taken from its warp
-    (see `restore_detail`).
+    A latent cannot hold the finest texture; see `restore_detail`.
 
     Args:
         world: networks and sizes.
@@ -74,17 +72,35 @@ def generate_clip(
         conditions, guidance: what `gather_conditions` read, without a batch axis.
         key: random key of the noise; the same key gives the same clip.
         on_step: called on the host with the index of each finished denoising step.
-        call_model: evaluates the transformer; takes and returns what `denoise` does. Another one
-            gives it another attention mask, for instance.
 
     Returns:
         Frames in [-1, 1].
+    """
+    video, coded_warp = denoise_clip(world, params, conditions, key, on_step=on_step)
+    detailed = restore_detail(video, guidance.warped_image, coded_warp, guidance.warped_mask)
+    return jnp.where(conditions.stereo_enabled, detailed, video).clip(-1, 1)
+
+
+def denoise_clip(
+    world: World,
+    params: WorldParams,
+    conditions: Conditions,
+    key: Key[Array, ""],
+    *,
+    on_step: Callable[[int], None] | None = None,
+) -> tuple[Float[Array, "f h w 3"], Float[Array, "f h w 3"]]:
+    """Denoise one clip from its noised anchor under its conditions and decode it.
+
+    Args as in `generate_clip`.
+
+    Returns:
+        The decoded frames, and the stereo memory's warp as the autoencoder shows it.
     """
     batched = jax.tree.map(lambda a: a[None], conditions)
     base = anchor(batched)
 
     def velocity(x: Array, timestep: Array, sigma: Array) -> Array:
-        output = call_model(
+        output = denoise(
             world.denoiser, params.denoiser, x, timestep[None], batched, reading=world.reading
         )
         return anchored_velocity(output, x, sigma, base)
@@ -95,8 +111,7 @@ def generate_clip(
     latent = sample(velocity, source, schedule, euler, on_step=on_step)
     warped_latent = conditions.warped_features[..., 0, :16]
     video, coded_warp = decode_frames(world.vae, params.vae, jnp.stack([latent[0], warped_latent]))
-    detailed = restore_detail(video, guidance.warped_image, coded_warp, guidance.warped_mask)
-    return jnp.where(conditions.stereo_enabled, detailed, video).clip(-1, 1)
+    return video, coded_warp
 
 
 def complete_depth(
