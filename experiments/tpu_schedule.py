@@ -239,10 +239,10 @@ def dump(variant: str, topology: str, folder: Path) -> None:
         raise SystemExit(f"{variant} does not compile for {topology}:\n{run.stderr[-2000:]}")
 
 
-def schedules_of(topology: str) -> dict[tuple[str, str], Schedule]:
+def schedules_of(topology: str, variants: Sequence[str]) -> dict[tuple[str, str], Schedule]:
     """Schedules of every kernel and variant for one kind of chip."""
     schedules: dict[tuple[str, str], Schedule] = {}
-    for variant in ("splash", *VARIANTS):
+    for variant in ("splash", *variants):
         with tempfile.TemporaryDirectory() as folder:
             dump(variant, topology, Path(folder))
             for kernel, names in KERNELS.items():
@@ -251,12 +251,17 @@ def schedules_of(topology: str) -> dict[tuple[str, str], Schedule]:
     return schedules
 
 
+def variants_in(schedules: dict[tuple[str, str], Schedule]) -> list[str]:
+    """Our variants that were compiled, in their order."""
+    return [x for x in VARIANTS if ("forward", x) in schedules]
+
+
 def bundles_of(schedules: dict[tuple[str, str], Schedule], kernel: str) -> dict[str, float]:
     """Bundles of a compute tile: splash's, and ours by what decides in it."""
     found = {"splash": splash_bundles(schedules[kernel, "splash"])}
-    for variant in VARIANTS:
+    for variant in variants_in(schedules):
         full, partial = our_bundles(schedules[kernel, variant], kernel, variant)
-        found |= {"full": full, variant: partial} if variant == "bits" else {variant: partial}
+        found |= {variant: partial} if "full" in found else {"full": full, variant: partial}
     return found
 
 
@@ -268,7 +273,7 @@ def tile_rows(chip: str, schedules: dict[tuple[str, str], Schedule]) -> list[tup
         splash = counts.pop("splash")
         cells = [chip, kernel, f"{splash:.0f}"]
         cells += [f"{count:.0f} ({100 * (count / splash - 1):+.0f} %)" for count in counts.values()]
-        for variant in VARIANTS:
+        for variant in variants_in(schedules):
             memory = schedules[kernel, variant].memory
             cells.append(f"{memory['vmem'] / 2**20:.1f} MiB, {memory['smem'] / 2**10:.0f} KiB")
         rows.append(tuple(cells))
@@ -346,6 +351,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--topologies", nargs="+", default=list(TOPOLOGIES))
     parser.add_argument("--scenes", type=int, default=3, help="procedural scenes of the bank")
     parser.add_argument("--views", type=int, default=64, help="reference views of the bank")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS),
+        help="without bits there is no second claim, and the section is one of its own",
+    )  # fmt: skip
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
@@ -356,9 +365,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from worldstereo_jax.evaluation.report import Table, write_section
 
-    columns = ("chip", "kernel", "splash", "full", *(f"partial, {x}" for x in VARIANTS))
-    columns += tuple(f"VMEM, SMEM: {x}" for x in VARIANTS)
-    found = {each.split(":")[0]: schedules_of(each) for each in options.topologies}
+    columns = ("chip", "kernel", "splash", "full", *(f"partial, {x}" for x in options.variants))
+    columns += tuple(f"VMEM, SMEM: {x}" for x in options.variants)
+    facts = (
+        f"Bundles per compute tile of {WIDE} x {WIDE} pairs and head, bfloat16, head size "
+        f"{HEAD_DIM}; masks in tiles of {TILE_Q} x {TILE_K}, {GROUP} heads to a program. From the "
+        "compiler's final schedule: no TPU was there."
+    )
+    title = "TPU kernels: static schedule"
+    command = f"python experiments/tpu_schedule.py --scenes {options.scenes}"
+    whole = "bits" in options.variants
+    if not whole:
+        title += f" of {' and '.join(options.variants)}"
+        command = f"python experiments/tpu_schedule.py --variants {' '.join(options.variants)}"
+        command += f" --topologies {' '.join(options.topologies)}"
+    found: dict[str, dict[tuple[str, str], Schedule]] = {}
+    for each in options.topologies:
+        found[each.split(":")[0]] = schedules_of(each, options.variants)
+        table = Table(columns, [row for each in found.items() for row in tile_rows(*each)])
+        print(f"{table.markdown()}\n", flush=True)
+        if not whole:
+            write_section(RESULTS, title, [facts, table], command=command)
+    if not whole:
+        return
     seeds = range(options.scenes)
     steps = [steps_of(options.views, seed) for seed in seeds]
     target, few = FRAMES * ROWS * COLUMNS, DENSE_KEYS
@@ -374,11 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row = bank_row(chip, each, joint, (target + few) ** 2)
             layers.append((str(views), f"{share:.1f} %", *row))
     layer = Table(("views", "active tiles", *ratios), layers)
-    facts = (
-        f"Bundles per compute tile of {WIDE} x {WIDE} pairs and head, bfloat16, head size "
-        f"{HEAD_DIM}; masks in tiles of {TILE_Q} x {TILE_K}, {GROUP} heads to a program. From the "
-        "compiler's final schedule: no TPU was there."
-    )
+    density = sum(x.density for x in steps) / len(steps)
     bank_facts = (
         f"Attention to {options.views} reference views through a correspondence mask over dense "
         f"attention (splash) to 8 views, in bundles: {options.scenes} procedural scenes, "
@@ -393,10 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = [facts, table, bank_facts, bank, layer_facts, layer]
     for part in parts:
         print(part.markdown() if isinstance(part, Table) else part, end="\n\n")
-    write_section(
-        RESULTS, "TPU kernels: static schedule", parts,
-        command=f"python experiments/tpu_schedule.py --scenes {options.scenes}",
-    )  # fmt: skip
+    write_section(RESULTS, title, parts, command=command)
 
 
 if __name__ == "__main__":
