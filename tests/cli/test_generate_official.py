@@ -103,11 +103,11 @@ def test_a_panorama_with_guidance_and_official_retrieval(
     source = shared_dir / "data/panorama/scene0"
     scene = shrunken_panorama(source, tmp_path / "scene", views=3)
     out = tmp_path / "out"
-    given = (
+    arguments = (
         scene, "--model", weights / "worldstereo-memory", "--retrieval-model", weights / "dinov2",
         "--dtype", "float32", "--steps", 2, "--cfg", "two-pass", "--clips", tmp_path / "clips",
     )  # fmt: skip
-    generate(*given, "--out", out)
+    generate(*arguments, "--out", out)
     run = json.loads((out / "run.json").read_text())
     assert run["clips"] == ["view0/traj2", "view0/traj0", "reconstruct_0/traj0"]
     assert run["choices"]["guidance"] == "two-pass"
@@ -126,7 +126,7 @@ def test_a_panorama_with_guidance_and_official_retrieval(
     # Nothing here knows depth, and nothing pretends to.
     assert not np.asarray(stereo.depth).any()
     monkeypatch.delattr(OfficialRollout, "clip")
-    generate(*given, "--out", tmp_path / "again")
+    generate(*arguments, "--out", tmp_path / "again")
     _, again = load_memory(tmp_path / "again/memory", model="worldstereo-memory")
     np.testing.assert_array_equal(again.images, stereo.images)
 
