@@ -118,6 +118,7 @@ def other(vae_params, memory, cameras, image):
     return gather(world, vae_params, memory, cameras, image)
 
 
+@pytest.mark.row("S26")
 def test_views_are_chosen_as_officially(goldens_dir):
     """The best view of every recorded target, in the order of the first that takes it."""
     with np.load(goldens_dir / "retrieval.npz") as golden:
@@ -192,6 +193,8 @@ def test_the_autoencoder_works_in_tiles_where_asked(vae_params, image):
     np.testing.assert_allclose(found, jax.jit(tiled)(vae_params, images[:, None])[:, 0], atol=1e-5)
 
 
+@pytest.mark.row("S17")
+@pytest.mark.row("S20")
 def test_the_correspondence_pattern_masks_by_geometry(other):
     """Where nothing corresponds the references have no say; dense, they have."""
     model = MODEL.replace(scan_layers=True, num_layers=1)
