@@ -38,6 +38,7 @@ def folder(tmp_path):
     return tmp_path / "memory"
 
 
+@pytest.mark.row("S25")
 def test_inspect_prints_and_draws(folder, capsys):
     assert main(["memory", "inspect", str(folder)]) == 0
     said = capsys.readouterr().out
@@ -50,6 +51,9 @@ def test_inspect_prints_and_draws(folder, capsys):
     assert "descriptor.state" not in said
     assert "0 of 10" in said
     with Image.open(folder.parent / "memory.png") as picture:
+        assert picture.size[0] > 800
+    assert "verdicts    5 seen once" in said
+    with Image.open(folder.parent / "memory_agreement.png") as picture:
         assert picture.size[0] > 800
 
 

@@ -30,9 +30,16 @@ def test_eight_bits_lose_nothing_that_shows_and_take_a_quarter(bank):
         step = np.asarray(coded.scales[level])[None]
         away = np.abs(np.asarray(bank.features[level] - back.features[level]))
         assert (away <= 0.501 * step)[np.asarray(bank.valid)].all()
-    es.assert_equal_banks(bank.replace(features=()), back.replace(features=()))
+    rest = [x.replace(features=(), appearance=jnp.zeros((0, 18))) for x in (bank, back)]
+    es.assert_equal_banks(*rest)
+    # Directions, and moments by their roots, each to half a step.
+    held = np.asarray(bank.valid)
+    one, other = (np.asarray(x.appearance)[held] for x in (bank, back))
+    one, other = (np.append(x[:, :3], np.sign(x) * np.sqrt(np.abs(x)), 1) for x in (one, other))
+    step = np.append(coded.appearance_scale[:3], coded.appearance_scale)
+    assert (np.abs(one - other)[:, 6:] <= 0.501 * step[6:]).all()
     plain, small = bytes_per_entry(bank), bytes_per_entry(coded)
-    assert small["features"] == plain["features"] / 4 == 81
+    assert small["features"] == plain["features"] / 4 == 81 + 18
     assert small["total"] == small["features"] + small["geometry"]
     assert small["geometry"] == plain["geometry"]
     assert small["total"] < 0.5 * plain["total"]
@@ -48,13 +55,14 @@ def test_four_bits_pack_two_channels_into_a_byte(bank):
         step = np.asarray(coded.scales[level])[None]
         away = np.abs(np.asarray(bank.features[level] - back.features[level]))
         assert (away <= 0.501 * step)[np.asarray(bank.valid)].all()
-    assert bytes_per_entry(coded)["features"] == 27 + 14 + 14
+    assert bytes_per_entry(coded)["features"] == 27 + 14 + 14 + 18
 
 
 @pytest.mark.row("S31")
 def test_what_is_decoded_is_coded_the_same_and_an_empty_bank_is_no_trouble(bank):
     once = quantise_entries(bank)
-    es.assert_equal_banks(once.codes, quantise_entries(restore_entries(once)).codes)
+    again = quantise_entries(restore_entries(once))
+    es.assert_equal_banks((once.codes, once.appearance), (again.codes, again.appearance))
     empty = init_entries(EntryConfig(5, (3, 2)))
     es.assert_equal_banks(restore_entries(quantise_entries(empty, bits=(4, 8))), empty)
     junk = empty.replace(features=(jnp.full((5, 3), 1e9), jnp.zeros((5, 2))))

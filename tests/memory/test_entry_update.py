@@ -122,7 +122,17 @@ def test_the_order_of_frames_does_not_matter(stacked):
     one, other = (es.build(stacked, order, start) for order in ([1, 2, 3, 4], [3, 1, 4, 2]))
     same = np.asarray((one.views == other.views).all(-1) & (one.denied == other.denied).all(-1))
     assert same[held].all()
-    for name in ("position", "normal", "confidence", "footprint", "direction", "scatter"):
+    for name in (
+        "position",
+        "normal",
+        "confidence",
+        "footprint",
+        "direction",
+        "scatter",
+        "appearance",
+        "edge",
+        "through",
+    ):
         left, right = np.asarray(getattr(one, name)), np.asarray(getattr(other, name))
         np.testing.assert_allclose(left[held], right[held], atol=3e-5, err_msg=name)
     for left, right in zip(one.features, other.features, strict=True):

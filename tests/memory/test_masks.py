@@ -179,6 +179,32 @@ def test_tokens_without_depth_see_the_target_and_no_reference(room):
     assert dense[:, 4 * TOKENS :].all()
 
 
+@pytest.mark.row("S37")
+@pytest.mark.row("S19")
+def test_several_surfaces_in_a_token_lower_its_weight_until_it_means_none():
+    """Three tokens: a wall, a wall with a post in a third of it, and one whose depth is a guess."""
+    depth = jnp.full((1, TOKEN, 3 * TOKEN), 4.0).at[0, :, TOKEN : TOKEN + 5].set(2.0)
+    certain = jnp.ones(depth.shape).at[0, :, 2 * TOKEN :].set(0.015)
+    view = ViewSet(
+        depth,
+        jnp.eye(4)[None],
+        jnp.array([[[40.0, 0, 24], [0, 40, 8], [0, 0, 1]]]),
+        jnp.ones((1,), bool),
+        certain,
+    )
+    geometry = _geometry(view, view)
+    weight = np.exp(np.asarray(geometry.log_weight[0]))
+    assert weight[1] < 0.75 * weight[0]
+    np.testing.assert_array_equal(geometry.valid[0], [True, True, False])
+    # And its field reaches farther, also to the second surface.
+    metric = np.asarray(geometry.metric[0])
+    assert np.linalg.det(_matrix(metric[1])) < 0.5 * np.linalg.det(_matrix(metric[0]))
+    mask = np.asarray(reference_block_mask(geometry, geometry, tile=3).dense()).reshape(6, 6)
+    assert mask[3, 0]
+    assert not mask[5, :3].any()
+    assert mask[5, 3:].all()
+
+
 @pytest.mark.row("S38")
 def test_geometry_scales_with_the_world(room):
     scale = 20.0

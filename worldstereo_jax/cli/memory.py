@@ -1,21 +1,31 @@
-"""`worldstereo memory inspect`: what a saved memory holds, in figures and in a picture."""
+"""`worldstereo memory inspect`: what a saved memory holds, in figures and in pictures."""
 
 import argparse
 from pathlib import Path
 
 import numpy as np
 
+from worldstereo_jax.array_types import UInt8, ndarray
 from worldstereo_jax.cli.arguments import ArgumentParser
 from worldstereo_jax.data.images import write_uint8_image
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.evaluation.bank_agreement import (
+    VERDICTS,
+    agreement_picture,
+    clip_agreement,
+    entry_agreement,
+)
 from worldstereo_jax.evaluation.memory_picture import memory_picture
 from worldstereo_jax.evaluation.memory_report import MemoryReport, report_entries, report_memory
+from worldstereo_jax.memory.entries import EntryBank
+from worldstereo_jax.memory.entry_codec import QuantisedEntries, restore_entries
 from worldstereo_jax.memory.entry_folder import entries_from_fields, is_entry_field
 from worldstereo_jax.memory.folder import load_memory, load_optional_fields, model_of_memory
 from worldstereo_jax.memory.global_geometric import GlobalGeometricMemory
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
 
 _BAR = 40
+_VIEWS = 4  # compared with the entries in the picture
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
         "--picture",
         type=Path,
         metavar="FILE",
-        help="where to draw it, a PNG (default: memory.png beside the folder)",
+        help="where to draw it, a PNG (default: memory.png beside the folder); how its views agree "
+        "with its entries is drawn beside it",
     )
     return parser
 
@@ -48,6 +59,10 @@ def run(options: argparse.Namespace) -> None:
             picture, memory_picture(stereo, report, title=str(options.folder))[..., :3]
         )
         print(f"\n{picture}")
+    if report.views and "position" in optional:
+        beside = picture.with_name(f"{picture.stem}_agreement.png")
+        write_uint8_image(beside, _draw_agreement(stereo, optional)[..., :3])
+        print(beside)
 
 
 def describe(
@@ -104,14 +119,38 @@ def _describe_entries(optional: dict[str, np.ndarray]) -> list[str]:
     seen = ", ".join(
         f"{int(count):,} by {number}" for number, count in enumerate(report.views) if count
     )
+    verdict = np.asarray(entry_agreement(_held_entries(optional)).verdict)
+    counts = np.bincount(verdict[verdict >= 0], minlength=len(VERDICTS))
+    verdicts = ", ".join(
+        f"{count:,} {name}" for name, count in zip(VERDICTS, counts, strict=True) if count
+    )
     return [
         f"  entries     {report.entries:,}, {report.overflow:,} found no room",
         f"  levels      {filled or 'none'}, the finest first",
         f"  seen by     {seen or 'none'} (entries by number of views)",
         f"  size        {report.bytes_per_entry} bytes an entry",
+        f"  verdicts    {verdicts or 'none'}",
         "  confidence  of the entries",
         *_bars(report.confidence),
     ]
+
+
+def _held_entries(optional: dict[str, np.ndarray]) -> EntryBank:
+    """The folder's entries with float32 features."""
+    bank = entries_from_fields(optional, capacity=len(optional["position"]))
+    return restore_entries(bank) if isinstance(bank, QuantisedEntries) else bank
+
+
+def _draw_agreement(
+    stereo: SpatialStereoMemory, optional: dict[str, np.ndarray]
+) -> UInt8[ndarray, "height width 4"]:
+    """Stored views beside the entries seen from them, and where both differ (row S25)."""
+    held = np.flatnonzero(np.asarray(stereo.valid))
+    chosen = np.unique(held[np.linspace(0, len(held) - 1, _VIEWS).astype(int)])
+    views = stereo.images[chosen]
+    cameras = stereo.w2c[chosen], stereo.intrinsics[chosen]
+    found = clip_agreement(views, *cameras, _held_entries(optional))
+    return agreement_picture(np.asarray(views), found)
 
 
 def _bars(histogram: np.ndarray) -> list[str]:

@@ -1,1 +1,33 @@
-"""What the model remembers of a scene: coarse points, keyframes, and the geometry between them."""
+"""What the model remembers of a scene: coarse points, keyframes, surface entries, their geometry.
+
+Three frozen pytrees of fixed capacity: `GlobalGeometricMemory` (points), `SpatialStereoMemory`
+(keyframes) and `EntryBank` (surface entries, alone or with their index as `IndexedEntries`). All
+that is done with them are pure functions, which can be traced, scanned over and donated to:
+
+    what        keyframes and points                    entries
+    init        spatial_stereo.init_spatial_memory,     entries.init_entries,
+                global_geometric.init_global_memory     entry_store.init_store
+    update      spatial_stereo.insert_keyframes,        entry_update.update_entries,
+                global_geometric.update_global_memory   entry_store.update_store
+    query       coverage.retrieve_by_coverage,          entry_index.query_radius,
+                retrieval.select_references             entry_index.query_frustum
+    correspond  correspondence.dense_correspondence,    entry_match.sight_entries
+                correspondence.patch_correspondence,
+                matching.match_images
+    warp        warping.warp_views,                     entry_warp.warp_entries,
+                global_geometric.render_global_memory   entry_warp.warp_layers
+    mask        masks.token_geometry,                   entry_field.entry_geometry
+                masks.reference_block_mask
+    prune       coverage.view_coverage (budget of       entry_prune.prune_entries
+                tokens, in retrieve_by_coverage)
+    merge       global_geometric.insert_points          entry_edit.merge_entries
+    save        folder.save_memory                      entry_folder.entry_fields
+    load        folder.load_memory                      entry_folder.entries_from_fields
+    select      correspondence.find_correspondence      entry_edit.select_box,
+                                                        entry_edit.select_view,
+                                                        entry_edit.delete_entries
+    undo                                                entry_edit.begin_clip,
+                                                        entry_edit.undo_clip
+
+Saving and loading alone touch the disk. Entries may lie spread over a mesh along their first axis.
+"""

@@ -54,22 +54,26 @@ class EntryConfig:
 class EntryBank:
     """At most n entries; slots below `count` are in use, and hold an entry where `valid`.
 
-    position [n, 3]: fused, world units (row S3). anchor [n, 3]: where the entry was first put;
-    eye [n, 3]: the camera that saw it there.
-    normal [n, 3]: unit, facing the cameras; 0 = unknown (row S4). normal_agreement [n]: length of
-    the mean of the unit normals, 1 = all the same. footprint [n]: world size of one pixel of the
-    sharpest view. direction [n, 3]: mean of the unit vectors to the cameras. distance [n]: mean
-    distance to them. views [n, words]: bitset of the views that saw it; denied [n, words]: of
-    those whose depth speaks against it (row S5). confidence [n]: 0 .. 1 (row S6), from support
-    [n] and against [n], the summed confidence of either, and from the variances.
-    observations [n]: int32, frames fused. information [n]: 1 / variance of the position, 1 /
-    world units squared. scatter [n]: weighted variance of the measured positions, world units
-    squared. features: tuple over levels of [n, c], finest first (row S1). feature_weight [n]: sum
-    of their weights, 1 / world units squared. feature_variance [n]: weighted variance of the
-    first level, mean over its channels. valid [n]. protected [n]: never pruned. source [n]: int32,
-    number of the clip that put it there. count []: int32, slots in use. overflow []: int32,
-    entries that found no room. uncounted []: int32, frames whose number has no bit: they are
-    fused, but a repetition of them would be taken for another frame.
+    position [n, 3]: fused, world units (row S3). anchor [n, 3]: where the entry was first put; eye
+    [n, 3]: the camera that saw it there. normal [n, 3]: unit, facing the cameras; 0 = unknown (row
+    S4). normal_agreement [n]: length of the mean of the unit normals, 1 = all the same. footprint
+    [n]: world size of one pixel of the sharpest view. direction [n, 3]: mean of the unit vectors to
+    the cameras. distance [n]: mean distance to them. views [n, words]: bitset of the views that saw
+    it; denied [n, words]: of those whose depth speaks against it (row S5). confidence [n]: 0 .. 1
+    (row S6), from support [n] and against [n], the summed confidence of either, and from the
+    variances. through [n]: the part of against that comes from frames that looked through it at
+    something behind (row S24). observations [n]: int32, frames fused. information [n]: 1 / variance
+    of the position, 1 / world units squared. scatter [n]: weighted variance of the measured
+    positions, world units squared. features: tuple over levels of [n, c], finest first (row S1).
+    feature_weight [n]: sum of their weights, 1 / world units squared. feature_variance [n]:
+    weighted variance of the first level, mean over its channels. appearance [n, 18]: how its colour
+    goes with the view, see `entry_appearance` (row S24). edge [n]: share of the frames that saw it
+    beside a jump of depth, 0 .. 1 (row S22). spacing [n]: distance to its neighbours on the surface
+    when it was put there, in footprints, widened when pruning takes neighbours away (row S30).
+    valid [n]. protected [n]: never pruned. source [n]: int32, number of the clip that put it there.
+    count []: int32, slots in use. overflow []: int32, entries that found no room. uncounted []:
+    int32, frames whose number has no bit: they are fused, but a repetition of them would be taken
+    for another frame.
     """
 
     position: Float[Array, "n 3"]
@@ -85,12 +89,16 @@ class EntryBank:
     confidence: Float[Array, "n"]
     support: Float[Array, "n"]
     against: Float[Array, "n"]
+    through: Float[Array, "n"]
     observations: Int[Array, "n"]
     information: Float[Array, "n"]
     scatter: Float[Array, "n"]
     features: tuple[Float[Array, "n c"], ...]
     feature_weight: Float[Array, "n"]
     feature_variance: Float[Array, "n"]
+    appearance: Float[Array, "n 18"]
+    edge: Float[Array, "n"]
+    spacing: Float[Array, "n"]
     valid: Bool[Array, "n"]
     protected: Bool[Array, "n"]
     source: Int[Array, "n"]
@@ -131,12 +139,16 @@ def init_entries(config: EntryConfig) -> EntryBank:
         confidence=zeros(n),
         support=zeros(n),
         against=zeros(n),
+        through=zeros(n),
         observations=jnp.zeros((n,), jnp.int32),
         information=zeros(n),
         scatter=zeros(n),
         features=tuple(zeros(n, width) for width in config.widths),
         feature_weight=zeros(n),
         feature_variance=zeros(n),
+        appearance=zeros(n, 18),
+        edge=zeros(n),
+        spacing=zeros(n),
         valid=jnp.zeros((n,), bool),
         protected=jnp.zeros((n,), bool),
         source=jnp.zeros((n,), jnp.int32),

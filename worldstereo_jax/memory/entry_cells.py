@@ -62,6 +62,22 @@ def rank_in_cell(
     return jnp.zeros((n,), jnp.int32).at[which].set(rank)
 
 
+def cell_numbers(key: UInt32[Array, "2 n"], valid: Bool[Array, " n"]) -> Int[Array, " n"]:
+    """A number below n for each cell, the same for all that lie in it; n where not valid."""
+    n = valid.shape[0]
+    slot = jnp.arange(n, dtype=jnp.int32)
+    one, two, which = lax.sort((key[0], key[1], slot), num_keys=2)
+    new = (one[1:] != one[:-1]) | (two[1:] != two[:-1])
+    number = jnp.cumsum(jnp.concatenate([jnp.zeros((1,), bool), new]), dtype=jnp.int32)
+    return jnp.where(valid, jnp.zeros((n,), jnp.int32).at[which].set(number), n)
+
+
+def count_in_cells(number: Int[Array, " n"], where: Bool[Array, " n"]) -> Int[Array, " n"]:
+    """How many entries `where` asked lie in each entry's cell, by `cell_numbers`."""
+    counts = jnp.zeros(number.shape, jnp.int32).at[number].add(where, mode="drop")
+    return counts.at[number].get(mode="fill", fill_value=0)
+
+
 def nearest_in_cells(
     position: Float[Array, "n 3"],
     level: Int[Array, " n"],

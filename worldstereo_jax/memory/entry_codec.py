@@ -23,12 +23,16 @@ class QuantisedEntries:
 
     rest: the bank without features (an empty tuple). codes: tuple over levels of int8 [n, c], or
     uint8 [n, ceil(c / 2)] with two channels in a byte, low half first. scales: tuple over levels
-    of float32 [c]; value = code * scale.
+    of float32 [c]; value = code * scale. appearance int8 [n, 18] and appearance_scale [18]: the
+    change of colour with the view (row S24), of whose second moments roots with signs are coded, so
+    that small ones keep their precision.
     """
 
     rest: EntryBank
     codes: tuple[Shaped[Array, "n c"], ...]
     scales: tuple[Float[Array, "c"], ...]
+    appearance: Shaped[Array, "n 18"]
+    appearance_scale: Float[Array, "18"]
 
 
 def quantise_entries(bank: EntryBank, *, bits: tuple[int, ...] | None = None) -> QuantisedEntries:
@@ -41,16 +45,19 @@ def quantise_entries(bank: EntryBank, *, bits: tuple[int, ...] | None = None) ->
     Raises:
         InputError: for other numbers of bits, or another number of levels.
     """
-    bits = bits or (8,) * len(bank.features)
+    bits = (8,) * len(bank.features) if bits is None else bits
     if len(bits) != len(bank.features) or any(b not in (4, 8) for b in bits):
         raise InputError(
             f"bits must be 8 or 4 for each of the {len(bank.features)} levels, got {bits}"
         )
     coded = [_encode(x, bank.valid, b) for x, b in zip(bank.features, bits, strict=True)]
+    appearance, scale = _encode(_rooted(bank.appearance), bank.valid, 8)
     return QuantisedEntries(
-        rest=dataclasses.replace(bank, features=()),
+        rest=dataclasses.replace(bank, features=(), appearance=jnp.zeros((0, 18))),
         codes=tuple(codes for codes, _ in coded),
         scales=tuple(scale for _, scale in coded),
+        appearance=appearance,
+        appearance_scale=scale,
     )
 
 
@@ -60,22 +67,36 @@ def restore_entries(quantised: QuantisedEntries) -> EntryBank:
         _decode(codes, scale)
         for codes, scale in zip(quantised.codes, quantised.scales, strict=True)
     ]
-    return dataclasses.replace(quantised.rest, features=tuple(features))
+    rooted = _decode(quantised.appearance, quantised.appearance_scale)
+    return dataclasses.replace(
+        quantised.rest, features=tuple(features), appearance=_squared(rooted)
+    )
 
 
 def bytes_per_entry(bank: EntryBank | QuantisedEntries) -> dict[str, int]:
-    """Bytes that one entry takes: `features`, `geometry` (all the rest) and `total`.
+    """Bytes that one entry takes: `features` with their change by view, `geometry`, and `total`.
 
     Counters and scales, which are stored once for the whole bank, are left out.
     """
     if isinstance(bank, QuantisedEntries):
-        levels, rest = bank.codes, bank.rest
+        levels, rest = (*bank.codes, bank.appearance), bank.rest
     else:
-        levels, rest = bank.features, dataclasses.replace(bank, features=())
+        levels = (*bank.features, bank.appearance)
+        rest = dataclasses.replace(bank, features=(), appearance=bank.appearance[:0])
     features = sum(level.shape[-1] * level.dtype.itemsize for level in levels)
-    rows = [leaf for leaf in jax.tree.leaves(rest) if leaf.ndim]
+    rows = [leaf for leaf in jax.tree.leaves(rest) if leaf.size > 1]
     geometry = sum(leaf.dtype.itemsize * (leaf.size // leaf.shape[0]) for leaf in rows)
     return {"features": features, "geometry": geometry, "total": features + geometry}
+
+
+def _rooted(appearance: Float[Array, "n 18"]) -> Float[Array, "n 18"]:
+    moments = appearance[:, 3:]
+    rooted = jnp.sign(moments) * jnp.sqrt(jnp.abs(moments))
+    return jnp.concatenate([appearance[:, :3], rooted], -1)
+
+
+def _squared(rooted: Float[Array, "n 18"]) -> Float[Array, "n 18"]:
+    return jnp.concatenate([rooted[:, :3], rooted[:, 3:] * jnp.abs(rooted[:, 3:])], -1)
 
 
 def _encode(

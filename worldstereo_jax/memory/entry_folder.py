@@ -2,7 +2,9 @@
 
 What `folder_format` names is stored under that name: positions, normals, views, the pyramid. What
 fusing needs besides, the running weights and votes, is packed side by side into two more arrays,
-`descriptor.state` and `descriptor.record`, whose columns are listed here.
+`descriptor.state` and `descriptor.record`, whose columns are listed here. Two further ones came
+later, and folders without them load too: `descriptor.extent`, and `descriptor.appearance`, how
+colours go with the view (row S24).
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ import numpy as np
 from worldstereo_jax.array_types import Shaped, ndarray
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.memory.entries import COUNTERS, EntryBank, EntryConfig, init_entries
-from worldstereo_jax.memory.entry_codec import QuantisedEntries
+from worldstereo_jax.memory.entry_codec import QuantisedEntries, quantise_entries
 
 _NAMED = {
     "position": "position",
@@ -34,6 +36,7 @@ _STATE = (
     "feature_weight",
     "feature_variance",
 )
+_EXTENT = ("edge", "spacing", "through")
 # The counters of the whole bank stand in row 0.
 _ROWS = ("observations", "valid", "protected", "source")
 _RECORD = (*_ROWS, *COUNTERS)
@@ -45,8 +48,9 @@ def entry_fields(bank: EntryBank | QuantisedEntries) -> _Fields:
 
     descriptor.state is float32 [n, 13]: anchor, eye, then the columns of `_STATE`.
     descriptor.record is uint32 [n, 7 + words]: the columns of `_RECORD`, then the bitset `denied`.
-    Quantised features are stored as they are, 8 or 4 bits, with `pyramid_scale`. An empty bank
-    stores one empty slot.
+    descriptor.extent is float32 [n, 3]: the columns of `_EXTENT`. Quantised features and
+    appearance are stored as they are, 8 or 4 bits, with `pyramid_scale`. An empty bank stores one
+    empty slot.
     """
     rest = bank.rest if isinstance(bank, QuantisedEntries) else bank
     levels = bank.codes if isinstance(bank, QuantisedEntries) else bank.features
@@ -67,6 +71,10 @@ def entry_fields(bank: EntryBank | QuantisedEntries) -> _Fields:
         else:
             record[0, i] = value
     fields["descriptor.record"] = np.concatenate([record, np.asarray(rest.denied)[:n]], -1)
+    fields["descriptor.extent"] = np.stack([np.asarray(getattr(rest, x))[:n] for x in _EXTENT], -1)
+    fields["descriptor.appearance"] = np.asarray(bank.appearance)[:n]
+    if isinstance(bank, QuantisedEntries):
+        fields["pyramid_scale.appearance"] = np.asarray(bank.appearance_scale)
     return {name: np.ascontiguousarray(value) for name, value in fields.items()}
 
 
@@ -77,6 +85,8 @@ def is_entry_field(name: str) -> bool:
         *_NAMED.values(),
         "descriptor.state",
         "descriptor.record",
+        "descriptor.extent",
+        "descriptor.appearance",
     )
 
 
@@ -122,6 +132,11 @@ def entries_from_fields(
     values |= {name: state[:, 6 + i] for i, name in enumerate(_STATE)}
     values |= {name: record[:, i] for i, name in enumerate(_ROWS)}
     values["denied"] = record[:, len(_RECORD) :]
+    # Of folders from before: no edges, neighbours a footprint away, no change with the view.
+    extent = fields.get("descriptor.extent", np.tile(np.float32([0, 1, 0]), (state.shape[0], 1)))
+    values |= {name: extent[:, i] for i, name in enumerate(_EXTENT)}
+    plain = np.pad(fields["direction"], ((0, 0), (0, 15)))
+    appearance = fields.get("descriptor.appearance", plain)
 
     def fill(like: np.ndarray, value: np.ndarray) -> jnp.ndarray:
         filled = np.zeros((capacity, *value.shape[1:]), like.dtype)
@@ -136,11 +151,23 @@ def entries_from_fields(
     )
     stored = tuple(fill(level, level) for level in levels)
     if all(scale is None for scale in scales):
-        return dataclasses.replace(bank, features=stored)
+        told = fill(appearance, appearance)
+        return dataclasses.replace(bank, features=stored, appearance=told)
     if any(scale is None for scale in scales):
         raise InputError("some levels of the pyramid have a field pyramid_scale, others have none")
-    return QuantisedEntries(
-        rest=dataclasses.replace(bank, features=()),
+    quantised = QuantisedEntries(
+        rest=dataclasses.replace(bank, features=(), appearance=jnp.zeros((0, 18))),
         codes=stored,
         scales=tuple(jnp.asarray(scale) for scale in scales),
+        appearance=fill(appearance, appearance),
+        appearance_scale=jnp.asarray(fields.get("pyramid_scale.appearance", np.ones(18, "f4"))),
+    )
+    if "pyramid_scale.appearance" in fields:
+        return quantised
+    # A quantised bank from before has directions in full: they are coded now.
+    coded = quantise_entries(
+        dataclasses.replace(bank, features=(), appearance=fill(plain, plain)), bits=()
+    )
+    return dataclasses.replace(
+        quantised, appearance=coded.appearance, appearance_scale=coded.appearance_scale
     )

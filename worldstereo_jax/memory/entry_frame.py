@@ -15,6 +15,7 @@ from worldstereo_jax.geometry.points import normals_from_depth
 from worldstereo_jax.memory.entry_features import PYRAMID, Level, feature_pyramid
 from worldstereo_jax.memory.spatial_stereo import depth_confidence
 from worldstereo_jax.memory.surface import (
+    beside_jump,
     between_surfaces,
     inverse_depth,
     nearest_around,
@@ -86,14 +87,15 @@ class FrameSurface:
     """What the look-ups read of a frame's depth.
 
     inverse [h, w]: inverse depth, 0 where no surface is known. confidence [h, w]: 0 there too.
-    table [h * w, 8]: side by side the tangent plane (3 numbers, see `surface`), the confidence,
-    the largest inverse depth around, and the unit normal. w2c, intrinsics, and centre [3], the
-    camera's place. focal []: geometric mean of both focal lengths, pixels.
+    table [h * w, 9]: side by side the tangent plane (3 numbers, see `surface`), the confidence, the
+    largest inverse depth around, the unit normal, and 1 beside a jump of depth, else 0. w2c,
+    intrinsics, and centre [3], the camera's place. focal []: geometric mean of both focal lengths,
+    pixels.
     """
 
     inverse: Float[Array, "h w"]
     confidence: Float[Array, "h w"]
-    table: Float[Array, "p 8"]
+    table: Float[Array, "p 9"]
     w2c: Float[Array, "4 4"]
     intrinsics: Float[Array, "3 3"]
     centre: Float[Array, "3"]
@@ -107,7 +109,8 @@ class SurfaceSample:
 
     pixel [n, 2], depth [n]: of the points themselves. inverse [n]: of the surface on their rays,
     at sub-pixel position. confidence [n]. nearest [n]: largest inverse depth around.
-    normal [n, 3]: of the surface, 0 = unknown. inside [n]: in front of the camera, in the picture.
+    normal [n, 3]: of the surface, 0 = unknown. edge [n]: 1 beside a jump of depth, else 0. inside
+    [n]: in front of the camera, in the picture.
     """
 
     pixel: Float[Array, "n 2"]
@@ -116,6 +119,7 @@ class SurfaceSample:
     confidence: Float[Array, "n"]
     nearest: Float[Array, "n"]
     normal: Float[Array, "n 3"]
+    edge: Float[Array, "n"]
     inside: Bool[Array, "n"]
 
     @property
@@ -124,19 +128,24 @@ class SurfaceSample:
         return jnp.where(self.confidence > 0, self.depth * self.inverse, 0.0)
 
 
-def frame_surface(frame: EntryFrame) -> FrameSurface:
-    """Prepare a frame's depth for look-ups; pixels that hang between two surfaces are left out."""
+def frame_surface(frame: EntryFrame, *, jump: float = 0.02) -> FrameSurface:
+    """Prepare a frame's depth for look-ups; pixels that hang between two surfaces are left out.
+
+    `jump` is the share of depth by which a neighbour off the tangent plane makes an edge.
+    """
     inverse = inverse_depth(frame.depth)
     keep = (inverse > 0) & (frame.confidence > 0) & ~between_surfaces(inverse)
     confidence = jnp.where(keep, frame.confidence, 0.0)
     planes = jnp.where(keep[..., None], tangent_planes(inverse), 0.0)
     normal = normals_from_depth(frame.depth, frame.w2c, frame.intrinsics)
+    edge = beside_jump(inverse, tangent_planes(inverse), tolerance=jump).astype(jnp.float32)
     parts = [planes, confidence[..., None], nearest_around(inverse)[..., None], normal]
+    parts.append(edge[..., None])
     k = frame.intrinsics
     return FrameSurface(
         inverse=jnp.where(keep, inverse, 0.0),
         confidence=confidence,
-        table=jnp.concatenate(parts, -1).reshape(-1, 8),
+        table=jnp.concatenate(parts, -1).reshape(-1, 9),
         w2c=frame.w2c,
         intrinsics=k,
         centre=camera_centers(frame.w2c),
@@ -163,6 +172,7 @@ def sample_surface_at(surface: FrameSurface, points: Float[Array, "n 3"]) -> Sur
         confidence=jnp.where(known, found[:, 3], 0.0),
         nearest=jnp.where(inside, found[:, 4], 0.0),
         normal=found[:, 5:8],
+        edge=jnp.where(known, found[:, 8], 0.0),
         inside=inside,
     )
 

@@ -30,21 +30,23 @@ _BISECT = 6  # halvings of the step in which that line meets a surface
 class Sighting:
     """What the frame says of n entries.
 
-    agrees [n]: it shows the entry's surface where the entry lies. denies [n]: it looks through
-    the entry at something behind, or shows a surface across the line along which the entry was
-    seen. weight [n]: confidence of either statement. point [n, 3]: where the entry's ray meets
-    the frame's surface. normal [n, 3]: of that surface. pixel [n, 2]. depth [n]: of that point.
-    footprint [n]: world size of one pixel there. direction [n, 3]: unit, to the camera.
-    distance [n]: to it.
+    agrees [n]: it shows the entry's surface where the entry lies. denies [n]: it looks through the
+    entry at something behind, or shows a surface across the line along which the entry was seen.
+    through [n]: the former of the two. weight [n]: confidence of either statement. point [n, 3]:
+    where the entry's ray meets the frame's surface. normal [n, 3]: of that surface. pixel [n, 2].
+    depth [n]: of that point. edge [n]: 1 beside a jump of its depth. footprint [n]: world size of
+    one pixel there. direction [n, 3]: unit, to the camera. distance [n]: to it.
     """
 
     agrees: Bool[Array, "n"]
     denies: Bool[Array, "n"]
+    through: Bool[Array, "n"]
     weight: Float[Array, "n"]
     point: Float[Array, "n 3"]
     normal: Float[Array, "n 3"]
     pixel: Float[Array, "n 2"]
     depth: Float[Array, "n"]
+    edge: Float[Array, "n"]
     footprint: Float[Array, "n"]
     direction: Float[Array, "n 3"]
     distance: Float[Array, "n"]
@@ -73,11 +75,13 @@ def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sig
     return Sighting(
         agrees=agrees,
         denies=through | blocked,
+        through=through,
         weight=jnp.where(blocked, blocking, jnp.where(agrees | through, sample.confidence, 0.0)),
         point=surface_points(surface, sample),
         normal=sample.normal,
         pixel=sample.pixel,
         depth=depth,
+        edge=sample.edge,
         footprint=depth / surface.focal,
         direction=direction,
         distance=distance,

@@ -8,6 +8,7 @@ from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.points import PointCloud
 from worldstereo_jax.memory.entries import EntryBank, append_entries, init_entries
+from worldstereo_jax.memory.entry_appearance import first_appearance
 from worldstereo_jax.memory.entry_features import PYRAMID, Level
 
 _POINT_CONFIDENCE = 0.2  # a bare point has been seen by no view that could be asked
@@ -87,6 +88,8 @@ def entries_from_points(
         information=_POINT_CONFIDENCE / jnp.square(size),
         features=tuple(features),
         feature_weight=0.01 * _POINT_CONFIDENCE / jnp.square(size),
+        appearance=first_appearance(jnp.zeros((m, 3))),
+        spacing=jnp.ones((m,)),
         support=jnp.full((m,), 0.25 * _POINT_CONFIDENCE / (1.0 - _POINT_CONFIDENCE), jnp.float32),
         valid=jnp.ones((m,), bool),
         source=jnp.broadcast_to(jnp.asarray(source, jnp.int32), (m,)),

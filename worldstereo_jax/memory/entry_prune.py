@@ -6,12 +6,19 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from worldstereo_jax.array_types import Array, Bool, Float, Int
+from worldstereo_jax.array_types import Array, Bool, Float, Int, UInt32
 from worldstereo_jax.memory.entries import EntryBank, take_entries
-from worldstereo_jax.memory.entry_cells import cell_hash, cell_level, rank_in_cell
+from worldstereo_jax.memory.entry_cells import (
+    cell_hash,
+    cell_level,
+    cell_numbers,
+    count_in_cells,
+    rank_in_cell,
+)
 
-# Cells of one, two, four and eight footprints in which entries compete.
-_LEVELS = 4
+_LEVELS = 3  # cells of one, two and four footprints, in which entries compete
+_BLOCK = 3  # and cells of eight, each of which loses the same share of its entries
+_EDGE = 0.25  # entries at edges go when this share of them is left of the others
 _EQUALS = 0.05  # weight of the confidence: less than between the third and the fourth of a cell
 
 
@@ -21,10 +28,12 @@ def prune_entries(
 ) -> EntryBank:
     """The `budget` entries that matter most, in their order of arrival, without gaps (row S30).
 
-    First go entries below `least_confidence`. Then an entry stays the longer the larger the cell
-    whose best entry it is: duplicates within one footprint go first, and under a tight budget what
-    is left still covers every surface, evenly more thinly. Among equals the more confident stay.
-    Protected entries always stay, even where they alone exceed the budget.
+    First go entries below `least_confidence`, then duplicates within one footprint. After that
+    every block of eight footprints loses the same share of its entries, so that what is left covers
+    every surface evenly more thinly; entries at edges of depth, which draw the silhouettes, go four
+    times as slowly (row S22). Among equals the more confident stay. Protected entries always
+    stay, even where they alone exceed the budget. The `spacing` of those that stay is widened by
+    what was taken from their block.
 
     Args:
         bank: any; `overflow` is kept.
@@ -38,28 +47,56 @@ def prune_entries(
     # Stable, so that of equals the earlier stays.
     rank = jnp.argsort(jnp.argsort(-worth, stable=True), stable=True)
     keep = bank.valid & (((worth >= 0) & (rank < budget)) | bank.protected)
-    return compact_entries(bank, keep)
+    block = cell_numbers(_block(bank), bank.valid)
+    # Only among those of which each stands for its own place.
+    single = bank.valid & ((worth >= 1.0) | bank.protected)
+    before, after = (count_in_cells(block, x) for x in (single, single & keep))
+    wider = jnp.sqrt(before / jnp.maximum(after, 1))
+    spacing = jnp.where(after > 0, bank.spacing * wider, bank.spacing)
+    return compact_entries(dataclasses.replace(bank, spacing=spacing), keep)
 
 
 def entry_worth(bank: EntryBank) -> Float[Array, " n"]:
-    """How much is lost with each entry, in [0, levels + 1]; 0 where empty.
+    """How much is lost with each entry, in [0, 2]; 0 where empty.
 
-    The number of cell sizes, from the entry's footprint up, at which it is the best of its cell,
-    plus 1 / 2, 1 / 3, ... for the second, third, ... of the cell that it loses, so that every cell
-    is thinned before any is emptied; the confidence decides between equals. Entries whose normals
-    point into different octants do not compete: they may be the two sides of a thin wall.
+    Entries that share a cell within one footprint are duplicates: all but the best of them are
+    worth less than 1, the less the more are better. The others are worth 1 and what share of their
+    block comes after them, when the block is sorted so that every cell of four, then of two
+    footprints keeps its best for long. At edges of depth that share counts from three quarters up.
     """
     level = cell_level(bank.footprint)
-    facing = (bank.normal > 0).astype(jnp.int32)
-    octant = facing[:, 0] + 2 * facing[:, 1] + 4 * facing[:, 2]
-    worth = jnp.zeros_like(bank.confidence)
-    best = bank.valid
+    best, single = bank.valid, bank.valid
+    order = jnp.zeros_like(bank.confidence)
+    double = order
     for step in range(_LEVELS):
-        key = cell_hash(bank.position, level + step, salt=octant)
-        rank = rank_in_cell(key, bank.confidence, best)
-        worth = worth + jnp.where(best, 1.0 / (1.0 + rank), 0.0)
+        rank = rank_in_cell(cell_hash(bank.position, level + step), bank.confidence, best)
+        order = order + jnp.where(best, 1.0 / (1.0 + rank), 0.0)
         best &= rank == 0
-    return jnp.where(bank.valid, worth + _EQUALS * bank.confidence, 0.0)
+        if step == 0:
+            single, double = best, order
+    order = order + _EQUALS * bank.confidence
+    key = _block(bank)
+    rank = rank_in_cell(key, order, single)
+    among = count_in_cells(cell_numbers(key, bank.valid), single)
+    gone = rank / jnp.maximum(among, 1) * jnp.where(_at_edge(bank), _EDGE, 1.0)
+    worth = jnp.where(single, 2.0 - gone, 0.9 * double)
+    # Next to nothing, but it decides between equals.
+    return jnp.where(bank.valid, worth * (1.0 - 1e-3 * (1.0 - bank.confidence)), 0.0)
+
+
+def _block(bank: EntryBank) -> UInt32[Array, "2 n"]:
+    """Names of the blocks; entries at edges have their own, and so have the two sides of a wall.
+
+    Sides are told by where the entry was seen from: normals are noisy.
+    """
+    facing = (bank.anchor - bank.eye > 0).astype(jnp.int32)
+    octant = facing[:, 0] + 2 * facing[:, 1] + 4 * facing[:, 2]
+    salt = octant + 8 * _at_edge(bank).astype(jnp.int32)
+    return cell_hash(bank.position, cell_level(bank.footprint) + _BLOCK, salt=salt)
+
+
+def _at_edge(bank: EntryBank) -> Bool[Array, " n"]:
+    return bank.edge > 0.5
 
 
 def compact_entries(bank: EntryBank, keep: Bool[Array, " n"]) -> EntryBank:

@@ -20,10 +20,15 @@ from worldstereo_jax.memory.entries import (
     put_entries,
     take_entries,
 )
+from worldstereo_jax.memory.entry_appearance import (
+    combine_appearance,
+    first_appearance,
+    unexplained_variance,
+)
 from worldstereo_jax.memory.entry_features import sample_map
 from worldstereo_jax.memory.entry_frame import EntryFrame, FrameSurface, frame_surface
 from worldstereo_jax.memory.entry_match import Sighting, sight_entries
-from worldstereo_jax.memory.entry_views import entry_confidence, has_view, set_view
+from worldstereo_jax.memory.entry_views import entry_confidence, has_view, set_view, two_depths
 from worldstereo_jax.memory.surface import tangent_planes
 
 # Grazing views give a feature at least this share of a frontal view's weight.
@@ -42,7 +47,7 @@ class EntryRule:
     stride: int = 1
     noise: float = 0.005
     tolerance: float = 0.02
-    least_confidence: float = 0.1
+    least_confidence: float = 0.02
 
     def __post_init__(self) -> None:
         if self.stride < 1 or self.noise <= 0 or self.tolerance <= 0:
@@ -89,7 +94,7 @@ def update_entries(
         candidates: the entries that may be in view, each once, others out of range, for instance
             from a frustum query; all when None. The cost then no longer grows with the bank.
     """
-    surface = frame_surface(frame)
+    surface = frame_surface(frame, jump=rule.gate)
     part = bank if candidates is None else take_entries(bank, candidates)
     sighting = sight_entries(part, surface, gate=rule.gate)
     fused = _fuse(part, frame, sighting, rule)
@@ -111,12 +116,13 @@ def _fuse(part: EntryBank, frame: EntryFrame, sighting: Sighting, rule: EntryRul
     denied &= ~has_view(part.views, frame.view)
     measured = _measure(frame, sighting, part.normal, rule)
     kept = _combine(part, measured, seen)
-    against = part.against + jnp.where(denied, sighting.weight, 0.0)
+    against = jnp.where(denied, sighting.weight, 0.0)
     kept = dataclasses.replace(
         kept,
         views=set_view(part.views, frame.view, seen),
         denied=set_view(part.denied, frame.view, denied),
-        against=against,
+        against=part.against + against,
+        through=part.through + jnp.where(sighting.through, against, 0.0),
     )
     kept = rate_entries(kept, rule)
     # Entries of which the frame says nothing stay the same bit by bit.
@@ -125,12 +131,17 @@ def _fuse(part: EntryBank, frame: EntryFrame, sighting: Sighting, rule: EntryRul
 
 
 def rate_entries(bank: EntryBank, rule: EntryRule) -> EntryBank:
-    """The bank with every entry's confidence told anew from what is stored of it (row S6)."""
+    """The bank with every entry's confidence told anew from what is stored of it (row S6).
+
+    Votes against an entry do not count where they come and go with votes for it, which is how
+    panes and what lies behind them look; neither does what colour changes along with the direction
+    of view (row S24).
+    """
     confidence = entry_confidence(
         bank.support,
-        bank.against,
+        jnp.where(two_depths(bank.views, bank.denied), 0.0, bank.against),
         bank.scatter,
-        bank.feature_variance,
+        unexplained_variance(bank),
         bank.distance,
         gate=rule.gate,
     )
@@ -152,6 +163,7 @@ def combine_entries(
         views=jnp.where(take, left.views | right.views, left.views),
         denied=jnp.where(take, left.denied | right.denied, left.denied),
         against=jnp.where(where, left.against + right.against, left.against),
+        through=jnp.where(where, left.through + right.through, left.through),
         protected=left.protected | (where & right.protected),
     )
     joined = rate_entries(joined, rule)
@@ -196,6 +208,8 @@ def _combine(left: EntryBank, right: EntryBank, where: Bool[Array, " n"]) -> Ent
         features=tuple(features),
         feature_weight=by_feature.total,
         feature_variance=variance / width,
+        appearance=combine_appearance(left, right, by_feature.share),
+        edge=by_view.mean(left.edge, right.edge),
     )
 
 
@@ -248,6 +262,7 @@ def _measure(
         confidence=weight,
         support=weight,
         against=jnp.zeros_like(weight),
+        through=jnp.zeros_like(weight),
         observations=jnp.ones((n,), jnp.int32),
         information=information,
         scatter=jnp.zeros_like(weight),
@@ -255,6 +270,9 @@ def _measure(
         # Sharper views count more, by the number of their pixels on the surface (row S15).
         feature_weight=weight * cosine / jnp.square(sighting.footprint),
         feature_variance=jnp.zeros_like(weight),
+        appearance=first_appearance(sighting.direction),
+        edge=sighting.edge,
+        spacing=jnp.full((n,), rule.stride, jnp.float32),
         valid=sighting.agrees,
         protected=jnp.zeros((n,), bool),
         source=jnp.broadcast_to(frame.source, (n,)),
@@ -286,14 +304,17 @@ def _propose(
     away = surface.centre[None] - point
     distance = jnp.linalg.norm(away, axis=-1)
     normal = surface.table[:, 5:8].reshape(*surface.inverse.shape, 3)
+    edge = surface.table[:, 8].reshape(surface.inverse.shape)
     own = Sighting(
         agrees=known,
         denies=jnp.zeros_like(known),
+        through=jnp.zeros_like(known),
         weight=confidence.reshape(-1),
         point=point,
         normal=normal[start::step, start::step].reshape(-1, 3),
         pixel=pixel,
         depth=jnp.where(known, depth, 1.0),
+        edge=edge[start::step, start::step].reshape(-1),
         footprint=depth / surface.focal,
         direction=away / jnp.where(distance > 0, distance, 1.0)[:, None],
         distance=distance,

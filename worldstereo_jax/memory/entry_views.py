@@ -4,12 +4,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int, UInt32
+from worldstereo_jax.memory.entries import EntryBank
 
 # Summed confidence that one certain observation has to be weighed against.
 _PRIOR = 0.25
 # Variance of the finest features, in squared units of [-1, 1] colours, that halves confidence:
 # about what two views of a mirror differ by.
 _RESTLESS = 0.1
+_CHANGES = 3  # of the verdict from view to view
 
 
 def has_view(bits: UInt32[Array, "n words"], view: Int[Array, ""]) -> Bool[Array, " n"]:
@@ -49,6 +51,52 @@ def share_beyond(
 def count_views(bits: UInt32[Array, "n words"]) -> Int[Array, " n"]:
     """How many bits are set."""
     return lax.population_count(bits).astype(jnp.int32).sum(-1)
+
+
+def two_depths(
+    seen: UInt32[Array, "n words"], denied: UInt32[Array, "n words"]
+) -> Bool[Array, " n"]:
+    """Whether views for and views against an entry come and go, as at a pane of glass (row S24).
+
+    Depth of a transparent surface is now its own, now that of what lies behind. What was there
+    once and has moved, or one wrong depth, changes the verdict once or twice along the views'
+    numbers; a pane does so again and again. True from three changes on.
+    """
+    changes = jnp.zeros(seen.shape[0], jnp.int32)
+    last_seen = last_denied = jnp.zeros(seen.shape[0], bool)
+    for word in range(seen.shape[-1]):
+        yes, no = seen[:, word], denied[:, word] & ~seen[:, word]
+        told = yes | no
+        before_yes = _carried(yes, told, last_seen)
+        before_no = _carried(no, told, last_denied)
+        changed = (no & before_yes) | (yes & before_no)
+        changes += lax.population_count(changed).astype(jnp.int32)
+        top = jnp.uint32(1 << 31)
+        none = (told & top) == 0
+        last_seen = ((yes & top) > 0) | (none & ((before_yes & top) > 0))
+        last_denied = ((no & top) > 0) | (none & ((before_no & top) > 0))
+    return changes >= _CHANGES
+
+
+def see_through(bank: EntryBank) -> Bool[Array, " n"]:
+    """Entries of transparent surfaces: seen, and looked through, again and again (row S24).
+
+    Of two depths on one ray the nearer is looked through; what lies behind is only found hidden.
+    """
+    looked = bank.through > 0.5 * bank.against
+    return bank.valid & looked & two_depths(bank.views, bank.denied)
+
+
+def _carried(
+    bits: UInt32[Array, " n"], told: UInt32[Array, " n"], first: Bool[Array, " n"]
+) -> UInt32[Array, " n"]:
+    """At each bit whether the last told bit below it is one of `bits`; `first` below them all."""
+    carry = (bits << 1) | first.astype(jnp.uint32)
+    through = ~told << 1  # a bit that tells nothing hands on what it was given
+    for step in (1, 2, 4, 8, 16):
+        carry |= through & (carry << step)
+        through &= through << step
+    return carry
 
 
 def entry_confidence(

@@ -7,18 +7,22 @@ which surface is in front, and averages over that surface alone with Gaussian we
 splats with a depth test: Botsch et al., "High-quality surface splatting on today's GPUs", 2005).
 """
 
+import dataclasses
 import functools
 import itertools
+import math
 import typing
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from worldstereo_jax.array_types import Array, Float, Int
-from worldstereo_jax.geometry.cameras import pixel_grid, unproject
+from worldstereo_jax.array_types import Array, Bool, Float, Int
+from worldstereo_jax.geometry.cameras import camera_centers, pixel_grid, unproject
 from worldstereo_jax.memory.entries import EntryBank
+from worldstereo_jax.memory.entry_appearance import appearance_change
 from worldstereo_jax.memory.entry_features import PYRAMID, Level
+from worldstereo_jax.memory.entry_views import see_through
 from worldstereo_jax.memory.surface import inverse_depth, inverse_intrinsics
 from worldstereo_jax.memory.warping import Warped
 
@@ -26,9 +30,13 @@ _LEVELS = 3  # splats up to 2**2 target pixels wide; a surface nearer than that 
 _AROUND = (2, 1, 1)  # cells read on either side of a pixel, per level
 _NARROW, _WIDE = 0.5, 1.0  # Gaussians' sigma in splat widths: for colours, for who covers a pixel
 _REACH = 2.3  # splat widths beyond which an entry says nothing of a pixel
-_TOUCH = 0.75  # splat widths within which an entry covers a pixel by itself
-_ONE_SIDED = 0.7  # entries whose mean offset is below this share of their mean distance surround it
+_CLOSE = 1.7  # spacings within which entries on all sides of a pixel close their surface over it
+_THIN = 0.15  # unless they cover less than this share of what the surface behind them covers there
+_BETWEEN = 0.05  # splat widths by which such entries reach beyond the pixel on every side
+_FRINGE = 0.3  # splat widths by which a surface is drawn beyond its silhouette, with nothing behind
+_SPARSEST = 3.0  # spacing beyond which a surface is left open
 _STEEPEST = 0.25  # share of depth by which a tangent plane may change within a splat
+_AROUND_PANE = 12  # pixels on either side over which a pane and what is behind it have their mean
 _BAND = 16  # rows worked on at once, so that what every pixel's candidates hold stays small
 
 
@@ -49,13 +57,14 @@ class _Near(typing.NamedTuple):
     """The c entries around each of p pixels; weight 0 where there is none.
 
     entry: id. inverse: inverse depth of its tangent plane at the pixel. away: from the entry to the
-    pixel, splat widths. weight: confidence.
+    pixel, splat widths. weight: confidence. spacing: to its neighbours, splat widths.
     """
 
     entry: Int[Array, "c p"]
     inverse: Float[Array, "c p"]
     away: Float[Array, "c p 2"]
     weight: Float[Array, "c p"]
+    spacing: Float[Array, "c p"]
 
 
 @functools.partial(
@@ -82,20 +91,136 @@ def warp_entries(
         w2c, intrinsics: the target, pixels of a `height` x `width` image.
         values: what to draw, one row per slot, the same over all of a splat, for instance a level
             of `bank.features`. When None the colours in [-1, 1] of each entry's finest
-            neighbourhood, read between its cells: what pruning took out is still in there.
+            neighbourhood, read between its cells: what pruning took out is still in there. They
+            go with the direction of view as they were seen to (row S24).
         down: world direction that points down in the pictures from which the entries came, which
             is where their neighbourhoods get their axes; the y axis when None.
         k: nearest entries averaged.
         least_confidence: entries below it are not drawn.
         tolerance: share of depth within which entries lie on one surface.
         levels: of the pyramid.
+
+    Where the bank knows a transparent surface with another behind it, the depth is that of the one
+    behind, and so are `values`; colours are those of both (see `compose_layers`).
     """
+    layers = warp_layers(
+        bank,
+        w2c,
+        intrinsics,
+        height=height,
+        width=width,
+        values=values,
+        down=down,
+        k=k,
+        least_confidence=least_confidence,
+        tolerance=tolerance,
+        levels=levels,
+    )
+    return compose_layers(layers) if values is None else jax.tree.map(lambda x: x[0], layers)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("height", "width", "k", "least_confidence", "tolerance", "levels")
+)
+def warp_layers(
+    bank: EntryBank,
+    w2c: Float[Array, "4 4"],
+    intrinsics: Float[Array, "3 3"],
+    *,
+    height: int,
+    width: int,
+    values: Float[Array, "n c"] | None = None,
+    down: Float[Array, "3"] | None = None,
+    k: int = 4,
+    least_confidence: float = 0.1,
+    tolerance: float = 0.02,
+    levels: tuple[Level, ...] = PYRAMID,
+) -> Warped:
+    """Two surfaces on each ray: the opaque one, and a transparent one before it (row S24).
+
+    Arguments as in `warp_entries`. Fields of the result have a leading axis of 2: what is not
+    transparent first; the second is all hole where the bank knows no transparent surface.
+    """
+    pane = see_through(bank)
+    draw = functools.partial(
+        _draw,
+        w2c=w2c,
+        intrinsics=intrinsics,
+        height=height,
+        width=width,
+        values=values,
+        down=down,
+        k=k,
+        least_confidence=least_confidence,
+        tolerance=tolerance,
+        levels=levels,
+    )
+
+    def step(number: Array, layers: Warped) -> Warped:
+        part = dataclasses.replace(bank, valid=bank.valid & (pane == (number == 1)))
+        return jax.tree.map(lambda all_, one: all_.at[number].set(one), layers, draw(part))
+
+    empty = jax.eval_shape(draw, bank)
+    layers = jax.tree.map(lambda x: jnp.zeros((2, *x.shape), x.dtype), empty)
+    layers = dataclasses.replace(layers, mask=jnp.ones_like(layers.mask))
+    # Mostly there is no pane, and nothing is drawn for it.
+    return lax.fori_loop(0, 1 + pane.any().astype(jnp.int32), step, layers)
+
+
+def compose_layers(layers: Warped) -> Warped:
+    """What is seen where a transparent surface lies before another (row S24).
+
+    Entries of both have learned mixtures: the pane's own pattern with the mean of what passed
+    behind it, and the pattern behind with the mean of the panes before it. So what both have in
+    common, their mean around the pixel, counts once, and what differs from it adds up.
+
+    Args:
+        layers: of `warp_layers`, colours in [-1, 1].
+    """
+    surface, pane = (jax.tree.map(lambda x, i=i: x[i], layers) for i in (0, 1))
+    solid, clear = surface.mask < 0.5, pane.mask < 0.5
+    both = solid & clear & (pane.depth < surface.depth)
+    mean = _mean_around(0.5 * (surface.features + pane.features), both)
+    mixed = jnp.clip(surface.features + pane.features - mean, -1.0, 1.0)
+    alone = clear & ~solid
+
+    def choose(old: Array, new: Array) -> Array:
+        return jnp.where(alone.reshape(alone.shape + (1,) * (old.ndim - 2)), new, old)
+
+    seen = jax.tree.map(choose, surface, pane)
+    return dataclasses.replace(seen, features=jnp.where(both[..., None], mixed, seen.features))
+
+
+def _mean_around(image: Float[Array, "h w c"], where: Bool[Array, "h w"]) -> Float[Array, "h w c"]:
+    """Mean over the pixels `where` asked in a window around each; 0 where there are none."""
+    share = where.astype(jnp.float32)[..., None]
+    parts = jnp.concatenate([image * share, share], -1)
+    window = (2 * _AROUND_PANE + 1, 2 * _AROUND_PANE + 1, 1)
+    total = lax.reduce_window(parts, 0.0, lax.add, window, (1, 1, 1), "SAME")
+    return total[..., :-1] / jnp.maximum(total[..., -1:], 1.0)
+
+
+def _draw(
+    bank: EntryBank,
+    *,
+    w2c: Float[Array, "4 4"],
+    intrinsics: Float[Array, "3 3"],
+    height: int,
+    width: int,
+    values: Float[Array, "n c"] | None,
+    down: Float[Array, "3"] | None,
+    k: int,
+    least_confidence: float,
+    tolerance: float,
+    levels: tuple[Level, ...],
+) -> Warped:
+    """One layer of `warp_layers`: the nearest surface of the bank's valid entries."""
     splats = _project(bank, w2c, intrinsics, least_confidence)
     grids = _front_entries(splats, height, width)
     bands = -(-height // _BAND)
 
     def band(number: Array) -> tuple[Array, Array, Array, Array]:
-        near = _candidates(splats, bank.confidence, grids, number * _BAND, width)
+        near = _candidates(splats, bank, grids, number * _BAND, width)
         weight, inverse = _front(near, tolerance)
         best, which = lax.top_k(weight.T, k)
         entry = jnp.take_along_axis(near.entry.T, which, axis=-1)
@@ -112,7 +237,8 @@ def warp_entries(
     if values is None:
         points = unproject(pixel_grid(height, width), jnp.maximum(depth, 1e-20), w2c, intrinsics)
         down = jnp.array([0.0, 1.0, 0.0]) if down is None else down
-        read = functools.partial(_read_neighbourhood, bank, points, down, levels[0].grid)
+        change = appearance_change(bank, camera_centers(w2c))
+        read = functools.partial(_read_neighbourhood, bank, change, points, down, levels[0].grid)
         channels = 3
     else:
         read = functools.partial(jnp.take, values, axis=0)
@@ -135,6 +261,7 @@ def warp_entries(
 
 def _read_neighbourhood(
     bank: EntryBank,
+    change: Float[Array, "n 3"],
     points: Float[Array, "h w 3"],
     down: Float[Array, "3"],
     grid: int,
@@ -143,7 +270,7 @@ def _read_neighbourhood(
     """Colours that entries saw at points of their tangent planes, between the cells of their grid.
 
     A point lies as many cells from the middle as it lies footprints from the entry, across the line
-    along which the entry was first seen.
+    along which the entry was first seen. `change` is what the view adds to each entry's colours.
     """
     line = bank.anchor - bank.eye
     right = jnp.cross(jnp.broadcast_to(down[None], line.shape), line)
@@ -167,7 +294,7 @@ def _read_neighbourhood(
         share = (1.0 - jnp.abs(x - x0 - dx)) * (1.0 - jnp.abs(y - y0 - dy))
         cell = entry * grid**2 + (y0 + dy) * grid + x0 + dx
         total = total + share[..., None] * colours[cell]
-    return total
+    return jnp.clip(total + change[entry], -1.0, 1.0)
 
 
 def _project(
@@ -218,7 +345,7 @@ def _front_entries(splats: _Splats, height: int, width: int) -> list[Int[Array, 
 
 def _candidates(
     splats: _Splats,
-    confidence: Float[Array, " n"],
+    bank: EntryBank,
     grids: list[Int[Array, "_ _"]],
     top: Int[Array, ""],
     width: int,
@@ -241,36 +368,57 @@ def _candidates(
         entry=safe,
         inverse=jnp.where(drawn, inverse, 0.0),
         away=away,
-        weight=jnp.where(drawn, confidence[safe], 0.0),
+        weight=jnp.where(drawn, bank.confidence[safe], 0.0),
+        spacing=jnp.clip(bank.spacing, 1.0, _SPARSEST)[safe],
     )
 
 
 def _front(near: _Near, tolerance: float) -> tuple[Float[Array, "c p"], Float[Array, " p"]]:
     """Weights of the candidates on the surface that each pixel shows, and its inverse depth.
 
-    A surface covers the pixel when its entries surround it, however thinly, or one of them
-    touches it. The nearest that covers is shown, unless it only touches and the one behind covers
-    more: then the pixel lies beyond the nearer one's silhouette.
+    The nearest surface is shown where one of its entries falls into the pixel, as in a z-buffer,
+    and where the pixel lies between its entries: close ones, unless the surface behind covers far
+    more of what is around, or more distant ones, where no entry of the surface behind falls into
+    the pixel. How close is close goes with the entries' spacing, so that a bank pruned to half
+    closes as a full one does, and gaps between spokes stay open. Beyond a silhouette it is
+    shown only by a fringe, where nothing is known behind it.
     """
     square = (near.away * near.away).sum(-1)
-    wide = near.weight * jnp.exp(-0.5 / _WIDE**2 * square)
     distance = jnp.sqrt(square)
+    # Entries stand for as much of the surface as lies around them.
+    area = near.spacing * near.spacing * jnp.exp(-0.5 / _WIDE**2 * square)
+    close = distance <= _CLOSE * near.spacing
+    own = jnp.abs(near.away).max(-1) <= 0.5
 
-    def layer(usable: Array) -> tuple[Array, Array, Array, Array]:
+    def layer(usable: Array) -> tuple[Array, Array, Array, Array, Array]:
         front = jnp.where(usable, near.inverse, 0.0).max(0)
         member = usable & (near.inverse >= (1.0 - 2.0 * tolerance) * front[None])
-        share = jnp.where(member, wide, 0.0)
-        offset = jnp.linalg.norm((share[..., None] * near.away).sum(0), axis=-1)
-        around = member.any(0) & (offset < _ONE_SIDED * (share * distance).sum(0))
-        touches = (member & (distance <= _TOUCH)).any(0)
-        return member, around, touches, share.sum(0)
+        inside_close = _reach_beyond(near.away, member & close)
+        cover = jnp.where(member, area, 0.0).sum(0)
+        return member, (member & own).any(0), inside_close, _reach_beyond(near.away, member), cover
 
     drawn = near.weight > 0
-    one, around, touches, cover = layer(drawn)
-    two, around_two, touches_two, cover_two = layer(drawn & ~one)
-    behind = around_two | touches_two
-    first = around | (touches & (~behind | (cover >= cover_two)))
+    one, touches, within_close, within, cover = layer(drawn)
+    two, touches_two, _, within_two, cover_two = layer(drawn & ~one)
+    behind = touches_two | (within_two >= -0.5)
+    first = touches | ((within_close >= _BETWEEN) & (cover >= _THIN * cover_two))
+    first |= (within >= 0) & (cover >= cover_two) & ~touches_two
+    first |= (within >= -_FRINGE) & ~behind
     chosen = jnp.where(first[None], one, two & behind[None])
     weight = jnp.where(chosen, near.weight * jnp.exp(-0.5 / _NARROW**2 * square), 0.0)
     total = weight.sum(0)
     return weight, (weight * near.inverse).sum(0) / jnp.where(total > 0, total, 1.0)
+
+
+def _reach_beyond(away: Float[Array, "c p 2"], member: Bool[Array, "c p"]) -> Float[Array, " p"]:
+    """How far the members reach beyond the pixel, in the direction in which they reach least.
+
+    In splat widths, over eight directions: at least 0 where the pixel lies between members,
+    negative by its distance from them where it lies outside, far below where there are none.
+    """
+    reach = []
+    for i in range(8):
+        x, y = math.cos(i * math.pi / 4), math.sin(i * math.pi / 4)
+        ahead = -(x * away[..., 0] + y * away[..., 1])
+        reach.append(jnp.where(member, ahead, -_REACH).max(0))
+    return functools.reduce(jnp.minimum, reach)

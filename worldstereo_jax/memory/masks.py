@@ -33,6 +33,8 @@ _LEAST_COSINE = 0.25
 _SAME_SURFACE = 0.1
 # Normals whose mean is shorter than this belong to no one plane: a crease or a rough surface.
 _STRAIGHT = 0.9
+# Tokens of less weight than this are not said to correspond to anything.
+_LEAST_WEIGHT = 0.02
 
 
 class ViewSet(typing.NamedTuple):
@@ -125,7 +127,9 @@ def token_geometry(views: ViewSet, others: ViewSet) -> TokenGeometry:
     first form): an ellipse on the surface, 1.5 token footprints wide where the depth is certain
     and up to twice that where it is not, stretched by foreshortening, as thick as half of that
     and twice the depth's spread, so that it reaches a second surface that the token shows.
-    Weight (row S15): log of the share of known pixels, their confidence and the viewing cosine.
+    Weight (row S15): log of the share of known pixels, their confidence, which falls where the
+    token holds several surfaces, and the viewing cosine; below 2 % the token is not valid, and as a
+    query falls back to the target alone (rows S17, S37).
     Visibility: which of the `others` sees the position unoccluded (row S14).
 
     Args:
@@ -176,14 +180,15 @@ def _token_fields(views: ViewSet) -> _TokenFields:
     metric = ellipse_metric(
         _surface_axes(normal, ray), jnp.where((surface.depth > 0)[..., None], radii, 1.0)
     )
+    weight = surface.known * surface.confidence * cosine
     # A quarter of a token along the surface, in depth.
     slack = 0.25 * footprint / cosine + 2.0 * surface.spread
     return _TokenFields(
         position=position,
         metric=metric,
         normal=surface.normal,
-        log_weight=jnp.log(jnp.clip(surface.known * surface.confidence * cosine, 1e-3, 1.0)),
-        valid=(surface.known > 0.25) & views.valid[:, None],
+        log_weight=jnp.log(jnp.clip(weight, 1e-3, 1.0)),
+        valid=(surface.known > 0.25) & (weight >= _LEAST_WEIGHT) & views.valid[:, None],
         slack=slack,
     )
 

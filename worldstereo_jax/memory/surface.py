@@ -81,6 +81,25 @@ def one_surface(
     return same
 
 
+def beside_jump(
+    inverse: Float[Array, "h w"], planes: Float[Array, "h w 3"], *, tolerance: float
+) -> Bool[Array, "h w"]:
+    """Pixels with surface, one of whose eight neighbours is off their tangent plane (row S22).
+
+    Off by more than `tolerance` of inverse depth, to either side; a neighbour without depth counts,
+    since occlusions are where depth is often missing.
+    """
+    h, w = inverse.shape
+    found = jnp.zeros(inverse.shape, bool)
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            around = _shift(_shift(inverse, dy, 0), dx, 1)
+            meant = inverse + dx * planes[..., 0] + dy * planes[..., 1]
+            inside = _inside(h, dy)[:, None] & _inside(w, dx)[None, :]
+            found |= inside & (jnp.abs(around - meant) > tolerance * inverse)
+    return found & (inverse > 0)
+
+
 def nearest_around(inverse: Float[Array, "h w"]) -> Float[Array, "h w"]:
     """Largest inverse depth (nearest surface) in the 3x3 neighbourhood."""
     for axis in (0, 1):
