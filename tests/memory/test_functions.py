@@ -10,19 +10,6 @@ WHAT = (
     *("init", "update", "query", "correspond", "warp", "mask"),
     *("prune", "merge", "save", "load", "select", "undo"),
 )
-    "init",
-    "update",
-    "query",
-    "correspond",
-    "warp",
-    "mask",
-    "prune",
-    "merge",
-    "save",
-    "load",
-    "select",
-    "undo",
-]
 
 
 @pytest.mark.row("S33")
