@@ -6,7 +6,7 @@ import pytest
 from tests.memory import entry_scene as es
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.memory.entries import EntryConfig, init_entries
-from worldstereo_jax.memory.entry_codec import quantise_entries
+from worldstereo_jax.memory.entry_codec import quantise_entries, restore_entries
 from worldstereo_jax.memory.entry_edit import select_box
 from worldstereo_jax.memory.entry_folder import entries_from_fields, entry_fields
 from worldstereo_jax.memory.entry_prune import protect_entries
@@ -53,6 +53,22 @@ def test_an_empty_bank_comes_back_and_room_can_be_added(bank, tmp_path):
     assert int(larger.count) == int(bank.count)
     np.testing.assert_array_equal(larger.position[: bank.capacity], bank.position)
     assert not larger.valid[bank.capacity :].any()
+
+
+@pytest.mark.row("S33")
+@pytest.mark.parametrize("bits", [None, (8, 8, 8)], ids=["float32", "quantised"])
+def test_folders_from_before_edges_and_change_by_view_load(bank, bits):
+    fields = entry_fields(bank if bits is None else quantise_entries(bank, bits=bits))
+    later = ("descriptor.extent", "descriptor.appearance", "pyramid_scale.appearance")
+    old = {name: value for name, value in fields.items() if name not in later}
+    found = entries_from_fields(old, capacity=bank.capacity)
+    found = found if bits is None else restore_entries(found)
+    held = np.asarray(bank.valid)
+    np.testing.assert_array_equal(found.position, bank.position)
+    np.testing.assert_array_equal(np.asarray(found.spacing)[held], 1.0)
+    assert not np.asarray(found.edge).any()
+    assert not np.asarray(found.appearance)[:, 3:].any()
+    np.testing.assert_allclose(found.appearance[:, :3], bank.direction, atol=0.01)
 
 
 @pytest.mark.row("S33")

@@ -88,6 +88,26 @@ def test_half_the_entries_still_cover_what_all_did(bank):
     assert places[1].sum() >= 0.97 * places[0].sum()
 
 
+@pytest.mark.row("S22")
+@pytest.mark.row("S30")
+def test_edges_go_slowly_and_spacing_tells_what_was_taken(bank):
+    count = int(bank.count)
+    half = prune_entries(bank, count // 2)
+    edges = [
+        (np.asarray(x.edge) > 0.5)[np.asarray(x.valid) & (np.asarray(x.confidence) >= 0.1)]
+        for x in (bank, half)
+    ]
+    assert 0.05 < edges[0].mean() < 0.5
+    kept = edges[1].sum() / edges[0].sum()
+    others = (~edges[1]).sum() / (~edges[0]).sum()
+    assert kept > 1.5 * others
+    # Those that stay stand for the area of those that went.
+    before, after = (
+        np.square(np.asarray(x.spacing))[np.asarray(x.valid)].sum() for x in (bank, half)
+    )
+    assert 0.85 * before < after < 1.05 * before
+
+
 @pytest.mark.row("S30")
 def test_an_empty_bank_and_no_budget_are_no_trouble(bank):
     assert int(prune_entries(bank, 0).count) == 0

@@ -73,3 +73,22 @@ def test_inverse_intrinsics_with_skew():
     k = jnp.array([[90.0, 2.0, 50.0], [0, 80.0, 40.0], [0, 0, 1.0]])
     found = jax.jit(surface.inverse_intrinsics)(k)
     np.testing.assert_allclose(found, np.linalg.inv(k), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.row("S22")
+def test_only_pixels_beside_a_jump_are_at_an_edge():
+    """A slanted wall with a box before it, and a pixel of unknown depth."""
+    y, x = np.mgrid[:24, :32].astype(np.float32)
+    inverse = 0.2 + 0.004 * x + 0.002 * y
+    inverse[8:16, 10:20] = 0.5
+    inverse[3, 27] = 0.0
+    inverse = jnp.asarray(inverse)
+    found = np.asarray(
+        surface.beside_jump(inverse, surface.tangent_planes(inverse), tolerance=0.02)
+    )
+    wanted = np.zeros((24, 32), bool)
+    wanted[7:17, 9:21] = True
+    wanted[9:15, 11:19] = False
+    wanted[2:5, 26:29] = True
+    wanted[3, 27] = False
+    np.testing.assert_array_equal(found, wanted)

@@ -59,7 +59,7 @@ def view_change(
 
 
 def change_agreement(
-    found: Float[ndarray, "h w 3"], true: Float[ndarray, "h w 3"], where: Bool[ndarray, "h w"]
+    found: Float[ndarray, "h w 3"], true: Float[ndarray, "ht wt 3"], where: Bool[ndarray, "hw ww"]
 ) -> ChangeAgreement:
     """Compare a predicted change with the true one over the pixels `where` asked (row S24).
 
