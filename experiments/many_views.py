@@ -2,7 +2,7 @@
 
     python -m experiments.many_views --views 64 512 --scenes 2
 
-Per procedural scene a bank is fused from many views (240 x 416 pixels, eight to a path), of which
+Per procedural scene a bank is fused from many views (120 x 208 pixels, eight to a path), of which
 eight stay references to attend to. The target is a clip of the working size: 21 frames of 480 by
 832, 32,760 tokens. `select_entry_tokens` chooses what the other views add, for several budgets,
 and the correspondence mask of target by entries is built as `denoise` builds it, both sides along
@@ -38,8 +38,8 @@ from worldstereo_jax.memory.masks import ViewSet, token_geometry
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 HEIGHT, WIDTH, FRAMES = 480, 832, 21
-BANK_HEIGHT, BANK_WIDTH, PER_PATH, ATTENDED = 240, 416, 8, 8
-CAPACITY = 1 << 20
+BANK_HEIGHT, BANK_WIDTH, PER_PATH, ATTENDED = 120, 208, 8, 8
+CAPACITY = 1 << 18
 BUDGETS = (4096, 8192, 16384)
 TILES = ((128, 128), (512, 128))
 DENSE_KEYS = 8 * (HEIGHT // 16) * (WIDTH // 16)
