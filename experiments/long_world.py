@@ -13,6 +13,8 @@ Writes the tables into experiments/RESULTS.md.
 
 import argparse
 import dataclasses
+import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -135,6 +137,9 @@ def main() -> None:
     parser.add_argument("--paths", type=int, default=5, help="clips of a world")
     parser.add_argument("--first", type=int, default=5000, help="number of the first world")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="begin no further world after this long"
+    )
     parser.add_argument("--weights", type=Path, help="folder of other weights than the shipped")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -148,19 +153,23 @@ def main() -> None:
         height=sizes.height,
         width=sizes.width,
     )
-    results, held = [], []
+    results, held, start = [], [], time.monotonic()
     for number in tqdm(range(options.worlds), unit="world"):
+        # Intervals need two worlds.
+        if number >= 2 and time.monotonic() - start > 60 * options.minutes:
+            break
         scene = {name: jnp.asarray(value) for name, value in source[number].items()}
         key = jax.random.fold_in(jax.random.key(options.seed), number)
         figures, counts = evaluate_world(rollout, params, scene, key)
         results.append(figures)
         held.append(counts)
+        print(number, counts, figures, flush=True)
     parts = tables(results, held)
     write_section(
         options.results,
         "Long worlds",
         parts,
-        command=f"python -m experiments.long_world --worlds {options.worlds} "
+        command=f"python -m experiments.long_world --worlds {len(results)} "
         f"--paths {options.paths} --seed {options.seed}",
     )
     for part in parts:
