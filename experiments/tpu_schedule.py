@@ -209,7 +209,8 @@ def our_bundles(schedule: Schedule, kernel: str, variant: str) -> tuple[float, f
     scalar = sum(x.bundles for x in before if x.depth == 2 and x.scalar)
     if variant == "numbers":
         # Of every listed tile either the numbers or a constant; the numbers take arithmetic.
-        looks = [x for x in before if x.depth == 2 and not x.scalar and x.used[3] > x.used[8]]
+        stored = [x for x in before if x.depth == 2 and x.used[8] > 0]
+        looks = [x for x in stored if x.used[3] > x.used[8]]
         if len(looks) != (1 if kernel == "dk, dv" else WIDE // TILE_K):
             raise SystemExit(f"{kernel}: {len(looks)} segments seem to read a tile's numbers")
         mask = sum(x.bundles for x in looks)
