@@ -1,4 +1,4 @@
-"""Block-sparse attention in plain XLA, for any device: loops over listed tiles only.
+"""Block-sparse attention in plain XLA, for any device: loops over listed tiles only (row S32).
 
 Rows of tiles are taken a few at a time, longest first, and each group loops to its longest list;
 memory is bounded by the step, work is proportional to the active tiles. The backward pass walks

@@ -148,12 +148,17 @@ def strip(motorcycle, pair):
 
 
 @pytest.fixture(scope="module")
-def half(strip):
-    """Entries of the left picture: three noisy depths fused, half pruned away, 8 bits each."""
-    noise = np.random.default_rng(0).normal(0, 0.002, (3, *strip.depth.shape))
+def noise(strip):
+    """Of the depth of three views from the left camera, as shares."""
+    return np.random.default_rng(0).normal(0, 0.002, (3, *strip.depth.shape)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def build(strip):
+    """Entries of the left picture with noisy depths; noise of -1 leaves nothing of a depth."""
 
     @jax.jit
-    def build(noise):
+    def run(noise):
         def frame(noise, view):
             depth = strip.depth * (1 + noise)
             return make_entry_frame(strip.left, depth, *strip.left_camera, view=view)
@@ -161,7 +166,13 @@ def half(strip):
         empty = init_entries(EntryConfig(strip.depth.size, pyramid_widths()))
         return build_entries(empty, jax.vmap(frame)(noise, jnp.arange(3)))
 
-    bank = build(jnp.asarray(noise, jnp.float32))
+    return run
+
+
+@pytest.fixture(scope="module")
+def half(strip, build, noise):
+    """Three noisy depths fused, half pruned away, 8 bits each."""
+    bank = build(noise)
     count = int(bank.count)
     assert count > 0.85 * (strip.depth > 0).sum()
     assert int(np.asarray(bank.observations).max()) == 3
@@ -178,25 +189,45 @@ def seen(strip, half):
     return warp_entries(half, *strip.right_camera, height=BOTTOM - TOP, width=WIDTH)
 
 
+def judged_disparity(strip, seen):
+    """Error of the disparity drawn in the right camera, and where it can be judged."""
+    disparity = strip.to_disparity(np.asarray(seen.depth))
+    rows, columns = np.mgrid[: BOTTOM - TOP, :WIDTH]
+    origin = np.round(columns + disparity).astype(int)
+    judged = (np.asarray(seen.mask) < 0.5) & (origin < WIDTH)
+    true = strip.disparity[rows, np.clip(origin, 0, WIDTH - 1)]
+    return np.abs(disparity - true), judged & np.isfinite(true)
+
+
+@pytest.mark.row("S13")
+def test_more_views_show_no_less_and_err_less(strip, build, noise):
+    """The right view's pixels with a correct correspondence, after one and after three views."""
+    share, median = [], []
+    for count in (1, 3):
+        given = np.where(np.arange(3)[:, None, None] < count, noise, np.float32(-1))
+        seen = warp_entries(build(given), *strip.right_camera, height=BOTTOM - TOP, width=WIDTH)
+        error, judged = judged_disparity(strip, seen)
+        share.append(((error < 1) & judged).mean())
+        median.append(np.median(error[judged]))
+    assert share[0] > 0.7
+    assert share[1] >= share[0]
+    assert median[1] < 0.75 * median[0]
+
+
 @pytest.mark.row("S18")
 @pytest.mark.row("S30")
 @pytest.mark.row("S31")
 def test_half_of_the_fused_entries_in_8_bits_are_seen_where_they_are(strip, seen):
     covered = np.asarray(seen.mask) < 0.5
-    disparity = strip.to_disparity(np.asarray(seen.depth))
-    rows, columns = np.mgrid[: BOTTOM - TOP, :WIDTH]
-    origin = np.round(columns + disparity).astype(int)
-    judged = covered & (origin < WIDTH)
-    true = strip.disparity[rows, np.clip(origin, 0, WIDTH - 1)]
-    judged &= np.isfinite(true)
-    assert (np.abs(disparity - true) < 1)[judged].mean() >= 0.99
+    error, judged = judged_disparity(strip, seen)
+    assert (error < 1)[judged].mean() >= 0.99
     # All but a few pixels that show what the left camera saw are covered.
     shown = np.zeros(covered.shape, bool)
     visible = strip.inside & ~strip.hidden
     shown[np.nonzero(visible)[0], np.floor(strip.place[visible][:, 0]).astype(int)] = True
     assert covered[shown].mean() > 0.93
-    error = np.asarray(seen.features)[covered] - strip.right[covered]
-    assert 10 * np.log10(4 / np.mean(np.square(error))) >= 26.5
+    away = np.asarray(seen.features)[covered] - strip.right[covered]
+    assert 10 * np.log10(4 / np.mean(np.square(away))) >= 26.5
 
 
 @pytest.mark.row("S34")

@@ -133,7 +133,9 @@ def entries_from_fields(
     values |= {name: record[:, i] for i, name in enumerate(_ROWS)}
     values["denied"] = record[:, len(_RECORD) :]
     # Of folders from before: no edges, neighbours a footprint away, no change with the view.
-    extent = fields.get("descriptor.extent", np.tile(np.float32([0, 1, 0]), (state.shape[0], 1)))
+    extent = fields.get(
+        "descriptor.extent", np.tile(np.array([0, 1, 0], np.float32), (state.shape[0], 1))
+    )
     values |= {name: extent[:, i] for i, name in enumerate(_EXTENT)}
     plain = np.pad(fields["direction"], ((0, 0), (0, 15)))
     appearance = fields.get("descriptor.appearance", plain)
