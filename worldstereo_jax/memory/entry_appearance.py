@@ -18,6 +18,8 @@ from worldstereo_jax.memory.entries import EntryBank
 _PLACES = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 # Variance of directions below which they tell nothing: the square of two degrees.
 _STEADY = 1e-3
+# Variance of colours in [-1, 1] that resampling textures leaves: smaller changes are not followed.
+_GRAIN = 1e-3
 _BEYOND = 2.0  # deviations of the directions seen, beyond which the colour changes no further
 
 
@@ -53,7 +55,7 @@ def unexplained_variance(bank: EntryBank) -> Float[Array, " n"]:
     """
     spread, crossed = _moments(bank)
     slope = _slopes(spread, crossed)
-    explained = (slope * crossed).sum((-1, -2)) / 3.0
+    explained = _explained(slope, crossed)
     n = bank.observations.astype(jnp.float32)
     total = bank.feature_variance
     left = jnp.maximum(total - explained, 0.0) * n / jnp.maximum(n - 3.0, 1e-3)
@@ -64,8 +66,8 @@ def appearance_change(bank: EntryBank, centre: Float[Array, "3"]) -> Float[Array
     """What to add to each entry's mean colours when it is seen from the world point `centre`.
 
     In units of the colours, [-1, 1]. The fitted change, by the share of the variance that the fit
-    explains, so that chance differences between few views change nothing; held beyond two
-    deviations of the directions seen.
+    explains, so that chance differences between few views change nothing, and less where it is no
+    larger than what resampling leaves; held beyond two deviations of the directions seen.
     """
     away = centre[None] - bank.position
     distance = jnp.linalg.norm(away, axis=-1, keepdims=True)
@@ -74,11 +76,13 @@ def appearance_change(bank: EntryBank, centre: Float[Array, "3"]) -> Float[Array
     inverse = _inverse(spread)
     far = jnp.sqrt(jnp.maximum((turn * (inverse @ turn[..., None])[..., 0]).sum(-1), 1e-12))
     turn = turn * jnp.minimum(1.0, _BEYOND / far)[:, None]
-    change = (_slopes(spread, crossed) @ turn[..., None])[..., 0]
+    slope = _slopes(spread, crossed)
+    change = (slope @ turn[..., None])[..., 0]
+    explained = jnp.maximum(_explained(slope, crossed), 0.0)
     total = bank.feature_variance
     unexplained = unexplained_variance(bank) / jnp.where(total > 0, total, 1.0)
     kept = jnp.where((total > 0) & (distance[:, 0] > 0), 1.0 - unexplained, 0.0)
-    return change * kept[:, None]
+    return change * (kept * explained / (explained + _GRAIN))[:, None]
 
 
 def _colour(bank: EntryBank) -> Float[Array, "n 3"]:
@@ -96,6 +100,11 @@ def _moments(bank: EntryBank) -> tuple[Float[Array, "n 3 3"], Float[Array, "n 3 
 
 def _slopes(spread: Float[Array, "n 3 3"], crossed: Float[Array, "n 3 3"]) -> Float[Array, "n 3 3"]:
     return crossed @ _inverse(spread)
+
+
+def _explained(slope: Float[Array, "n 3 3"], crossed: Float[Array, "n 3 3"]) -> Float[Array, " n"]:
+    """Variance of the colours that goes with the direction, mean over channels."""
+    return (slope * crossed).sum((-1, -2)) / 3.0
 
 
 def _inverse(spread: Float[Array, "n 3 3"]) -> Float[Array, "n 3 3"]:
