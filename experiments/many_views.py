@@ -44,7 +44,8 @@ BUDGETS = (4096, 8192, 16384)
 TILES = ((128, 128), (512, 128))
 DENSE_KEYS = 8 * (HEIGHT // 16) * (WIDTH // 16)
 
-NOTE = """As keys themselves, the tokens of 512 views would be 798,720. The bank is fused from pictures of
+NOTE = """\
+As keys themselves, the tokens of 512 views would be 798,720. The bank is fused from pictures of
 a quarter of the target's resolution, so the surface is held more coarsely than it would be from
 full ones; the number of tokens follows the target's and not the bank's resolution. The machine was
 shared with other jobs while this ran."""
