@@ -23,6 +23,15 @@ Over the last 200 steps the error at sigma 1, where sampling starts, was 0.97 of
 all noise levels 0.88: the model is far from converged, and most of what the results show is the
 memory's own. One denoising step is the default: a second one lowers GMSD and costs PSNR. Train
 longer where there is a GPU.
+
+The keys and values of entries were added later and trained alone, 2026-11-26, on the same machine
+shared with many jobs; the run was stopped after 221 steps of 260, and 78 clips were all there were:
+
+    python experiments/build_clip_cache.py --out runs/long --scenes 56 --first 3000 --paths 5 \
+        --seed 9
+    python experiments/train_tiny.py --cache runs/long --out runs/entries --steps 260 \
+        --learning-rate 2e-3 --seed 4 --only entry_attention \
+        --init worldstereo_jax/weights/tiny_denoiser.safetensors
 """
 
 import argparse
