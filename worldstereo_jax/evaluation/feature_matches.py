@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from worldstereo_jax.array_types import Array, Bool, Float, Int, ndarray
 from worldstereo_jax.data.images import to_uint8
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.geometry.cameras import project, unproject
+from worldstereo_jax.evaluation.point_projection import project_points, unproject_pixels
 
 UPSCALE = 2
 """Frames are enlarged by this before features are extracted.
@@ -118,9 +118,10 @@ def true_matches(
         column, row = np.floor(here).astype(int).T
         column = np.clip(column, 0, depth.shape[2] - 1)
         z = depth[a][np.clip(row, 0, depth.shape[1] - 1), column]
-        pixels, ahead = project(unproject(here, z, w2c[a], intrinsics), w2c[b], intrinsics)
-        off = np.linalg.norm(np.asarray(pixels) - there, axis=-1)
-        confirmed.append((z > 0) & (np.asarray(ahead) > 0) & (off <= tolerance))
+        points = unproject_pixels(here, z, w2c[a], intrinsics)
+        pixels, ahead = project_points(points, w2c[b], intrinsics)
+        off = np.linalg.norm(pixels - there, axis=-1)
+        confirmed.append((z > 0) & (ahead > 0) & (off <= tolerance))
     return confirmed
 
 

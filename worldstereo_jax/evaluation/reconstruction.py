@@ -13,7 +13,7 @@ from scipy.spatial import KDTree
 
 from worldstereo_jax.array_types import Array, Float, ndarray
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.geometry.cameras import project
+from worldstereo_jax.evaluation.point_projection import project_points
 
 
 class ReconstructionScores(NamedTuple):
@@ -116,7 +116,7 @@ def points_in_free_space(
         w2c, intrinsics: their cameras, pixels.
         tolerance: share of the depth.
     """
-    points = np.asarray(points, np.float32).reshape(-1, 3)
+    points = np.asarray(points, np.float64).reshape(-1, 3)
     if len(points) == 0:
         return float("nan")
     floats = np.zeros(len(points), bool)
@@ -126,7 +126,7 @@ def points_in_free_space(
         known = np.pad(np.where(view > 0, view, np.inf), 1, constant_values=np.inf)
         around = [known[y : y + height, x : x + width] for y in range(3) for x in range(3)]
         nearest = np.min(around, axis=0)
-        pixels, z = (np.asarray(a) for a in project(points, pose, k))
+        pixels, z = project_points(points, pose, k)
         inside = (z > 0) & (pixels >= 0).all(-1) & (pixels < [width, height]).all(-1)
         column, row = np.where(inside[:, None], pixels, 0).astype(int).T
         surface = np.where(inside, nearest[row, column], 0.0)
