@@ -24,7 +24,7 @@ _DIFFUSIONS = 10
 # nearest goes wrong less badly where one wall fills all that comes into view.
 _NEAREST_SHARE = 0.7
 # Share of the shorter side over which a hole turns into the prior.
-_PRIOR_REACH = 1.0
+_PRIOR_REACH = 0.5
 
 
 def fill_holes(
