@@ -27,8 +27,10 @@ Record (2026-11-22, jax 0.10.2, libtpu 0.0.52): on v4, v5e, v5p, v6e and tpu7x f
 fewer to 2 % more bundles than splash, partial ones with bits 20 % fewer to 17 % more; the
 predicate in the kernel adds 58 % to 119 % to splash's count (200 % to 250 % on v4), the soft
 constraint 75 % to 152 % (v4: 255 % to 317 %), shared by four heads. So bits are what a hard mask
-ships with, and only the soft constraint pays for geometry. 64 views cost 0.34 to 0.49 of 8 dense
-ones.
+ships with. 64 views cost 0.34 to 0.49 of 8 dense ones.
+
+Record (2026-11-26, `--variants numbers`): the soft constraint as packed numbers takes 4 % fewer to
+9 % more bundles than splash on v5e, so they are what it ships with.
 """
 
 import argparse
