@@ -5,9 +5,14 @@ import pytest
 from tests.memory import entry_scene as es
 from worldstereo_jax.geometry.cameras import camera_centers
 from worldstereo_jax.memory.entries import init_entries
-from worldstereo_jax.memory.entry_appearance import appearance_change, unexplained_variance
+from worldstereo_jax.memory.entry_appearance import (
+    appearance_change,
+    first_appearance,
+    unexplained_variance,
+)
 from worldstereo_jax.memory.entry_codec import quantise_entries, restore_entries
 from worldstereo_jax.memory.entry_edit import merge_entries
+from worldstereo_jax.memory.entry_warp import warp_entries
 
 # Colour per unit of direction, at right angles to the line of sight: a wandering sheen.
 SHEEN = np.array([[1.5, 0.3, 0.0], [0.0, 1.2, 0.2], [-1.0, 0.5, 0.0]])
@@ -62,6 +67,27 @@ def test_colours_go_with_the_view_as_they_were_seen_to(bank):
     left = np.asarray(unexplained_variance(bank))[held]
     assert np.median(left / np.asarray(bank.feature_variance)[held]) < 0.2
     assert np.median(np.asarray(bank.confidence)[held]) > 0.8
+
+
+@pytest.mark.row("S24")
+@pytest.mark.row("S18")
+def test_drawn_entries_have_the_colours_of_the_view(room, bank):
+    """From a new place, against the truth there; mean colours alone are far off."""
+    w2c = room.look([0.9, -0.6, 0.1], [0.0, 0.4, 4.0]).astype(np.float32)
+    images, depth = es.photographs(room, w2c[None])
+    y, x = np.mgrid[: es.HEIGHT, : es.WIDTH] + 0.5
+    rays = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(es.INTRINSICS).T
+    c2w = np.linalg.inv(w2c)
+    points = (rays * depth[0][..., None]) @ c2w[:3, :3].T + c2w[:3, 3]
+    true = 0.3 * images[0] + towards(c2w[:3, 3], points) @ SHEEN.T
+    error = []
+    for some in (bank, bank.replace(appearance=first_appearance(bank.direction))):
+        camera = jnp.asarray(w2c), jnp.asarray(es.INTRINSICS)
+        seen = warp_entries(some, *camera, height=es.HEIGHT, width=es.WIDTH)
+        judged = (np.asarray(seen.mask) < 0.5) & (np.abs(true) < 1).all(-1)
+        assert judged.mean() > 0.3
+        error.append(np.median(np.abs(np.asarray(seen.features) - true)[judged]))
+    assert error[0] < 0.5 * error[1], error
 
 
 @pytest.mark.row("S24")
