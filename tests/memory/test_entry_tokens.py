@@ -10,7 +10,9 @@ import pytest
 
 from pallas_kernels import make_token_geometry
 from tests.memory import entry_scene as es
+from worldstereo_jax.geometry.cameras import camera_centers
 from worldstereo_jax.memory.entries import EntryConfig, init_entries
+from worldstereo_jax.memory.entry_appearance import appearance_change
 from worldstereo_jax.memory.entry_features import pyramid_widths
 from worldstereo_jax.memory.entry_tokens import (
     entry_block_mask,
@@ -154,6 +156,27 @@ def test_an_empty_bank_and_a_budget_beyond_the_bank_give_empty_slots(scene):
 
 
 @pytest.mark.row("S24")
+def test_colours_are_those_seen_from_the_middle_of_the_path(scene):
+    """Of entries whose blue grows towards x, the more the further right the path looks from."""
+    bank = scene.bank
+    n = bank.capacity
+    spread = jnp.tile(jnp.array([0.02, 0.02, 0.02, 0, 0, 0]), (n, 1))
+    crossed = jnp.zeros((n, 9)).at[:, 6].set(0.01)
+    glossy = bank.replace(
+        appearance=jnp.concatenate([bank.appearance[:, :3], spread, crossed], -1),
+        feature_variance=jnp.full((n,), 0.0016),
+        observations=jnp.full((n,), 40, jnp.int32),
+    )
+    change = appearance_change(glossy, camera_centers(scene.targets.w2c[1]))
+    tokens = select_entry_tokens(glossy, scene.targets, *FIRST, count=COUNT)
+    chosen = np.array(slots(glossy, tokens))
+    assert np.abs(np.asarray(change)[chosen, 2]).max() > 0.01
+    colours = np.asarray(tokens.features[:, :81]).reshape(COUNT, 27, 3)
+    stored = np.concatenate([np.asarray(level)[chosen] for level in bank.features], -1)
+    expected = stored.reshape(COUNT, 27, 3) + np.asarray(change)[chosen][:, None]
+    np.testing.assert_allclose(colours, expected, atol=1e-5)
+
+
 @pytest.mark.row("S38")
 def test_a_turned_and_scaled_world_gives_the_same_tokens(scene):
     """A quarter turn about the vertical and twice the size: cells go over into cells."""

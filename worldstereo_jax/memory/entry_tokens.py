@@ -18,8 +18,9 @@ from jax import lax
 from pallas_kernels import BlockMask, CorrespondenceRule, TokenGeometry, from_geometry
 from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.geometry.cameras import project
+from worldstereo_jax.geometry.cameras import camera_centers, project
 from worldstereo_jax.memory.entries import EntryBank, take_entries
+from worldstereo_jax.memory.entry_appearance import appearance_change
 from worldstereo_jax.memory.entry_cells import best_of_cell, cell_hash, cell_level
 from worldstereo_jax.memory.entry_features import PYRAMID, Level
 from worldstereo_jax.memory.entry_field import entry_cosine, entry_geometry
@@ -65,7 +66,7 @@ def entry_token_width(widths: tuple[int, ...]) -> int:
     return sum(widths) + GEOMETRY_CHANNELS
 
 
-@functools.partial(jax.jit, static_argnames=("count", "level", "least_confidence"))
+@functools.partial(jax.jit, static_argnames=("count", "levels", "field", "least_confidence"))
 def select_entry_tokens(
     bank: EntryBank,
     targets: ViewSet,
@@ -73,7 +74,8 @@ def select_entry_tokens(
     attended_valid: Bool[Array, "r"],
     *,
     count: int,
-    level: Level = PYRAMID[1],
+    levels: tuple[Level, ...] = PYRAMID,
+    field: int = 1,
     least_confidence: float = 0.1,
 ) -> EntryTokens:
     """The `count` entries of most value to a path, at most one per token-sized cell of space.
@@ -87,11 +89,11 @@ def select_entry_tokens(
     of normals, so that the two sides of a thin wall do not compete. Of equals the earlier is taken,
     so the result is a function of the arguments alone.
 
-    Features: the pyramid's levels, finest first; normal and mean direction to the cameras that saw
-    the entry, in the first target camera's axes, so that appearance may depend on the view (row
-    S24) and nothing turns with the world (row S38); confidence; log2 of its pixel over the
-    target's; share of views that are not attended. Neighbourhoods keep the axes of the pictures
-    they were seen in.
+    Features: the pyramid's levels, finest first, their colours as seen from the middle of the path
+    where they are known to change with the view (row S24); normal and mean direction to the cameras
+    that saw the entry, in the first target camera's axes, so that nothing turns with the world (row
+    S38); confidence; log2 of its pixel over the target's; share of views that are not attended.
+    Neighbourhoods keep the axes of the pictures they were seen in.
 
     Args:
         bank: of the world.
@@ -99,7 +101,8 @@ def select_entry_tokens(
         attended: numbers of the views that are attended to as references.
         attended_valid: False where `attended` holds no view.
         count: the budget, at least 1; static.
-        level: of the pyramid whose neighbourhood is the token's field; static.
+        levels: of the bank's pyramid; static.
+        field: the level whose neighbourhood is the token's field; static.
         least_confidence: static.
 
     Raises:
@@ -130,16 +133,18 @@ def select_entry_tokens(
     safe = jnp.minimum(index, bank.capacity - 1)
     detail = jnp.log2(footprint[safe] / pixel[safe])
     turn = targets.w2c[0, :3, :3]
+    middle = targets.w2c[targets.w2c.shape[0] // 2]
+    change = appearance_change(part, camera_centers(middle))
     features = jnp.concatenate(
         [
-            *part.features,
+            *_recoloured(part, levels, change),
             part.normal @ turn.T,
             part.direction @ turn.T,
             jnp.stack([part.confidence, detail, added[safe]], -1),
         ],
         -1,
     )
-    geometry = entry_geometry(bank, index, level, targets)
+    geometry = entry_geometry(bank, index, levels[field], targets)
     return EntryTokens(
         features=jnp.where(part.valid[:, None], features, 0.0),
         geometry=jax.tree.map(lambda leaf: leaf[0], geometry),
@@ -214,6 +219,19 @@ def entry_block_mask(
         tile_q=tile,
         tile_k=tile,
     )
+
+
+def _recoloured(
+    part: EntryBank, levels: tuple[Level, ...], change: Float[Array, "e 3"]
+) -> list[Float[Array, "e _"]]:
+    """The pyramid with `change` added to every colour in it; learned channels stay."""
+    found = []
+    for features, level in zip(part.features, levels, strict=False):
+        cells = min(level.grid**2, features.shape[-1] // 3)
+        added = jnp.tile(change, (1, cells))
+        room = features.shape[-1] - added.shape[-1]
+        found.append(features + jnp.pad(added, ((0, 0), (0, room))))
+    return found + list(part.features[len(levels) :])
 
 
 def _octant(normal: Float[Array, "n 3"]) -> Int[Array, "n"]:
