@@ -67,8 +67,8 @@ def revisit_metrics(
 
     def pooled(reference: jax.Array) -> float:
         rows = (len(video) - 1) * height
-        parts = (x[1:].reshape(rows, width, -1) for x in (video, reference))
-        return float(masked_psnr(*parts, seen.mask[1:].reshape(rows, width)))
+        shown, wanted = (x[1:].reshape(rows, width, -1) for x in (video, reference))
+        return float(masked_psnr(shown, wanted, seen.mask[1:].reshape(rows, width)))
 
     return {
         "PSNR dB to truth, revisited": pooled(scene["image"][-1]),

@@ -127,7 +127,7 @@ def prepare_pair(
 
 def long_world_clips(
     world: World, vae_params: PyTree, *, first: int
-) -> Callable[[Mapping[str, Array], Array], Iterator[tuple[Conditions, Array]]]:
+) -> Callable[[Mapping[str, Array | ndarray], Array], Iterator[tuple[Conditions, Array]]]:
     """A function that makes training clips of long worlds, whose bank outgrows what is read of it.
 
     All paths of a world go through one memory, one after the other, as in `prepare_pair`.
@@ -148,11 +148,13 @@ def long_world_clips(
     sizes = world.rollout
     chosen = jnp.asarray(keyframe_indices(sizes.frames, sizes.keyframes))
 
-    def clips(scene: Mapping[str, Array], key: Array) -> Iterator[tuple[Conditions, Array]]:
+    def clips(
+        scene: Mapping[str, Array | ndarray], key: Array
+    ) -> Iterator[tuple[Conditions, Array]]:
         names = ("image", "depth", "w2c", "intrinsics")
-        memory = init_memory(sizes, *(scene[name][0, 0] for name in names))
+        memory = init_memory(sizes, *(jnp.asarray(scene[name][0, 0]) for name in names))
         for path in range(len(scene["image"])):
-            image, depth, w2c, intrinsics = (scene[name][path] for name in names)
+            image, depth, w2c, intrinsics = (jnp.asarray(scene[name][path]) for name in names)
             conditions, guidance = gather(memory, Cameras(w2c=w2c, intrinsics=intrinsics))
             if path >= first:
                 yield conditions, encode(image)
