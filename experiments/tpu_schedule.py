@@ -30,7 +30,7 @@ constraint 75 % to 152 % (v4: 255 % to 317 %), shared by four heads. So bits are
 ships with. 64 views cost 0.34 to 0.49 of 8 dense ones.
 
 Record (2026-11-26, `--variants numbers`): the soft constraint as packed numbers takes 4 % fewer to
-17 % more bundles than splash on v5e and v6e, so they are what it ships with.
+17 % more bundles than splash on v5e, v5p and v6e, so they are what it ships with.
 """
 
 import argparse
