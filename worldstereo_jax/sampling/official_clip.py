@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import (
     BlockMask,
@@ -61,6 +62,11 @@ def velocity_function(
         image: tokens of the input image, for models that take them.
     """
     mask, order = _pattern(conditions)
+    if world.mesh is not None:
+        # Whole on every device: split over them, the words of the mask would have to be joined by
+        # an "or" across devices, which not every backend has.
+        everywhere = NamedSharding(world.mesh, PartitionSpec())
+        mask, order = jax.lax.with_sharding_constraint((mask, order), everywhere)
     model = world.transformer
     # The official choice takes some view for every frame: a single slot is never empty, and
     # attention without a mask is faster.
