@@ -15,8 +15,8 @@ the wall's depth through the pane: with the memory's two depths on a ray, and wi
 Expected: with the memory every region is closer to the truth (PSNR) than without; the keyframes
 are about as sharp as the truth, the entries less so in the weave, whose threads are as fine as the
 pixels; entries of the mirror are trusted least. The gloss moves with the view in the entries, and
-not at all without their change by view, which costs still
-regions about 1 dB at most. Through the pane both layers are closer than votes alone.
+not at all without their change by view, which costs still regions about 1 dB at most. Through the
+pane both layers are closer than votes alone.
 """
 
 import dataclasses
