@@ -15,6 +15,11 @@ never with references but without warps: the other patterns, and the block witho
 outside of what was trained. This shows what swapping the mask does to these weights, not what a
 model trained for the other mask would do.
 
+Record (2026-11-26, three scenes): the memory's gain comes from its warps. Which references are
+attended to, or none, moves PSNR by 0.02 dB at most, with warps and without; the attention to
+references of these weights does next to nothing. On gloss and mirrors pixel reprojection, which
+copies the one view of the most similar direction, is 5 to 7 dB better than the fused warp.
+
 Writes sections into experiments/RESULTS.md, and two figures into experiments/plots. With pycolmap
 (the evaluate extra) also what an independent matcher finds in the frames.
 """

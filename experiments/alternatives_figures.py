@@ -25,7 +25,7 @@ def draw_angles(path: Path, results: Sequence[SceneResult]) -> None:
     import matplotlib.pyplot as plt
 
     figure, (above, below) = plt.subplots(
-        2, 1, figsize=(6.4, 4.6), height_ratios=(4, 1), sharex=True, layout="constrained"
+        2, 1, figsize=(7.6, 4.6), height_ratios=(4, 1), sharex=True, layout="constrained"
     )
     place = np.arange(len(ANGLES) - 1)
     for name in SHOWN:
@@ -36,7 +36,7 @@ def draw_angles(path: Path, results: Sequence[SceneResult]) -> None:
     pixels = pooled(results, BY_ANGLE, HARD).pixels
     below.bar(place, 100 * pixels / pixels.sum(), color="0.75")
     above.set(ylabel="PSNR, dB", title="Quality by angle to the nearest stored view")
-    above.legend(fontsize=8, frameon=False, ncols=2)
+    above.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     above.grid(axis="y", alpha=0.3)
     below.set(ylabel="pixels, %", xlabel="degrees")
     labels = [f"{a:g}-{b:g}" for a, b in itertools.pairwise(ANGLES)]
