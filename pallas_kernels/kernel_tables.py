@@ -31,7 +31,7 @@ __all__ = [
 WEAKEST = -1e20
 _LOG2E = math.log2(math.e)
 # An infinite strength, as a factor: it leaves a penalty of 0 alone, and the least other excludes.
-_STRONGEST = 1e38
+_STRONGEST = 1e30
 
 
 @flax.struct.dataclass
@@ -110,13 +110,15 @@ def kernel_tables(mask: BlockMask) -> KernelTables:
     )
 
 
-def strength_numbers(strength: Float[Array, "b heads"]) -> Float[Array, "b heads 3"]:
+def strength_numbers(
+    strength: Float[Array, "b heads"], *, strongest: float = _STRONGEST
+) -> Float[Array, "b heads 3"]:
     """What the kernels multiply by: of attraction and penalty in base-2 logits; and the slope.
 
     The third is the derivative of attraction's factor by the strength, in natural logits.
     """
     share = 1.0 / (1.0 + strength)
-    factor = jnp.minimum(strength, _STRONGEST)
+    factor = jnp.minimum(strength, strongest)
     return jnp.stack([(1.0 - share) * _LOG2E, factor * _LOG2E, jnp.square(share)], axis=-1)
 
 

@@ -16,7 +16,7 @@ from pallas_kernels.block_mask import BlockMask
 from pallas_kernels.kernel_tables import strength_numbers
 from pallas_kernels.pallas_tpu_plan import EMPTY_SLOT, FIRST_SLOT, RAGGED_SLOT
 from pallas_kernels.pallas_tpu_walk import Stream
-from pallas_kernels.soft_fill import SoftFill, decode
+from pallas_kernels.soft_fill import SoftFill, decode_scaled
 
 __all__ = ["FORBIDDEN", "NumberMask", "free_tile", "soft_bias", "soft_slope", "strength_table"]
 
@@ -24,11 +24,14 @@ FORBIDDEN = -2e38
 # At no strength an excluded pair keeps this share of FORBIDDEN, and a pair of the mask as much of
 # its own attraction, which is nothing.
 _LEAST_SHARE = 1e-8
+# An infinite strength: with the least penalty it is below what counts as excluded here.
+_STRONGEST = 1e38
 
 
 def strength_table(strength: Array, batch: int, heads: int) -> Array:
     """What attraction and penalty are multiplied by, and the slope: [batch, heads, 3]."""
-    numbers = strength_numbers(jnp.broadcast_to(strength, (batch, heads)))
+    strength = jnp.broadcast_to(strength, (batch, heads))
+    numbers = strength_numbers(strength, strongest=_STRONGEST)
     return numbers.at[..., 0].max(_LEAST_SHARE)
 
 
@@ -105,8 +108,8 @@ class NumberMask:
             def _(place=place, columns=columns):
                 numbers = fetched[self._place(buffer, place)]
                 numbers = jnp.transpose(numbers) if self.inverse else numbers
-                found = decode(numbers, excluded=FORBIDDEN)
-                attraction[:, columns], penalty[:, columns] = found[:2]
+                found = decode_scaled(numbers, FORBIDDEN)
+                attraction[:, columns], penalty[:, columns] = found
 
             @pl.when(slot < FIRST_SLOT)
             def _(slot=slot, columns=columns):

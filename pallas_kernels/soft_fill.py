@@ -2,7 +2,7 @@
 
 Attraction is never positive and penalty never negative, so both are kept without a sign: 5 bits of
 exponent and 11 of mantissa, a relative error of 2^-12, 0 below 2^-14. They are bits 12 to 27 of the
-float32 that is smaller by a factor of 2^112, so that a kernel decodes them with a shift and a
+float32 whose exponent is smaller by 112, so that a kernel decodes them with a shift and a sum, or a
 product.
 """
 
@@ -16,7 +16,14 @@ from jaxtyping import Float, Int
 from pallas_kernels.fills import TileIndex, shared_axis
 from pallas_kernels.geometry import Pairs
 
-__all__ = ["EXCLUDED_CODE", "EXCLUDED_PAIR", "SoftFill", "decode", "encode_pairs"]
+__all__ = [
+    "EXCLUDED_CODE",
+    "EXCLUDED_PAIR",
+    "SoftFill",
+    "decode",
+    "decode_scaled",
+    "encode_pairs",
+]
 
 EXCLUDED_CODE = 0xFFFF  # of an attraction: the pair is not in the mask
 EXCLUDED_PAIR = EXCLUDED_CODE  # and no penalty
@@ -67,17 +74,30 @@ def encode_pairs(pairs: Pairs) -> Int[Array, "*n tq tk"]:
     return low | (high << 16)
 
 
-def decode(pairs: Array, *, excluded: float = 0.0) -> tuple[Array, Array, Array]:
-    """Attraction and penalty, float32, and whether the pair is in the mask; in kernels too.
+def decode(pairs: Array) -> tuple[Array, Array, Array]:
+    """Attraction and penalty, float32, and whether the pair is in the mask; in kernels too."""
+    low = lax.bitwise_and(pairs, jnp.int32(0xFFFF))
+    high = lax.shift_right_logical(pairs, jnp.int32(16))
+    allowed = low != EXCLUDED_CODE
+    return jnp.where(allowed, -_decode(low), 0.0), _decode(high), allowed
 
-    excluded: attraction of the pairs that are not.
+
+def decode_scaled(pairs: Array, excluded: float) -> tuple[Array, Array]:
+    """Attraction, `excluded` where the pair is not in the mask, and penalty, in fewer operations.
+
+    For results that are kept before anything multiplies them: the factor of 2^112, merged with an
+    infinite strength, would make NaN of 0.
     """
     low = lax.bitwise_and(pairs, jnp.int32(0xFFFF))
-    allowed = low != EXCLUDED_CODE
     attraction = _scaled(lax.shift_left(low, jnp.int32(12)), -_SCALE)
     # The high code's shift down by 16 and up by 12, in one.
     high = lax.bitwise_and(lax.shift_right_logical(pairs, jnp.int32(4)), jnp.int32(_CODE_BITS))
-    return jnp.where(allowed, attraction, excluded), _scaled(high, _SCALE), allowed
+    return jnp.where(low != EXCLUDED_CODE, attraction, excluded), _scaled(high, _SCALE)
+
+
+def _decode(code: Array) -> Array:
+    bits = lax.shift_left(code, jnp.int32(12)) + jnp.int32(_EXPONENT)
+    return jnp.where(code > 0, lax.bitcast_convert_type(bits, jnp.float32), 0.0)
 
 
 def _scaled(bits: Array, factor: float) -> Array:
