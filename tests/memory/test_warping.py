@@ -9,6 +9,7 @@ import pytest
 from worldstereo_jax.geometry.cameras import resize_intrinsics
 from worldstereo_jax.geometry.points import depth_to_points
 from worldstereo_jax.memory.warping import (
+    Candidates,
     fuse_candidates,
     splat_depth,
     warp_candidates,
@@ -224,6 +225,30 @@ def test_a_path_is_its_cameras_one_by_one_and_depth_agrees(room):
     depth = jax.jit(splat_depth)(*bank[1:], *_camera(room.target, 1))
     covered = np.asarray(one.depth) > 0
     np.testing.assert_allclose(np.asarray(depth)[covered], np.asarray(one.depth)[covered])
+
+
+@pytest.mark.row("S24")
+def test_what_was_seen_from_nearly_the_same_direction_outweighs_what_was_not():
+    """Colours of a glossy point in three views, of which the last does not exist."""
+    turns = jnp.radians(jnp.array([15.0, 2.0, 0.0]))
+    found = Candidates(
+        features=jnp.array([1.0, -1.0, 0.0])[None, None, :, None],
+        log_weight=jnp.array([-1.0, -1.2, -jnp.inf])[None, None],
+        view=jnp.zeros((1, 1, 3), jnp.int32),
+        cosine=jnp.cos(turns)[None, None],
+        mask=jnp.zeros((1, 1)),
+        depth=jnp.ones((1, 1)),
+    )
+    fused = fuse_candidates(found)
+    assert float(fused.features[0, 0, 0]) < -0.95
+    np.testing.assert_allclose(fused.weight, np.exp(-1.0) + np.exp(-1.2), rtol=1e-5)
+    # Seen from equally far around, they count by their weights alone, however small those are.
+    for shift in (0.0, -80.0):
+        even = found.replace(cosine=jnp.full((1, 1, 3), 0.99), log_weight=found.log_weight + shift)
+        share = 1.0 / (1.0 + np.exp(-0.2))
+        np.testing.assert_allclose(
+            fuse_candidates(even).features[0, 0, 0], 2.0 * share - 1.0, atol=1e-5
+        )
 
 
 @pytest.mark.row("S36")

@@ -20,6 +20,10 @@ from worldstereo_jax.memory.visibility import Lookup, SurfaceViews, prepare_view
 _BLUR = 4.0  # power of the penalty for views with fewer pixels than the target on the surface
 _ALIAS = 0.5  # and for views with more, whose detail would alias
 _TURN = 8.0  # penalty per (1 - cos) of the angle between the lines of sight: 30 degrees cost 1.07
+# The same beside the candidate that turns least, where several are fused: 5 degrees cost 0.76, and
+# 15 degrees leave a thousandth. For gloss more is better; matt surfaces, whose noise a mean of
+# several views takes out, lose 0.3 dB.
+_FOLLOW = 200.0
 
 
 @typing.no_type_check
@@ -44,12 +48,14 @@ class Candidates:
     """The k best views of each target pixel, not fused: aligned keys and values for attention.
 
     features [h, w, k, c] (0 where there is none), log_weight [h, w, k] (-inf where there is
-    none; best first), view [h, w, k] int32 index into the bank, mask and depth as in `Warped`.
+    none; best first), view [h, w, k] int32 index into the bank, cosine [h, w, k] of the angle
+    between the view's and the target's line of sight, mask and depth as in `Warped`.
     """
 
     features: Float[Array, "*f h w k c"]
     log_weight: Float[Array, "*f h w k"]
     view: Int[Array, "*f h w k"]
+    cosine: Float[Array, "*f h w k"]
     mask: Float[Array, "*f h w"]
     depth: Float[Array, "*f h w"]
 
@@ -182,15 +188,24 @@ def warp_path(
 
 
 def fuse_candidates(found: Candidates) -> Warped:
-    """Weighted mean over the candidates of each pixel."""
-    weight = jnp.exp(found.log_weight)
-    total = weight.sum(-1)
-    share = weight / jnp.maximum(total, 1e-20)[..., None]
+    """Weighted mean over the candidates of each pixel.
+
+    Beyond their weight, candidates count less the farther they look past the one whose line of
+    sight is nearest to the target's: a mean of all would take the gloss off a surface and blur a
+    mirror, which look like what was seen from the nearest direction (row S24).
+    """
+    exists = jnp.isfinite(found.log_weight)
+    nearest = jnp.where(exists, found.cosine, -1.0).max(-1, keepdims=True)
+    # The best is set apart, so that weights of all that are small do not vanish.
+    best = jnp.where(exists, found.log_weight, -jnp.inf).max(-1, keepdims=True)
+    preferred = found.log_weight - jnp.where(jnp.isfinite(best), best, 0.0)
+    share = jnp.where(exists, jnp.exp(preferred - _FOLLOW * (nearest - found.cosine)), 0.0)
+    share = share / jnp.maximum(share.sum(-1, keepdims=True), 1e-20)
     return Warped(
         features=(found.features * share[..., None]).sum(-2),
         mask=found.mask,
         depth=found.depth,
-        weight=total,
+        weight=jnp.exp(found.log_weight).sum(-1),
     )
 
 
@@ -238,8 +253,14 @@ def _candidates(
         return jnp.take_along_axis(jnp.moveaxis(value, 0, 2), view[..., None], axis=2)
 
     # The barrier keeps all of this from being computed again for each of the sixteen taps.
-    log_weight, view, pixels, planes = lax.optimization_barrier(
-        (log_weight, view, of_best(look.pixel), of_best(look.planes))
+    log_weight, view, pixels, planes, cosine = lax.optimization_barrier(
+        (
+            log_weight,
+            view,
+            of_best(look.pixel),
+            of_best(look.planes),
+            of_best(look.cosine[..., None])[..., 0],
+        )
     )
     found = sample_surface(
         features, views.inverse, views.smooth, view, pixels, planes, tolerance=2.0 * tolerance
@@ -250,6 +271,7 @@ def _candidates(
         features=jnp.where(seen[..., None], found, 0.0),
         log_weight=log_weight,
         view=view,
+        cosine=cosine,
         mask=1.0 - covered.astype(jnp.float32),
         depth=jnp.where(covered, inverse_depth(inverse), 0.0),
     )
