@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from worldstereo_jax.memory.hole_filling import fill_holes, nearest_known
+from worldstereo_jax.memory.hole_filling import fill_holes, nearest_known, row_means
 
 
 def test_known_pixels_stay_and_a_constant_stays_constant():
@@ -89,3 +89,21 @@ def test_the_prior_keeps_its_grain():
     correlation = np.corrcoef(np.ravel(filled[far]), np.ravel(grain[far]))[0, 1]
     assert correlation > 0.99
     assert float(filled[far].std() / grain[far].std()) > 0.9
+
+
+def test_near_what_is_known_the_prior_gives_its_broad_colours_only():
+    grain = jax.random.normal(jax.random.key(0), (40, 60, 1))
+    hole = jnp.ones((40, 60)).at[:, 0].set(0.0)
+    filled = fill_holes(jnp.zeros((40, 60, 1)), hole, prior=grain)
+    near = np.s_[:, 4:12]
+    assert float(filled[near].std()) < 0.1 * float(grain[near].std())
+
+
+def test_means_of_rows_keep_the_sky_above():
+    image = jnp.linspace(1, -1, 40)[:, None, None] + jax.random.normal(
+        jax.random.key(0), (40, 30, 2)
+    )
+    means = row_means(image)
+    np.testing.assert_array_equal(means, jnp.broadcast_to(means[:, :1], image.shape))
+    np.testing.assert_allclose(means[:, 0, 0], jnp.linspace(1, -1, 40), atol=0.25)
+    np.testing.assert_allclose(means.mean(), image.mean(), atol=0.05)

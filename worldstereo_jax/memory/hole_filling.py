@@ -23,8 +23,11 @@ _DIFFUSIONS = 10
 # Share of the nearest known pixel against the broad mean. Half is best on average; more of the
 # nearest goes wrong less badly where one wall fills all that comes into view.
 _NEAREST_SHARE = 0.7
-# Share of the shorter side over which a hole turns into the prior.
-_PRIOR_REACH = 0.5
+# Share of the shorter side over which a hole turns into the prior's broad colours, and that at
+# which it gets its grain: nearer by, grain that is not the right one is worse than none.
+_PRIOR_REACH = 1.0
+_GRAIN_REACH = 0.8
+_ROWS = 6  # rows to either side that a row's mean is smoothed over
 
 
 def fill_holes(
@@ -39,8 +42,8 @@ def fill_holes(
         image: any channels; its values in holes are not read.
         hole: 1 where there is nothing, 0 where the image is known.
         depth: camera z of known pixels; when given, holes continue the farther surface.
-        prior: what to expect far from all that is known; when given, holes turn into it over
-            `_PRIOR_REACH` of the shorter side.
+        prior: what to expect far from all that is known; when given, holes turn first into the
+            means of its rows, and farther away into the prior itself.
 
     Returns:
         The image, unchanged where known; where nothing at all is known the prior, or 0.
@@ -60,9 +63,21 @@ def fill_holes(
         away = jnp.hypot(
             *((a - b).astype(jnp.float32) for a, b in ((row, rows), (column, columns)))
         )
-        trust = jnp.exp(-away / (_PRIOR_REACH * min(known.shape))) * known.any()
-        mixed = prior + trust[..., None] * (mixed - prior)
+        away = jnp.where(known.any(), away / min(known.shape), jnp.inf)
+        broad_prior = row_means(prior)
+        trust = jnp.exp(-away / _PRIOR_REACH)
+        mixed = broad_prior + trust[..., None] * (mixed - broad_prior)
+        grain = 1.0 - jnp.exp(-((away / _GRAIN_REACH) ** 4))
+        mixed = mixed + grain[..., None] * (prior - mixed)
     return jnp.where(known[..., None], image, mixed)
+
+
+def row_means(image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    """Every pixel as the smoothed mean of its row: sky above, ground below, and no more."""
+    height = image.shape[0]
+    around = jnp.arange(height)[:, None] + jnp.arange(-_ROWS, _ROWS + 1)[None]
+    means = image.mean(1)[jnp.clip(around, 0, height - 1)].mean(1)
+    return jnp.broadcast_to(means[:, None], image.shape)
 
 
 def nearest_known(
