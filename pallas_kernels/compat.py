@@ -5,7 +5,13 @@ from typing import Any
 import jax
 from jax import Array
 
-__all__ = ["output_like", "quick_compiler_options", "reduce_like", "vary_like"]
+__all__ = [
+    "output_like",
+    "quick_compiler_options",
+    "quickest_compiler_options",
+    "reduce_like",
+    "vary_like",
+]
 
 
 def quick_compiler_options() -> dict[str, Any]:
@@ -18,6 +24,16 @@ def quick_compiler_options() -> dict[str, Any]:
     if jax.default_backend() != "cpu" or version >= (0, 11):
         return {}
     return {"xla_cpu_use_fusion_emitters": False}
+
+
+def quickest_compiler_options() -> dict[str, Any]:
+    """The same for a program that is mostly matrix products, which are compiled beforehand.
+
+    On a CPU the rest of it is left as it comes, without LLVM's optimisations: ready in half the
+    time, and nearly as fast. A program of gathers and scatters would take three times as long.
+    """
+    options = quick_compiler_options()
+    return {**options, "xla_backend_optimization_level": 0} if options else {}
 
 
 def _varying(x: Array) -> frozenset:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.compat import quick_compiler_options
+from pallas_kernels.compat import quick_compiler_options, quickest_compiler_options
 from worldstereo_jax.array_types import Array, PyTree
 from worldstereo_jax.sampling.conditions import Conditions, gather_conditions
 from worldstereo_jax.sampling.rollout import Clip, complete_depth, generate_clip, keyframes_of
@@ -102,12 +102,12 @@ def compile_rollout(
     key = jax.eval_shape(lambda: jax.random.key(0))
     gathering = jax.jit(gather).trace(params.vae, memory, cameras)
     conditions, guidance = gathering.out_info
-    options = quick_compiler_options()
+    options, quickest = quick_compiler_options(), quickest_compiler_options()
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         compiling = [pool.submit(lambda: gathering.lower().compile(options))]
         for traced in (
             jax.jit(generate).trace(params, conditions, guidance, key),
             jax.jit(complete).trace(params, video, guidance.depth),
         ):
-            compiling.append(pool.submit(lambda traced=traced: traced.lower().compile(options)))
+            compiling.append(pool.submit(lambda traced=traced: traced.lower().compile(quickest)))
         return CompiledRollout(config, *(program.result() for program in compiling))
