@@ -93,4 +93,5 @@ def test_entries_are_reported_alike_however_they_are_stored():
         assert (report.entries, report.widths, report.levels) == (4, (4, 3), (3, 4))
         assert report.confidence.tolist() == [0, 0, 0, 0, 0, 4, 0, 0, 0, 0]
         assert report.views.tolist() == [0, 3, 0, 1]
-    assert plain.bytes_per_entry - small.bytes_per_entry == 3 * 7
+    # Of 7 feature channels and 18 numbers of appearance, a byte each instead of four.
+    assert plain.bytes_per_entry - small.bytes_per_entry == 3 * (7 + 18)

@@ -20,6 +20,7 @@ _PLACES = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 _STEADY = 1e-3
 # Variance of colours in [-1, 1] that resampling textures leaves: smaller changes are not followed.
 _GRAIN = 1e-3
+_DOUBT = 0.25  # share of what the plane explains that still counts against an entry
 _BEYOND = 2.0  # deviations of the directions seen, beyond which the colour changes no further
 
 
@@ -60,6 +61,16 @@ def unexplained_variance(bank: EntryBank) -> Float[Array, " n"]:
     total = bank.feature_variance
     left = jnp.maximum(total - explained, 0.0) * n / jnp.maximum(n - 3.0, 1e-3)
     return jnp.where(n > 3.0, jnp.minimum(left, total), total)
+
+
+def doubtful_variance(bank: EntryBank) -> Float[Array, " n"]:
+    """Variance of the finest features that speaks against an entry (rows S6, S24).
+
+    What does not go with the view, and a share of what does: where much moves, less is sure than
+    where all stands still, also if a plane follows it; and a mirror is to be doubted.
+    """
+    unexplained = unexplained_variance(bank)
+    return unexplained + _DOUBT * (bank.feature_variance - unexplained)
 
 
 def appearance_change(bank: EntryBank, centre: Float[Array, "3"]) -> Float[Array, "n 3"]:

@@ -22,8 +22,8 @@ from worldstereo_jax.memory.entries import (
 )
 from worldstereo_jax.memory.entry_appearance import (
     combine_appearance,
+    doubtful_variance,
     first_appearance,
-    unexplained_variance,
 )
 from worldstereo_jax.memory.entry_features import sample_map
 from worldstereo_jax.memory.entry_frame import EntryFrame, FrameSurface, frame_surface
@@ -134,14 +134,14 @@ def rate_entries(bank: EntryBank, rule: EntryRule) -> EntryBank:
     """The bank with every entry's confidence told anew from what is stored of it (row S6).
 
     Votes against an entry do not count where they come and go with votes for it, which is how
-    panes and what lies behind them look; neither does what colour changes along with the direction
-    of view (row S24).
+    panes and what lies behind them look; and what colour changes along with the direction of view
+    counts for a part only (row S24).
     """
     confidence = entry_confidence(
         bank.support,
         jnp.where(two_depths(bank.views, bank.denied), 0.0, bank.against),
         bank.scatter,
-        unexplained_variance(bank),
+        doubtful_variance(bank),
         bank.distance,
         gate=rule.gate,
     )
