@@ -37,7 +37,7 @@ from worldstereo_jax.evaluation.revisit import revisited_pixels
 from worldstereo_jax.interop.shipped import load_world
 from worldstereo_jax.memory.entries import init_entries
 from worldstereo_jax.sampling.compiled import CompiledRollout, compile_rollout
-from worldstereo_jax.sampling.conditions import Conditions, without_entries
+from worldstereo_jax.sampling.conditions import without_entries
 from worldstereo_jax.sampling.world import Cameras, WorldMemory, WorldParams, init_memory
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -88,23 +88,18 @@ def evaluate_world(
     ]
     videos = []
     for number, cameras in enumerate(paths[:-1]):
-        clip = rollout.clip(params, memory, cameras, jax.random.fold_in(key, number))
-        memory = rollout.remember(memory, clip)
+        clip, memory = rollout(params, memory, cameras, jax.random.fold_in(key, number))
         videos.append(clip.video)
     earlier, figures = jnp.concatenate(videos), {}
     held: dict[str, float] = {"views": int(memory.stereo.valid.sum())}
 
     for name, (read, tokens) in variants(memory).items():
-
-        def alter(conditions: Conditions, tokens: bool = tokens) -> Conditions:
-            if tokens and conditions.entries is not None:
-                held["tokens"] = int(conditions.entries.valid.sum())
-                held["tokens left out"] = int(conditions.entries.left_out)
-            return conditions if tokens else without_entries(conditions)
-
-        clip = rollout.clip(
-            params, read, paths[-1], jax.random.fold_in(key, len(paths)), alter=alter
-        )
+        conditions, guidance = rollout.gather(params, read, paths[-1])
+        if tokens and conditions.entries is not None:
+            held["tokens"] = int(conditions.entries.valid.sum())
+            held["tokens left out"] = int(conditions.entries.left_out)
+        gathered = (conditions if tokens else without_entries(conditions)), guidance
+        clip = rollout.clip(params, gathered, paths[-1], jax.random.fold_in(key, len(paths)))
         scores = frame_metrics(clip.video, scene["image"][-1])
         scores |= revisit_metrics(scene, clip.video, earlier)
         figures |= {(name, metric): value for metric, value in scores.items()}

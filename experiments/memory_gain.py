@@ -37,9 +37,9 @@ from worldstereo_jax.evaluation.memory_gain import (
     BOTH,
     LOWER_IS_BETTER,
     VARIANTS,
-    clip_with,
     frame_metrics,
     revisit_metrics,
+    told_as,
 )
 from worldstereo_jax.evaluation.paired import paired_difference
 from worldstereo_jax.evaluation.report import Table, format_difference, write_section
@@ -119,9 +119,9 @@ def evaluate_scene(
                 for metric, value in best_of(scores).items():
                     figures[clip_name, BEST, metric] = value
                 pictures[f"{clip_name} reprojection"] = videos["bilinear"]
-            clip = clip_with(
-                variant, rollout.clip, params, memory, cameras, jax.random.fold_in(key, number)
-            )
+            conditions, guidance = rollout.gather(params, memory, cameras)
+            gathered = told_as(variant, conditions), guidance
+            clip = rollout.clip(params, gathered, cameras, jax.random.fold_in(key, number))
             memory = rollout.remember(memory, clip)
             pictures[f"{clip_name} {variant}"] = clip.video
             for metric, value in measure(clip.video, truths[clip_name]).items():

@@ -5,8 +5,11 @@ from typing import Any
 import jax
 from jax import Array
 
+_OLDER_EMITTERS_UNTIL = (0, 11)
+
 __all__ = [
     "output_like",
+    "quick_compiler_flags",
     "quick_compiler_options",
     "quickest_compiler_options",
     "reduce_like",
@@ -20,10 +23,19 @@ def quick_compiler_options() -> dict[str, Any]:
     On a CPU jax 0.10 has two generations of emitters; the older one compiles our programs in two
     thirds of the time, and they run as fast. Later versions and other devices have no choice.
     """
-    version = tuple(int(part) for part in jax.__version__.split(".")[:2])
-    if jax.default_backend() != "cpu" or version >= (0, 11):
+    if jax.default_backend() != "cpu" or not _has_older_emitters():
         return {}
     return {"xla_cpu_use_fusion_emitters": False}
+
+
+def quick_compiler_flags() -> tuple[str, ...]:
+    """The same as words of `XLA_FLAGS`, for a process that has not asked jax for a device yet."""
+    return ("--xla_cpu_use_fusion_emitters=false",) if _has_older_emitters() else ()
+
+
+def _has_older_emitters() -> bool:
+    version = tuple(int(part) for part in jax.__version__.split(".")[:2])
+    return version < _OLDER_EMITTERS_UNTIL
 
 
 def quickest_compiler_options() -> dict[str, Any]:

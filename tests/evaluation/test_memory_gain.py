@@ -10,25 +10,15 @@ from worldstereo_jax.evaluation.lpips import load_lpips, lpips
 from worldstereo_jax.evaluation.memory_gain import (
     LOWER_IS_BETTER,
     VARIANTS,
-    clip_with,
     frame_metrics,
     revisit_metrics,
+    told_as,
 )
 from worldstereo_jax.sampling.conditions import example_conditions
-from worldstereo_jax.sampling.rollout import Clip
-from worldstereo_jax.sampling.world import WorldParams, empty_memory
 
 
-def test_variants_are_told_what_their_names_say(world, cameras):
-    told = []
-
-    def make_clip(params, memory, cameras, key, *, alter):
-        told.append(alter(example_conditions(world)))
-        return Clip(video=None, depth=None, cameras=cameras, guidance=None)
-
-    params = WorldParams(denoiser={}, vae={}, depth={})
-    for name in VARIANTS:
-        clip_with(name, make_clip, params, empty_memory(world.rollout), cameras, jax.random.key(0))
+def test_variants_are_told_what_their_names_say(world):
+    told = [told_as(name, example_conditions(world)) for name in VARIANTS]
     flags = [(bool(c.global_enabled), bool(c.stereo_enabled)) for c in told]
     assert flags == [(True, True), (True, False), (False, False)]
 

@@ -17,5 +17,6 @@ def test_the_stages_one_by_one_make_the_same_clip(finished, world, params, memor
     np.testing.assert_allclose(clip.depth, finished[0].depth, rtol=1e-3)
     np.testing.assert_allclose(after.stereo.images, finished[1].stereo.images, atol=2e-4)
     assert int(after.entries.count) == int(finished[1].entries.count)
-    other = rollout.clip(params, memory, cameras, key, alter=without_stereo)
+    conditions, guidance = rollout.gather(params, memory, cameras)
+    other = rollout.clip(params, (without_stereo(conditions), guidance), cameras, key)
     assert np.abs(np.asarray(other.video - clip.video)).max() > 1e-3

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.cli.arguments import ArgumentParser, seed
@@ -30,9 +29,9 @@ from worldstereo_jax.evaluation.comparison_sheet import comparison_sheet
 from worldstereo_jax.evaluation.memory_gain import (
     BOTH,
     VARIANTS,
-    clip_with,
     frame_metrics,
     revisit_metrics,
+    told_as,
 )
 from worldstereo_jax.files import atomic_folder
 from worldstereo_jax.interop.shipped import load_world
@@ -90,10 +89,12 @@ def run(options: argparse.Namespace) -> None:
             path = Cameras(w2c=scene["w2c"], intrinsics=scene["intrinsics"])
             first, memory = jax.block_until_ready(rollout(params, memory, path, first_key))
         path = Cameras(w2c=scene["revisit_w2c"], intrinsics=scene["revisit_intrinsics"])
+        conditions, guidance = rollout.gather(params, memory, path)
         clips, gain = {}, {}
         for variant in VARIANTS:
             with stages.stage(f"second clip, {variant}"):
-                clip = clip_with(variant, rollout.clip, params, memory, path, second_key)
+                gathered = told_as(variant, conditions), guidance
+                clip = rollout.clip(params, gathered, path, second_key)
                 clips[variant] = clip
                 gain[variant] = {
                     **revisit_metrics(scene, clip.video, first.video),
@@ -121,6 +122,7 @@ def run(options: argparse.Namespace) -> None:
 
 def make_room(number: int, config: RolloutConfig) -> dict[str, jax.Array]:
     """Two clips of a room from photographs that training never saw, as `SceneClips` gives them."""
+    # Put on the device as they are: `jnp.asarray` would compile a program for every shape.
     rooms = SceneClips(
         range(number, number + 1),
         split="held_out",
@@ -128,7 +130,7 @@ def make_room(number: int, config: RolloutConfig) -> dict[str, jax.Array]:
         height=config.height,
         width=config.width,
     )
-    return {name: jnp.asarray(value) for name, value in rooms[0].items() if name != "seed"}
+    return jax.device_put({name: value for name, value in rooms[0].items() if name != "seed"})
 
 
 def compare(scene: Mapping[str, jax.Array], clips: Mapping[str, Clip]) -> np.ndarray:

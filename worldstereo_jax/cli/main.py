@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     Input that a person can mend ends in one sentence on standard error and exit code 2.
     """
+    own_process = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments else ""
     program = f"worldstereo {command}" if command in COMMANDS else "worldstereo"
@@ -39,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
             if command not in COMMANDS:
                 _no_command(command, arguments)
             module = importlib.import_module(COMMANDS[command][0])
+            if own_process:
+                _start_quickly()
             return module.run(module.parser().parse_args(arguments[1:])) or 0
     except InputError as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -46,6 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{program}: interrupted; nothing was written", file=sys.stderr)
         return 130
+
+
+def _start_quickly() -> None:
+    # Imported only now, since it imports jax.
+    process = importlib.import_module("worldstereo_jax.cli.process")
+    process.ask_for_quick_start(os.environ)
 
 
 def _no_command(command: str, arguments: list[str]) -> None:

@@ -133,7 +133,7 @@ class AlternativeRollout:
         generate = self.generate[alternative.pattern]
         video = generate(params, told(alternative, conditions), guidance, key)
         if alternative != ONE_OR_NONE[NO_MEMORY]:
-            depth = self.rollout.complete(params, video, guidance.depth)
+            depth = self.rollout.complete_depth(params, video, guidance.depth)
         else:
             depth = self.memoryless_depth(params, video, guidance.depth[0])
         return Clip(video=video, depth=depth, cameras=cameras, guidance=guidance)
@@ -142,7 +142,7 @@ class AlternativeRollout:
         self, params: WorldParams, memory: WorldMemory, cameras: Cameras
     ) -> tuple[Conditions, Guidance]:
         """What both memories say of a path."""
-        return self.rollout.gather(params.vae, memory, cameras)
+        return self.rollout.gather(params, memory, cameras)
 
 
 def alternative_rollout(world: World, rollout: CompiledRollout) -> AlternativeRollout:

@@ -5,7 +5,7 @@ model that was trained for what it is given.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,6 @@ from worldstereo_jax.evaluation.image_metrics import gmsd, masked_psnr, ms_ssim,
 from worldstereo_jax.evaluation.lpips import LpipsWeights, lpips
 from worldstereo_jax.evaluation.revisit import revisited_pixels
 from worldstereo_jax.sampling.conditions import Conditions
-from worldstereo_jax.sampling.rollout import Clip
-from worldstereo_jax.sampling.world import Cameras, WorldMemory, WorldParams
 
 BOTH = "both memories"
 # variant -> whether the global-geometric and the spatial-stereo memory are given to the model.
@@ -30,21 +28,10 @@ PERCEPTUAL = "LPIPS"
 LOWER_IS_BETTER = frozenset({"GMSD", PERCEPTUAL})
 
 
-def clip_with(
-    variant: str,
-    make_clip: Callable[..., Clip],
-    params: WorldParams,
-    memory: WorldMemory,
-    cameras: Cameras,
-    key: Array,
-) -> Clip:
-    """One clip of a variant, by the `clip` of a `CompiledRollout`, which serves all variants."""
+def told_as(variant: str, conditions: Conditions) -> Conditions:
+    """What the model is told in a variant: the conditions with its memories enabled."""
     by_points, by_views = (jnp.asarray(flag) for flag in VARIANTS[variant])
-
-    def alter(conditions: Conditions) -> Conditions:
-        return dataclasses.replace(conditions, global_enabled=by_points, stereo_enabled=by_views)
-
-    return make_clip(params, memory, cameras, key, alter=alter)
+    return dataclasses.replace(conditions, global_enabled=by_points, stereo_enabled=by_views)
 
 
 def frame_metrics(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.compat import quick_compiler_options, quickest_compiler_options
 from worldstereo_jax.array_types import Array, PyTree
-from worldstereo_jax.sampling.conditions import Conditions, gather_conditions
+from worldstereo_jax.sampling.conditions import Conditions, Guidance, gather_conditions
 from worldstereo_jax.sampling.rollout import Clip, complete_depth, generate_clip, keyframes_of
 from worldstereo_jax.sampling.world import (
     Cameras,
@@ -30,38 +30,49 @@ from worldstereo_jax.sampling.world import (
 
 @dataclasses.dataclass(frozen=True)
 class CompiledRollout:
-    """The compiled stages of a clip: `gather_conditions`, `generate_clip`, `complete_depth`."""
+    """The compiled stages of a clip.
+
+    Attributes:
+        config: sizes they were compiled for.
+        gather_conditions, generate_clip, complete_depth: the programs.
+    """
 
     config: RolloutConfig
-    gather: Callable[..., Any]
-    generate: Callable[..., Any]
-    complete: Callable[..., Any]
+    gather_conditions: Callable[..., Any]
+    generate_clip: Callable[..., Any]
+    complete_depth: Callable[..., Any]
 
     def __call__(
         self, params: WorldParams, memory: WorldMemory, cameras: Cameras, key: Array
     ) -> tuple[Clip, WorldMemory]:
         """One clip and the memory after it, as `make_rollout` makes them."""
-        clip = self.clip(params, memory, cameras, key)
+        gathered = self.gather(params, memory, cameras)
+        clip = self.clip(params, gathered, cameras, key)
         return clip, self.remember(memory, clip)
+
+    def gather(
+        self, params: WorldParams, memory: WorldMemory, cameras: Cameras
+    ) -> tuple[Conditions, Guidance]:
+        """What both memories say of a path, read once for all clips that are made from it."""
+        return self.gather_conditions(params.vae, memory, cameras)
 
     def clip(
         self,
         params: WorldParams,
-        memory: WorldMemory,
+        gathered: tuple[Conditions, Guidance],
         cameras: Cameras,
         key: Array,
-        *,
-        alter: Callable[[Conditions], Conditions] = lambda conditions: conditions,
     ) -> Clip:
         """One clip.
 
         Args:
-            params, memory, cameras, key: of the shapes that were compiled for.
-            alter: changes what the model is told, for instance `without_stereo`.
+            params, cameras, key: of the shapes that were compiled for.
+            gathered: from `gather`, for the same cameras; the conditions may be altered, for
+                instance by `without_stereo`.
         """
-        conditions, guidance = self.gather(params.vae, memory, cameras)
-        video = self.generate(params, alter(conditions), guidance, key)
-        depth = self.complete(params, video, guidance.depth)
+        conditions, guidance = gathered
+        video = self.generate_clip(params, conditions, guidance, key)
+        depth = self.complete_depth(params, video, guidance.depth)
         return Clip(video=video, depth=depth, cameras=cameras, guidance=guidance)
 
     def remember(self, memory: WorldMemory, clip: Clip) -> WorldMemory:

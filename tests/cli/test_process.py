@@ -1,0 +1,58 @@
+"""A command's own process keeps its compiled programs, unless its user says otherwise."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pallas_kernels.compat import quick_compiler_flags
+from worldstereo_jax.cli.process import cache_folder
+
+PROGRAM = """
+import os, jax
+from worldstereo_jax.cli.process import ask_for_quick_start
+ask_for_quick_start(os.environ)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.jit(lambda x: x @ x)(jax.numpy.ones((3, 3))).block_until_ready()
+print(os.environ.get("XLA_FLAGS", ""))
+"""
+
+
+def run(**variables: str) -> str:
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")
+    }
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(
+        command, env=inherited | variables, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_programs_are_kept_below_the_users_cache_folder(tmp_path):
+    flags = run(XDG_CACHE_HOME=str(tmp_path))
+    assert list(cache_folder({"XDG_CACHE_HOME": str(tmp_path)}).glob("*"))
+    assert flags.split() == list(quick_compiler_flags())
+
+
+@pytest.mark.parametrize("chosen", ["elsewhere", ""])
+def test_what_the_user_has_set_stays(tmp_path, chosen):
+    folder = tmp_path / chosen if chosen else ""
+    given = "--xla_cpu_use_fusion_emitters=true"
+    flags = run(
+        XDG_CACHE_HOME=str(tmp_path / "cache"),
+        JAX_COMPILATION_CACHE_DIR=str(folder),
+        XLA_FLAGS=given,
+    )
+    assert flags == given
+    assert not (tmp_path / "cache").exists()
+    if folder:
+        assert any(folder.iterdir())
+
+
+def test_without_a_cache_variable_the_home_folder_holds_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder({}) == tmp_path / ".cache" / "worldstereo_jax" / "compiled"

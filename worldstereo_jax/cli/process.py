@@ -1,0 +1,41 @@
+"""What a command asks of jax before its first program: to be ready soon.
+
+A command runs each of its programs once or twice, so compiling is most of what a person waits for.
+Imported once jax has been; `main` calls it when the process is the command's own.
+"""
+
+from collections.abc import MutableMapping
+from pathlib import Path
+
+import jax
+
+from pallas_kernels.compat import quick_compiler_flags
+
+# Reading a program back takes some milliseconds.
+_SHORTEST_SECONDS = 0.1
+
+
+def ask_for_quick_start(environment: MutableMapping[str, str]) -> None:
+    """Let programs be compiled the quicker way where there is one, and be kept for the next time.
+
+    Compiled programs go to the user's cache folder (about 3 MB for a command and its sizes). What
+    the user has set is left as it is: `JAX_COMPILATION_CACHE_DIR` names another folder, or none
+    when it is empty.
+
+    Args:
+        environment: the process's variables; `XLA_FLAGS` is extended in place, which counts until
+            jax is first asked for a device.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in environment:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder(environment)))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST_SECONDS)
+    given = environment.get("XLA_FLAGS", "")
+    new = [flag for flag in quick_compiler_flags() if flag.split("=")[0] not in given]
+    if new:
+        environment["XLA_FLAGS"] = " ".join([given, *new]).strip()
+
+
+def cache_folder(environment: MutableMapping[str, str]) -> Path:
+    """Where compiled programs are kept: below `XDG_CACHE_HOME`, or `.cache` in the home folder."""
+    base = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "worldstereo_jax" / "compiled"
