@@ -275,3 +275,17 @@ def test_no_points_and_too_many_pixels_are_refused():
     one = np.zeros((1, 3), np.float32)
     with pytest.raises(InputError, match="too many pixels"):
         splat.render_points(one, one, np.ones(1, bool), np.eye(4), K, height=1 << 16, width=1 << 16)
+
+
+def test_alpha_is_the_light_of_discs_and_solid_colours_do_not_fade():
+    points, _, valid, w2c = a_cloud(4, 40)
+    sizes = {"height": H, "width": W, "radius_ndc": 0.3}
+    grey = jnp.full((40, 3), 0.7)
+    render = splat.render_points(points, grey, valid, w2c, K, **sizes)
+    assert 0.0 < float(render.alpha[render.mask < 0.5].min()) < 0.5
+    faded = np.repeat(0.7 * np.asarray(render.alpha)[..., None], 3, -1)
+    np.testing.assert_allclose(render.image, faded, atol=1e-6)
+    solid = np.asarray(splat.solid_image(render))
+    known = np.asarray(render.mask) < 0.5
+    np.testing.assert_allclose(solid[known], 0.7, atol=1e-5)
+    assert (solid[~known] == 0.0).all()

@@ -72,6 +72,18 @@ def test_points_and_views_agree_on_what_is_seen(gathered):
     assert (by_views & by_points).sum() > 0.8 * by_views.sum()
 
 
+@pytest.mark.row("S26")
+def test_thinly_covered_points_lend_the_anchor_their_own_colour(gathered):
+    _, guidance = gathered
+    points_alone = np.asarray((guidance.warped_mask > 0.5) & (guidance.render_mask < 0.5))
+    faded = np.abs(np.asarray(guidance.render_image)).mean(-1)[points_alone]
+    shown = np.abs(np.asarray(guidance.warped_image)).mean(-1)[points_alone]
+    assert points_alone.sum() > 50
+    # Fading only takes colour away, and from thin cover it takes a lot.
+    assert (shown >= faded - 1e-4).all()
+    assert (shown > 1.5 * faded + 0.01).any()
+
+
 def test_only_found_views_are_references(gathered):
     conditions, _ = gathered
     np.testing.assert_array_equal(conditions.reference_valid, [True, False])

@@ -25,8 +25,7 @@ from worldstereo_jax.evaluation.attention_patterns import (
 from worldstereo_jax.geometry.depth_alignment import align_depth
 from worldstereo_jax.sampling.compiled import CompiledRollout
 from worldstereo_jax.sampling.conditions import Conditions, Guidance
-from worldstereo_jax.sampling.detail import restore_detail
-from worldstereo_jax.sampling.rollout import Clip, denoise_clip
+from worldstereo_jax.sampling.rollout import Clip, denoise_clip, with_memory_pixels
 from worldstereo_jax.sampling.world import Cameras, World, WorldMemory, WorldParams
 
 
@@ -186,7 +185,7 @@ def generate_told(
     """
     world = dataclasses.replace(world, reading=reading_under(pattern, world.rollout))
     video, coded_warp = denoise_clip(world, params, what.conditions, key)
-    detailed = restore_detail(video, guidance.warped_image, coded_warp, guidance.warped_mask)
+    detailed = with_memory_pixels(video, coded_warp, guidance)
     return jnp.where(what.mixes, detailed, video).clip(-1, 1)
 
 

@@ -42,13 +42,25 @@ class Render:
     """A rendered view, or several along a leading frame axis.
 
     image: [h, w, c] composited colours over 0, float32.
+    alpha: [h, w] how much of the pixel's light comes from discs, in [0, 1], float32.
     mask:  [h, w] 1 = hole (no disc reaches the pixel), 0 = covered, float32.
     depth: [h, w] camera z of the nearest point of the pixel, 0 at holes, float32.
     """
 
     image: Array
+    alpha: Array
     mask: Array
     depth: Array
+
+
+def solid_image(render: Render) -> Float[Array, "*f h w c"]:
+    """Colours of the discs alone, as if they covered their pixels wholly; 0 at holes.
+
+    The official picture fades to mid-grey where cover is thin: right for a hint, wrong as pixels.
+    """
+    covered = render.mask < 0.5
+    alpha = jnp.where(covered, jnp.maximum(render.alpha, 1e-6), 1.0)
+    return jnp.where(covered[..., None], render.image / alpha[..., None], 0.0)
 
 
 def pixel_radius(height: int, width: int, pixels: float) -> float:
@@ -200,6 +212,7 @@ def render_points(
     canvas = canvas.reshape(height, width, channels + 3)
     return Render(
         image=canvas[..., :channels],
+        alpha=canvas[..., channels],
         mask=(canvas[..., channels + 1] == 0).astype(jnp.float32),
         depth=canvas[..., channels + 2],
     )

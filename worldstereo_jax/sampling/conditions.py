@@ -15,6 +15,7 @@ from flax import struct
 
 from pallas_kernels import TokenGeometry
 from worldstereo_jax.array_types import Array, Float, PyTree
+from worldstereo_jax.geometry.splat import solid_image
 from worldstereo_jax.memory.entry_completion import entries_beyond
 from worldstereo_jax.memory.entry_tokens import EntryTokens
 from worldstereo_jax.memory.environment import mirrored_environment
@@ -48,9 +49,9 @@ class Conditions:
         intrinsics: target intrinsics [f, 3, 3] in pixels.
         first_latent: latent of the clip's first frame [lh, lw, 16].
         render_mask: holes of the point render [f, h, w] (1 = hole, frame 0 all 0).
-        render_latent: latent of the point render, its holes filled from around them
-            [f, lh, lw, 16]. (The official model leaves them mid-grey; `render_mask` marks them
-            either way, and a filled render is also a usable anchor.)
+        render_latent: latent of the point render in solid colours, its holes filled from around
+            them [f, lh, lw, 16]. (The official model leaves holes mid-grey and thin cover faded;
+            `render_mask` marks holes either way, and a filled render is also a usable anchor.)
         reference_latent: views to attend to [r, lh, lw, 16].
         reference_index: int32 [r], target frame that sees most of each view, minus one.
         reference_w2c: cameras of the views [r, 4, 4].
@@ -194,7 +195,8 @@ def gather_conditions(
     # Division of labour (row S26): where no view is remembered, the coarse points speak first.
     depth = jnp.where(warped.depth > 0, warped.depth, render.depth)
     by_points = (warped.mask > 0.5) & (render_mask < 0.5)
-    fused = jnp.where(by_points[..., None], render_image, warped.features)
+    solid = solid_image(render).at[0].set(first_image)
+    fused = jnp.where(by_points[..., None], solid, warped.features)
     around = jax.vmap(
         lambda w2c, intrinsics: mirrored_environment(
             stereo.images[0], stereo.w2c[0], stereo.intrinsics[0], w2c, intrinsics
@@ -203,7 +205,7 @@ def gather_conditions(
     # One call for both: the pyramid takes longer to compile than to compute.
     fill = jax.vmap(jax.vmap(fill_holes, in_axes=(0, 0, 0, 0)), in_axes=(0, 0, 0, None))
     render_filled, fused = fill(
-        jnp.stack([render_image, fused]),
+        jnp.stack([solid, fused]),
         jnp.stack([render_mask, warped.mask * render_mask]),
         jnp.stack([render.depth, depth]),
         around,

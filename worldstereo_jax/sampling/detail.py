@@ -1,8 +1,11 @@
-"""Pixels copied from the stereo memory where the generated frame says the same (rows S18, S21).
+"""Pixels of the stereo memory's warp in generated frames: its texture, and calm where it has none.
 
-A latent cannot hold the finest texture, but the memory's warp has it. Where a generated frame
-agrees with the warp, as far as the autoencoder lets one see, the warp's own pixels are shown. Where
-the model departed from the warp (holes, moved shadows, wrong depth) its frame stays as it is.
+A latent cannot hold the finest texture, but the memory's warp has it (rows S18, S21). Where a
+generated frame agrees with the warp, as far as the autoencoder lets one see, the warp's own pixels
+are shown. Where the model departed from the warp (moved shadows, wrong depth) its frame stays.
+
+Where nothing was ever seen the small model corrects the filled warp token by token, and tokens far
+from all evidence disagree: their grid shows. What neighbours agree on is kept, the rest is not.
 """
 
 import jax.numpy as jnp
@@ -13,6 +16,8 @@ from worldstereo_jax.array_types import Array, Float
 # Local difference between frame and autoencoded warp, in [-1, 1] image units, at which frame and
 # warp are mixed half and half.
 HALF_TRUST = 0.1
+# Pixels to either side over which corrections of the unseen are averaged, twice: a token's side.
+_GUESS_RADIUS = 8
 
 
 def box_mean(image: Float[Array, "f h w"], radius: int) -> Float[Array, "f h w"]:
@@ -50,3 +55,27 @@ def restore_detail(
     trust = 1.0 / (1.0 + box_mean(difference, 2) / HALF_TRUST**2)
     weight = trust * (1.0 - hole)
     return (video + weight[..., None] * (warp - video)).clip(-1, 1)
+
+
+def calm_guesses(
+    video: Float[Array, "f h w 3"],
+    warp: Float[Array, "f h w 3"],
+    coded_warp: Float[Array, "f h w 3"],
+    unseen: Float[Array, "f h w"],
+) -> Float[Array, "f h w 3"]:
+    """Keep of the model's corrections to what was never seen what is broader than a token.
+
+    Args:
+        video: decoded frames in [-1, 1].
+        warp: the stereo memory's warp with its holes filled.
+        coded_warp: the warp after encoding and decoding.
+        unseen: 1 where neither memory shows anything, 0 elsewhere.
+
+    Returns:
+        Frames in [-1, 1], those of `video` where something was seen.
+    """
+    frames, height, width, _ = video.shape
+    correction = jnp.moveaxis(video - coded_warp, -1, 0).reshape(-1, height, width)
+    broad = box_mean(box_mean(correction, _GUESS_RADIUS), _GUESS_RADIUS)
+    calm = warp + jnp.moveaxis(broad.reshape(3, frames, height, width), 0, -1)
+    return jnp.where(unseen[..., None] > 0.5, calm, video).clip(-1, 1)

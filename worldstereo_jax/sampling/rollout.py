@@ -19,7 +19,7 @@ from worldstereo_jax.geometry.depth_alignment import align_depth
 from worldstereo_jax.models.vae_tiny import decode_frames
 from worldstereo_jax.sampling.conditions import Conditions, Guidance, anchor, gather_conditions
 from worldstereo_jax.sampling.denoise import denoise
-from worldstereo_jax.sampling.detail import restore_detail
+from worldstereo_jax.sampling.detail import calm_guesses, restore_detail
 from worldstereo_jax.sampling.loop import sample
 from worldstereo_jax.sampling.noise import unit_noise
 from worldstereo_jax.sampling.prediction import anchored_source, anchored_velocity
@@ -64,7 +64,7 @@ def generate_clip(
 ) -> Float[Array, "f h w 3"]:
     """One clip: `denoise_clip`, and with the stereo memory enabled its warp's own texture.
 
-    A latent cannot hold the finest texture; see `restore_detail`.
+    See `with_memory_pixels`.
 
     Args:
         world: networks and sizes.
@@ -77,8 +77,25 @@ def generate_clip(
         Frames in [-1, 1].
     """
     video, coded_warp = denoise_clip(world, params, conditions, key, on_step=on_step)
-    detailed = restore_detail(video, guidance.warped_image, coded_warp, guidance.warped_mask)
+    detailed = with_memory_pixels(video, coded_warp, guidance)
     return jnp.where(conditions.stereo_enabled, detailed, video).clip(-1, 1)
+
+
+def with_memory_pixels(
+    video: Float[Array, "f h w 3"], coded_warp: Float[Array, "f h w 3"], guidance: Guidance
+) -> Float[Array, "f h w 3"]:
+    """Decoded frames with the warp's texture where it was seen, and calm where nothing was.
+
+    A latent cannot hold the finest texture (`restore_detail`), and guesses at what was never seen
+    show the tokens' grid (`calm_guesses`).
+
+    Args:
+        video, coded_warp: from `denoise_clip`.
+        guidance: what the memories show of the path.
+    """
+    warp, hole = guidance.warped_image, guidance.warped_mask
+    detailed = restore_detail(video, warp, coded_warp, hole)
+    return calm_guesses(detailed, warp, coded_warp, hole * guidance.render_mask)
 
 
 def denoise_clip(
