@@ -31,8 +31,10 @@ _AROUND = (2, 1, 1)  # cells read on either side of a pixel, per level
 _NARROW, _WIDE = 0.5, 1.0  # Gaussians' sigma in splat widths: for colours, for who covers a pixel
 _REACH = 2.3  # splat widths beyond which an entry says nothing of a pixel
 _CLOSE = 1.7  # spacings within which entries on all sides of a pixel close their surface over it
-_THIN = 0.15  # unless they cover less than this share of what the surface behind them covers there
-_BETWEEN = 0.05  # splat widths by which such entries reach beyond the pixel on every side
+# A pixel between entries belongs to their surface when the share of its surroundings that it
+# covers, plus half of the splat widths by which close entries reach beyond the pixel on all sides,
+# is at least this: more where an entry of the surface behind falls into the pixel.
+_INSIDE, _INSIDE_BEFORE = 0.45, 0.55
 _FRINGE = 0.3  # splat widths by which a surface is drawn beyond its silhouette, with nothing behind
 _SPARSEST = 3.0  # spacing beyond which a surface is left open
 _STEEPEST = 0.25  # share of depth by which a tangent plane may change within a splat
@@ -67,9 +69,25 @@ class _Near(typing.NamedTuple):
     spacing: Float[Array, "c p"]
 
 
-@functools.partial(
-    jax.jit, static_argnames=("height", "width", "k", "least_confidence", "tolerance", "levels")
-)
+@dataclasses.dataclass(frozen=True)
+class SplatRule:
+    """How entries are drawn.
+
+    k: nearest entries averaged. least_confidence: entries below it are not drawn. tolerance: share
+    of depth within which entries lie on one surface. levels: of the bank's pyramid.
+    """
+
+    k: int = 4
+    least_confidence: float = 0.1
+    tolerance: float = 0.02
+    levels: tuple[Level, ...] = PYRAMID
+
+
+DEFAULT_SPLATS = SplatRule()
+"""The four nearest entries of one surface, of all but the most doubtful."""
+
+
+@functools.partial(jax.jit, static_argnames=("height", "width", "rule"))
 def warp_entries(
     bank: EntryBank,
     w2c: Float[Array, "4 4"],
@@ -79,10 +97,7 @@ def warp_entries(
     width: int,
     values: Float[Array, "n c"] | None = None,
     down: Float[Array, "3"] | None = None,
-    k: int = 4,
-    least_confidence: float = 0.1,
-    tolerance: float = 0.02,
-    levels: tuple[Level, ...] = PYRAMID,
+    rule: SplatRule = DEFAULT_SPLATS,
 ) -> Warped:
     """What the bank's entries carry, as a camera sees it (rows S18, S34).
 
@@ -95,33 +110,18 @@ def warp_entries(
             go with the direction of view as they were seen to (row S24).
         down: world direction that points down in the pictures from which the entries came, which
             is where their neighbourhoods get their axes; the y axis when None.
-        k: nearest entries averaged.
-        least_confidence: entries below it are not drawn.
-        tolerance: share of depth within which entries lie on one surface.
-        levels: of the pyramid.
+        rule: static.
 
     Where the bank knows a transparent surface with another behind it, the depth is that of the one
     behind, and so are `values`; colours are those of both (see `compose_layers`).
     """
     layers = warp_layers(
-        bank,
-        w2c,
-        intrinsics,
-        height=height,
-        width=width,
-        values=values,
-        down=down,
-        k=k,
-        least_confidence=least_confidence,
-        tolerance=tolerance,
-        levels=levels,
+        bank, w2c, intrinsics, height=height, width=width, values=values, down=down, rule=rule
     )
     return compose_layers(layers) if values is None else jax.tree.map(lambda x: x[0], layers)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("height", "width", "k", "least_confidence", "tolerance", "levels")
-)
+@functools.partial(jax.jit, static_argnames=("height", "width", "rule"))
 def warp_layers(
     bank: EntryBank,
     w2c: Float[Array, "4 4"],
@@ -131,10 +131,7 @@ def warp_layers(
     width: int,
     values: Float[Array, "n c"] | None = None,
     down: Float[Array, "3"] | None = None,
-    k: int = 4,
-    least_confidence: float = 0.1,
-    tolerance: float = 0.02,
-    levels: tuple[Level, ...] = PYRAMID,
+    rule: SplatRule = DEFAULT_SPLATS,
 ) -> Warped:
     """Two surfaces on each ray: the opaque one, and a transparent one before it (row S24).
 
@@ -150,10 +147,7 @@ def warp_layers(
         width=width,
         values=values,
         down=down,
-        k=k,
-        least_confidence=least_confidence,
-        tolerance=tolerance,
-        levels=levels,
+        rule=rule,
     )
 
     def step(number: Array, layers: Warped) -> Warped:
@@ -209,20 +203,17 @@ def _draw(
     width: int,
     values: Float[Array, "n c"] | None,
     down: Float[Array, "3"] | None,
-    k: int,
-    least_confidence: float,
-    tolerance: float,
-    levels: tuple[Level, ...],
+    rule: SplatRule,
 ) -> Warped:
     """One layer of `warp_layers`: the nearest surface of the bank's valid entries."""
-    splats = _project(bank, w2c, intrinsics, least_confidence)
+    splats = _project(bank, w2c, intrinsics, rule.least_confidence)
     grids = _front_entries(splats, height, width)
     bands = -(-height // _BAND)
 
     def band(number: Array) -> tuple[Array, Array, Array, Array]:
         near = _candidates(splats, bank, grids, number * _BAND, width)
-        weight, inverse = _front(near, tolerance)
-        best, which = lax.top_k(weight.T, k)
+        weight, inverse = _front(near, rule.tolerance)
+        best, which = lax.top_k(weight.T, rule.k)
         entry = jnp.take_along_axis(near.entry.T, which, axis=-1)
         return entry, best, inverse, weight.sum(0)
 
@@ -238,7 +229,9 @@ def _draw(
         points = unproject(pixel_grid(height, width), jnp.maximum(depth, 1e-20), w2c, intrinsics)
         down = jnp.array([0.0, 1.0, 0.0]) if down is None else down
         change = appearance_change(bank, camera_centers(w2c))
-        read = functools.partial(_read_neighbourhood, bank, change, points, down, levels[0].grid)
+        read = functools.partial(
+            _read_neighbourhood, bank, change, points, down, rule.levels[0].grid
+        )
         channels = 3
     else:
         read = functools.partial(jnp.take, values, axis=0)
@@ -377,11 +370,11 @@ def _front(near: _Near, tolerance: float) -> tuple[Float[Array, "c p"], Float[Ar
     """Weights of the candidates on the surface that each pixel shows, and its inverse depth.
 
     The nearest surface is shown where one of its entries falls into the pixel, as in a z-buffer,
-    and where the pixel lies between its entries: close ones, unless the surface behind covers far
-    more of what is around, or more distant ones, where no entry of the surface behind falls into
-    the pixel. How close is close goes with the entries' spacing, so that a bank pruned to half
-    closes as a full one does, and gaps between spokes stay open. Beyond a silhouette it is
-    shown only by a fringe, where nothing is known behind it.
+    and where the pixel lies inside of it: at a silhouette it covers half of what is around, and
+    close entries stand on one side only; between spokes they stand on all sides and cover little.
+    Both are measured, and weighed together, in units of the entries' spacing, so that a bank
+    pruned to half closes as a full one does. Beyond a silhouette it is shown only by a fringe,
+    where nothing is known behind it.
     """
     square = (near.away * near.away).sum(-1)
     distance = jnp.sqrt(square)
@@ -399,10 +392,10 @@ def _front(near: _Near, tolerance: float) -> tuple[Float[Array, "c p"], Float[Ar
 
     drawn = near.weight > 0
     one, touches, within_close, within, cover = layer(drawn)
-    two, touches_two, _, within_two, cover_two = layer(drawn & ~one)
+    two, touches_two, _, within_two, _ = layer(drawn & ~one)
     behind = touches_two | (within_two >= -0.5)
-    first = touches | ((within_close >= _BETWEEN) & (cover >= _THIN * cover_two))
-    first |= (within >= 0) & (cover >= cover_two) & ~touches_two
+    inside = cover / (2.0 * math.pi * _WIDE**2) + 0.5 * jnp.clip(within_close, -1.0, 1.0)
+    first = touches | (inside >= jnp.where(touches_two, _INSIDE_BEFORE, _INSIDE))
     first |= (within >= -_FRINGE) & ~behind
     chosen = jnp.where(first[None], one, two & behind[None])
     weight = jnp.where(chosen, near.weight * jnp.exp(-0.5 / _NARROW**2 * square), 0.0)
