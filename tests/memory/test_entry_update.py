@@ -59,6 +59,34 @@ def test_the_error_of_fused_positions_falls_as_one_over_root_n(stacked, bank):
     assert 0.25 < rms[9] / rms[1] < 0.45, rms
 
 
+@pytest.mark.row("S4")
+@pytest.mark.row("S5")
+def test_entries_know_their_surface_and_from_where_it_was_seen(shots):
+    images, depth, w2c = shots
+    found = es.build(es.frames(images[:4], depth[:4], w2c[:4]))
+    held = _held(found)
+    position, normal = np.asarray(found.position), np.asarray(found.normal)
+    inner = held & (np.asarray(found.edge) == 0) & (np.abs(position[:, 0]) < 4)
+    wall = inner & (np.abs(position[:, 2] - 6) < 0.01) & (position[:, 1] < 1.5)
+    floor = inner & (np.abs(position[:, 1] - 2) < 0.01) & (position[:, 2] < 5.5)
+    for place, facing in ((wall, [0, 0, -1]), (floor, [0, -1, 0])):
+        assert place.sum() > 100
+        assert np.median(normal[place] @ np.array(facing)) > 0.995
+    # Where the frames stood that left a bit, and the sharpest of them.
+    centre = np.linalg.inv(w2c[:4])[:, :3, 3]
+    away = centre[None] - np.asarray(found.anchor)[:, None]
+    distance = np.linalg.norm(away, axis=-1)
+    saw = (np.asarray(found.views)[:, :1] >> np.arange(4)) & 1
+    share = saw / np.maximum(saw.sum(1, keepdims=True), 1)
+    direction = (share[..., None] * away / distance[..., None]).sum(1)
+    np.testing.assert_allclose(np.asarray(found.direction)[held], direction[held], atol=1e-3)
+    mean = (share * distance).sum(1)
+    np.testing.assert_allclose(np.asarray(found.distance)[held], mean[held], rtol=1e-3)
+    z = np.einsum("vj,nj->nv", w2c[:4, 2, :3], np.asarray(found.anchor)) + w2c[:4, 2, 3]
+    sharpest = np.where(saw > 0, z, np.inf).min(1) / 42.0
+    np.testing.assert_allclose(np.asarray(found.footprint)[held], sharpest[held], rtol=0.06)
+
+
 @pytest.mark.row("S12")
 @pytest.mark.row("S1")
 def test_noise_in_features_is_averaged_away(shots):

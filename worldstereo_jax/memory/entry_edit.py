@@ -13,7 +13,7 @@ from worldstereo_jax.memory.entries import EntryBank, append_entries, take_entri
 from worldstereo_jax.memory.entry_cells import cell_level, nearest_in_cells
 from worldstereo_jax.memory.entry_prune import compact_entries
 from worldstereo_jax.memory.entry_update import DEFAULT_RULE, EntryRule, combine_entries
-from worldstereo_jax.memory.entry_views import has_view
+from worldstereo_jax.memory.entry_views import has_view, move_views, used_views
 
 # Entries are one place when their footprints differ by no more than this factor: finer ones add
 # detail, and coarser ones would lose it.
@@ -135,22 +135,16 @@ def renumber_views(
     bits: UInt32[Array, "n old"], offset: Int[Array, ""] | int, *, words: int
 ) -> UInt32[Array, "n words"]:
     """Bitsets in which view i is called i + offset; numbers that do not fit are dropped."""
-    target = jnp.arange(32 * words, dtype=jnp.int32)
-    origin = target - jnp.asarray(offset, jnp.int32)
-    there = (origin >= 0) & (origin < 32 * bits.shape[-1])
-    safe = jnp.where(there, origin, 0)
-    found = (bits[:, safe // 32] >> (safe % 32).astype(jnp.uint32)[None]) & 1
-    found = jnp.where(there[None], found, jnp.uint32(0)).reshape(-1, words, 32)
-    weight = jnp.uint32(1) << jnp.arange(32, dtype=jnp.uint32)
-    return (found * weight[None, None]).sum(-1, dtype=jnp.uint32)
+    return move_views(bits, _moved(bits, offset), words=words)
 
 
 def lost_views(
     bits: UInt32[Array, "n old"], offset: Int[Array, ""] | int, *, words: int
 ) -> Int[Array, ""]:
     """How many views that saw anything find no place when `renumber_views` moves them."""
-    number = jnp.arange(32 * bits.shape[-1], dtype=jnp.int32)
-    any_of = jax.lax.reduce(bits, jnp.uint32(0), jax.lax.bitwise_or, (0,))
-    used = ((any_of[number // 32] >> (number % 32).astype(jnp.uint32)) & 1) > 0
-    moved = number + jnp.asarray(offset, jnp.int32)
-    return (used & ((moved < 0) | (moved >= 32 * words))).sum(dtype=jnp.int32)
+    moved = _moved(bits, offset)
+    return (used_views(bits) & ((moved < 0) | (moved >= 32 * words))).sum(dtype=jnp.int32)
+
+
+def _moved(bits: UInt32[Array, "n old"], offset: Int[Array, ""] | int) -> Int[Array, " views"]:
+    return jnp.arange(32 * bits.shape[-1], dtype=jnp.int32) + jnp.asarray(offset, jnp.int32)

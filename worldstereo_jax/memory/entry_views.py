@@ -48,6 +48,42 @@ def share_beyond(
     return jnp.where(total > 0, other / jnp.maximum(total, 1), 1.0)
 
 
+def used_views(bits: UInt32[Array, "n words"]) -> Bool[Array, " views"]:
+    """Which of the 32 * words views left a bit in any of n bitsets."""
+    number = jnp.arange(32 * bits.shape[-1], dtype=jnp.int32)
+    any_of = lax.reduce(bits, jnp.uint32(0), lax.bitwise_or, (0,))
+    return ((any_of[number // 32] >> (number % 32).astype(jnp.uint32)) & 1) > 0
+
+
+def move_views(
+    bits: UInt32[Array, "n old"], new_number: Int[Array, " views"], *, words: int
+) -> UInt32[Array, "n words"]:
+    """Bitsets in which view i is called `new_number[i]`.
+
+    Args:
+        bits: the bitsets.
+        new_number: one for each of their 32 * old places, no two alike; views whose number does
+            not fit into `words`, or is negative, are left out.
+        words: 32-bit words of the result.
+    """
+    room = 32 * words
+    there = (new_number >= 0) & (new_number < room)
+    # Out of range on purpose: the scatter drops those.
+    origin = jnp.full((room,), -1, jnp.int32)
+    number = jnp.arange(new_number.shape[0], dtype=jnp.int32)
+    origin = origin.at[jnp.where(there, new_number, room)].set(number, mode="drop")
+    weight = jnp.uint32(1) << jnp.arange(32, dtype=jnp.uint32)
+
+    def word(origin: Int[Array, "32"]) -> UInt32[Array, " n"]:
+        safe = jnp.maximum(origin, 0)
+        found = (bits[:, safe // 32] >> (safe % 32).astype(jnp.uint32)[None]) & 1
+        found = jnp.where(origin[None] >= 0, found, jnp.uint32(0))
+        return (found * weight[None]).sum(-1, dtype=jnp.uint32)
+
+    # Word by word: all places at once would take 32 times the bitsets' memory.
+    return lax.map(word, origin.reshape(words, 32)).T
+
+
 def count_views(bits: UInt32[Array, "n words"]) -> Int[Array, " n"]:
     """How many bits are set."""
     return lax.population_count(bits).astype(jnp.int32).sum(-1)

@@ -115,7 +115,8 @@ def insert_keyframes(
     intrinsics: Float[Array, "f 3 3"],
     *,
     confidence: Float[Array, "f h w"] | None = None,
-    source: Int[Array, ""] | int = 0,
+    source: Int[Array, ""] | Int[Array, " f"] | int = 0,
+    wanted: Bool[Array, " f"] | None = None,
 ) -> SpatialStereoMemory:
     """Add frames with their depth and cameras to the bank, in one scatter per field (row S11).
 
@@ -130,17 +131,20 @@ def insert_keyframes(
         w2c: world to camera.
         intrinsics: pixels.
         confidence: 0 .. 1 per pixel; from `depth_confidence` when not given.
-        source: number of the clip the frames come from.
+        source: number of the clip the frames come from, one for all or one each.
+        wanted: False for frames to be passed over; all are added when not given.
     """
     if confidence is None:
         confidence = jax.vmap(depth_confidence)(depth, w2c, intrinsics)
-    source = jnp.asarray(source, jnp.int32)
-    scale = jax.vmap(_scene_scale)(depth)
-    stored = _same_cameras(w2c, intrinsics, memory.w2c, memory.intrinsics, scale)
-    stored = (stored & (memory.valid & (memory.source == source))[None, :]).any(1)
-    earlier = jnp.tril(jnp.ones((w2c.shape[0],) * 2, bool), -1)
-    repeated = (_same_cameras(w2c, intrinsics, w2c, intrinsics, scale) & earlier).any(1)
-    new = ~stored & ~repeated
+    frames = w2c.shape[0]
+    source = jnp.broadcast_to(jnp.asarray(source, jnp.int32), (frames,))
+    wanted = jnp.ones((frames,), bool) if wanted is None else wanted
+    scale = jax.vmap(scene_scale)(depth)
+    stored = same_cameras(w2c, intrinsics, memory.w2c, memory.intrinsics, scale)
+    stored &= memory.valid[None, :] & (memory.source[None, :] == source[:, None])
+    repeated = same_cameras(w2c, intrinsics, w2c, intrinsics, scale)
+    repeated &= jnp.tril(wanted[None, :] & (source[None, :] == source[:, None]), -1)
+    new = wanted & ~stored.any(1) & ~repeated.any(1)
     slot = memory.count + jnp.cumsum(new, dtype=jnp.int32) - 1
     fits = new & (slot < memory.capacity)
     # Out of range on purpose: the scatter drops those.
@@ -157,7 +161,7 @@ def insert_keyframes(
         w2c=put(memory.w2c, w2c),
         intrinsics=put(memory.intrinsics, intrinsics),
         valid=put(memory.valid, fits),
-        source=put(memory.source, jnp.broadcast_to(source, fits.shape)),
+        source=put(memory.source, source),
         count=memory.count + added,
         overflow=memory.overflow + new.sum(dtype=jnp.int32) - added,
     )
@@ -180,19 +184,25 @@ def bank_points(memory: SpatialStereoMemory, *, least_confidence: float = 0.1) -
     )
 
 
-def _scene_scale(depth: Float[Array, "h w"]) -> Float[Array, ""]:
+def scene_scale(depth: Float[Array, "h w"]) -> Float[Array, ""]:
     """Harmonic mean of the known depth: what camera centres are compared with (row S38)."""
     inverse = inverse_depth(depth)
     return (inverse > 0).sum() / jnp.maximum(inverse.sum(), 1e-20)
 
 
-def _same_cameras(
+def same_cameras(
     w2c: Float[Array, "a 4 4"],
     intrinsics: Float[Array, "a 3 3"],
     others_w2c: Float[Array, "b 4 4"],
     others_intrinsics: Float[Array, "b 3 3"],
     scale: Float[Array, "a"],
 ) -> Bool[Array, "a b"]:
+    """Which cameras of two sets are one, rounding apart.
+
+    Args:
+        w2c, intrinsics: one set, pixels; others_w2c, others_intrinsics: the other.
+        scale: depth in view of each of the first, world units: see `scene_scale`.
+    """
     turn = jnp.abs(w2c[:, None, :3, :3] - others_w2c[None, :, :3, :3]).max((-2, -1))
     centre, other = camera_centers(w2c), camera_centers(others_w2c)
     move = jnp.linalg.norm(centre[:, None] - other[None], axis=-1)

@@ -18,6 +18,7 @@ from worldstereo_jax.memory.global_geometric import (
     init_global_memory,
     update_global_memory,
 )
+from worldstereo_jax.memory.keyframe_edit import next_number
 from worldstereo_jax.memory.spatial_stereo import (
     SpatialStereoMemory,
     init_spatial_memory,
@@ -193,7 +194,7 @@ def _remember_frame(
     # A view's number in the entries' bitsets is its slot among the keyframes, also when the same
     # view comes again; those without room have numbers beyond.
     known = same_camera(w2c, stereo.w2c, stereo.valid & (stereo.source == source))
-    slot = jnp.where(known.any(), jnp.argmax(known), stereo.count + stereo.overflow)
+    slot = jnp.where(known.any(), jnp.argmax(known), next_number(stereo, memory.entries))
     frame = make_entry_frame(
         image, depth, w2c, intrinsics, view=slot.astype(jnp.int32), source=source
     )

@@ -1,0 +1,131 @@
+"""A world's whole memory edited: points, keyframes and entries stay in step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.small_world import ROLLOUT
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.cameras import project
+from worldstereo_jax.memory.entry_views import has_view
+from worldstereo_jax.sampling.world import Cameras, empty_memory, remember_frames
+from worldstereo_jax.sampling.world_edit import (
+    begin_clip,
+    forget_last_clip,
+    merge_worlds,
+    prune_world,
+    replay_keyframes,
+    select_world,
+    undo_clip,
+)
+
+
+def remembered(scene, memory, frames, source):
+    part = jnp.asarray(frames)
+    cameras = Cameras(w2c=scene["w2c"][part], intrinsics=scene["intrinsics"][part])
+    return remember_frames(
+        ROLLOUT, memory, scene["image"][part], scene["depth"][part], cameras, source
+    )
+
+
+@pytest.fixture(scope="module")
+def begun(scene):
+    return remembered(scene, empty_memory(ROLLOUT), [0], 0)
+
+
+@pytest.fixture(scope="module")
+def first(scene, begun):
+    return remembered(scene, begun, [1], 1)
+
+
+@pytest.fixture(scope="module")
+def second(scene, first):
+    return remembered(scene, first, [2, 3], 2)
+
+
+def assert_same(left, right):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_in_step(memory):
+    """Entries with a keyframe's bit lie on what it shows."""
+    for slot in range(int(memory.stereo.count)):
+        saw = np.asarray(has_view(memory.entries.views, jnp.asarray(slot)) & memory.entries.valid)
+        camera = memory.stereo.w2c[slot], memory.stereo.intrinsics[slot]
+        pixel, z = project(memory.entries.anchor, *camera)
+        x, y = np.clip(np.floor(np.asarray(pixel)[saw]).astype(int).T, 0, [[63], [47]])
+        shown = np.asarray(memory.stereo.depth[slot])[y, x]
+        assert saw.sum() > 300
+        assert (np.abs(np.asarray(z)[saw] / shown - 1) < 0.1).mean() > 0.9
+
+
+@pytest.mark.row("S33")
+def test_the_last_clip_is_undone_bit_by_bit_from_the_keyframes_alone(begun, first, second):
+    assert int(second.entries.count) > int(first.entries.count)
+    assert_same(forget_last_clip(ROLLOUT, second), first)
+    assert_same(forget_last_clip(ROLLOUT, forget_last_clip(ROLLOUT, second)), begun)
+    assert_same(replay_keyframes(ROLLOUT, second, np.asarray(second.stereo.valid)), second)
+    with pytest.raises(InputError, match="no clip to undo"):
+        forget_last_clip(ROLLOUT, begun)
+
+
+@pytest.mark.row("S33")
+def test_a_history_undoes_whatever_was_done(scene, first):
+    history = begin_clip(first)
+    history = history.replace(current=remembered(scene, history.current, [2, 3], 2))
+    assert int(history.current.stereo.count) == 4
+    assert_same(undo_clip(history), first)
+
+
+@pytest.mark.row("S30")
+@pytest.mark.row("S33")
+def test_a_pruned_world_grows_on_with_its_entries_in_step(scene, second):
+    budget = int(second.entries.count) // 2
+    pruned = prune_world(second, views=2, entries=budget)
+    assert int(pruned.stereo.count) == 2
+    assert int(pruned.entries.count) == budget
+    np.testing.assert_array_equal(pruned.stereo.images[0], second.stereo.images[0])
+    assert_same(pruned.points, second.points)
+    assert_in_step(pruned)
+    assert_same(prune_world(second), second)
+    # What comes next takes the freed slots, and their bits, without being taken for what is gone.
+    kept, poses = np.asarray(pruned.stereo.w2c[:2]), np.asarray(second.stereo.w2c[:4])
+    gone = np.flatnonzero(~(kept[:, None] == poses[None]).all((2, 3)).any(0))
+    assert len(gone) == 2
+    grown = remembered(scene, pruned, gone, pruned.stereo.count)
+    assert int(grown.stereo.count) == 4
+    assert_in_step(grown)
+    sources = np.asarray(grown.stereo.source[:4])
+    assert (sources[2:] > sources[:2].max()).all()
+
+
+@pytest.mark.row("S33")
+def test_a_box_keeps_what_lies_in_it(second):
+    position = np.asarray(second.entries.position)[np.asarray(second.entries.valid)]
+    low, high = np.quantile(position, 0.2, axis=0), np.quantile(position, 0.8, axis=0)
+    found = select_world(second, jnp.asarray(low), jnp.asarray(high))
+    inside = ((position >= low) & (position <= high)).all(1)
+    assert 0 < inside.sum() < len(position)
+    assert int(found.entries.count) == inside.sum()
+    points = np.asarray(second.points.positions)[np.asarray(second.points.valid)]
+    kept = points[((points >= low) & (points <= high)).all(1)]
+    np.testing.assert_array_equal(np.asarray(found.points.positions)[: len(kept)], kept)
+    assert int(found.points.count) == len(kept) > 0
+    assert 0 < int(found.stereo.count) <= 4
+
+
+@pytest.mark.row("S33")
+def test_two_continuations_of_one_world_are_merged(scene, begun, first):
+    other = remembered(scene, begun, [2, 3], 1)
+    merged = merge_worlds(ROLLOUT, first, other)
+    assert int(merged.stereo.count) == 4
+    np.testing.assert_array_equal(merged.stereo.images[:4], scene["image"])
+    np.testing.assert_array_equal(merged.stereo.source[:4], [0, 1, 2, 2])
+    assert_in_step(merged)
+    assert int(merged.points.count) > int(first.points.count)
+    # Points that both know are there once.
+    new = int(merged.points.count) - int(first.points.count)
+    assert new <= int(other.points.count) - int(begun.points.count)
+    assert_same(merge_worlds(ROLLOUT, first, first), first)
