@@ -21,7 +21,7 @@ COMMANDS = {
         "two clips of a room made on the spot, through one memory",
     ),
     "generate": ("worldstereo_jax.cli.generate", "a clip from an image or scene and a camera path"),
-    "memory": ("worldstereo_jax.cli.memory", "look into the memory that a run wrote"),
+    "memory": ("worldstereo_jax.cli.memory", "look into the memory that a run wrote, or edit it"),
     "convert": ("worldstereo_jax.cli.convert", "official weights to orbax, and back"),
     "verify": ("worldstereo_jax.cli.verify", "compare with recorded outputs of the official code"),
 }

@@ -1,4 +1,4 @@
-"""`worldstereo memory inspect`: what a saved memory holds, in figures and in pictures."""
+"""`worldstereo memory`: what a saved memory holds, in figures and in pictures; and editing it."""
 
 import argparse
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 
 from worldstereo_jax.array_types import UInt8, ndarray
 from worldstereo_jax.cli.arguments import ArgumentParser
+from worldstereo_jax.cli.memory_edit import add_edits
 from worldstereo_jax.data.images import write_uint8_image
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.bank_agreement import (
@@ -41,10 +42,17 @@ def parser() -> argparse.ArgumentParser:
         help="where to draw it, a PNG (default: memory.png beside the folder); how its views agree "
         "with its entries is drawn beside it",
     )
+    inspect.set_defaults(act=inspect_memory)
+    add_edits(actions)
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
+    """Do what was chosen."""
+    options.act(options)
+
+
+def inspect_memory(options: argparse.Namespace) -> None:
     """Print the figures and write the picture."""
     model = model_of_memory(options.folder)
     points, stereo = load_memory(options.folder, model=model)

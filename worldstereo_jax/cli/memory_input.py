@@ -48,8 +48,8 @@ def read_memory(folder: Path, model: str, scene: AnyScene) -> WorldMemory:
     Raises:
         InputError: naming what does not fit, and as `load_memory` does.
     """
-    points, stereo = load_memory(folder, model=model)
-    entries = _read_entries(folder, stereo)
+    memory = read_any_memory(folder, model)
+    stereo = memory.stereo
     size = image_size(scene)
     found = tuple(stereo.images.shape[1:3])
     if found != size:
@@ -61,7 +61,17 @@ def read_memory(folder: Path, model: str, scene: AnyScene) -> WorldMemory:
     difference = np.abs(np.asarray(stereo.images) - image[None]).mean((1, 2, 3))
     if not np.any(np.asarray(stereo.valid) & (difference < _SAME_IMAGE)):
         raise InputError(f"--memory {folder} was begun from another image than {scene.name}'s")
-    return WorldMemory(points=points, stereo=stereo, entries=entries)
+    return memory
+
+
+def read_any_memory(folder: Path, model: str) -> WorldMemory:
+    """A saved memory of this model, whatever it was begun from.
+
+    Raises:
+        InputError: as `load_memory` does.
+    """
+    points, stereo = load_memory(folder, model=model)
+    return WorldMemory(points=points, stereo=stereo, entries=_read_entries(folder, stereo))
 
 
 def _read_entries(folder: Path, stereo: SpatialStereoMemory) -> EntryBank:

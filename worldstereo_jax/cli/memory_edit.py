@@ -1,0 +1,129 @@
+"""`worldstereo memory undo`, `prune`, `select` and `merge`: a saved memory in, another one out."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from worldstereo_jax.cli.arguments import count
+from worldstereo_jax.cli.memory_input import read_any_memory, with_room
+from worldstereo_jax.cli.outputs import RUN_FILE, memory_counts, save_world
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.memory.folder import model_of_memory
+from worldstereo_jax.sampling.world import RolloutConfig, WorldMemory
+from worldstereo_jax.sampling.world_edit import (
+    forget_last_clip,
+    merge_worlds,
+    prune_world,
+    replay_keyframes,
+    select_world,
+)
+
+
+def add_edits(actions) -> None:
+    """Add the commands that write a new memory to the subparsers of `worldstereo memory`."""
+    undo = _command(
+        actions, "undo", "as if the last clip had not been made, from the keyframes before it"
+    )
+    undo.set_defaults(edit=_undo)
+    prune = _command(actions, "prune", "keep the most useful views and entries")
+    prune.add_argument("--views", type=count, metavar="N", help="most keyframes to keep")
+    prune.add_argument("--entries", type=count, metavar="N", help="most surface entries to keep")
+    prune.set_defaults(edit=_prune)
+    select = _command(actions, "select", "keep what some views saw, or what lies in a box")
+    which = select.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--views",
+        type=int,
+        nargs="+",
+        metavar="V",
+        help="as if these keyframes alone had been seen, counted from 0",
+    )
+    which.add_argument(
+        "--box",
+        type=float,
+        nargs=6,
+        metavar=("X0", "Y0", "Z0", "X1", "Y1", "Z1"),
+        help="two corners, in the units of the world",
+    )
+    select.set_defaults(edit=_select)
+    merge = _command(actions, "merge", "join it with another memory of the same world frame")
+    merge.add_argument("other", type=Path, metavar="OTHER", help="the other memory/ folder")
+    merge.set_defaults(edit=_merge)
+
+
+def _command(actions, name: str, what: str) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=what, description=what)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the memory/ folder of a run")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="NEW", help="where to write the new memory"
+    )
+    parser.set_defaults(act=_edit)
+    return parser
+
+
+def _edit(options: argparse.Namespace) -> None:
+    """Read, change by `options.edit`, write; the old memory stays as it is."""
+    if options.out.exists():
+        raise InputError(f"--out {options.out} is there already; name a new folder")
+    model = model_of_memory(options.folder)
+    edit: Callable[[argparse.Namespace, RolloutConfig, WorldMemory], WorldMemory] = options.edit
+    memory = read_any_memory(options.folder, model)
+    found = edit(options, _sizes(options.folder), memory)
+    save_world(options.out, found, model)
+    before, after = memory_counts(memory), memory_counts(found)
+    for name in before:
+        print(f"{name}: {before[name]:,} -> {after[name]:,}")
+    print(options.out)
+
+
+def _undo(_: argparse.Namespace, config: RolloutConfig, memory: WorldMemory) -> WorldMemory:
+    return forget_last_clip(config, memory)
+
+
+def _prune(options: argparse.Namespace, _: RolloutConfig, memory: WorldMemory) -> WorldMemory:
+    if options.views is None and options.entries is None:
+        raise InputError("prune needs a budget: --views N, --entries N or both")
+    return prune_world(memory, views=options.views, entries=options.entries)
+
+
+def _select(options: argparse.Namespace, config: RolloutConfig, memory: WorldMemory) -> WorldMemory:
+    if options.box is not None:
+        corners = jnp.asarray(options.box, jnp.float32).reshape(2, 3)
+        return select_world(memory, corners.min(0), corners.max(0))
+    held = int(memory.stereo.count)
+    wrong = [view for view in options.views if not 0 <= view < held]
+    if wrong:
+        raise InputError(f"--views {wrong[0]}: the memory holds views 0 to {held - 1}")
+    keep = np.isin(np.arange(memory.stereo.capacity), options.views)
+    return replay_keyframes(config, memory, keep)
+
+
+def _merge(options: argparse.Namespace, config: RolloutConfig, memory: WorldMemory) -> WorldMemory:
+    other = read_any_memory(options.other, model_of_memory(options.folder))
+    views = int(memory.stereo.count) + int(other.stereo.count)
+    roomy = RolloutConfig(
+        bank_capacity=views,
+        point_capacity=int(memory.points.count) + int(other.points.count) + 1,
+        entry_capacity=int(memory.entries.count) + int(other.entries.count) + 1,
+    )
+    return merge_worlds(config, with_room(memory, roomy), other)
+
+
+def _sizes(folder: Path) -> RolloutConfig:
+    """How the memory's points were made: from the run's record beside it, else the defaults."""
+    record = folder.resolve().parent / RUN_FILE
+    if not record.is_file():
+        return RolloutConfig()
+    try:
+        said = json.loads(record.read_text()).get("rollout", {})
+        plain = RolloutConfig()
+        return RolloutConfig(
+            point_radius=float(said.get("point_radius", plain.point_radius)),
+            point_edges=str(said.get("point_edges", plain.point_edges)),
+        )
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{record} is no record of a run: {error}") from error
