@@ -11,8 +11,9 @@ into which every pixel of the left picture falls as a point, and one in which ne
 surface (less than a pixel of disparity apart) are joined, so that stretched surfaces have no holes
 through which what they hide counts as seen. Hidden is what lies behind by more than one pixel.
 
-Expected: at least 99 %, 26.5 dB; occlusions 0.95 and more against the closed z-buffer, half of the
-entries included, and about as much against the points.
+Expected: at least 99 %, 26.5 dB; occlusions 0.96 and more against the closed z-buffer, half of the
+entries included. Against the points precision is about 0.015 less, for the keyframe as well: what
+it hides is seen there through cracks. What else is wrong lies within one pixel of silhouettes.
 """
 
 from pathlib import Path

@@ -20,6 +20,7 @@ from worldstereo_jax.memory.folder import load_memory
 from worldstereo_jax.sampling.world import RolloutConfig, empty_memory
 
 _FILES = {
+    "agreement.png",
     "video.mp4",
     "contact_sheet.png",
     "render.mp4",
@@ -115,6 +116,16 @@ def test_run_json_tells_what_was_done(first):
     assert record["versions"]["jax"]
     assert all(seconds >= 0 for seconds in record["seconds"].values())
     assert record["seconds"]["making the clip"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.row("S25")
+def test_the_clip_is_drawn_beside_the_entries_it_was_made_from(first):
+    picture = images.read_image(first / "agreement.png")
+    assert min(picture.shape[:2]) > 500
+    record = json.loads((first / "run.json").read_text())
+    # A clip of the small model departs little from what it was told, and not by nothing.
+    assert 1e-4 < record["difference from the memory"][""] < 0.1
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from worldstereo_jax.cli.outputs import (
     check_output_folder,
     memory_counts,
     params_hash,
+    write_agreement,
     write_clip,
     write_memory,
     write_run,
@@ -136,7 +137,7 @@ def run(options: argparse.Namespace) -> None:
     def tell(step: int) -> None:
         stages.note(f" step {step + 1} of {config.steps}")
 
-    with Stages(2 * len(jobs) + 2) as stages, atomic_folder(options.out) as folder:
+    with Stages(3 * len(jobs) + 2) as stages, atomic_folder(options.out) as folder:
         stages.seconds["reading and loading"] = reading
         with stages.stage("beginning the memory"), ThreadPoolExecutor(1) as aside:
             on_step = tell if config.steps > 1 else None
@@ -152,8 +153,10 @@ def run(options: argparse.Namespace) -> None:
             memory = jax.block_until_ready(with_room(memory, config))
             stages.note(" compiling")
             rollout = compiling.result()
+        difference: dict[str, float | None] = {}
         for number, job in enumerate(jobs):
             with stages.stage(f"making {job.name or 'the clip'}"):
+                told = memory.entries
                 clip, memory = jax.block_until_ready(
                     rollout(
                         params,
@@ -164,6 +167,8 @@ def run(options: argparse.Namespace) -> None:
                 )
             with stages.stage("writing the clip"):
                 write_clip(folder / job.name, clip, _title(scene, job))
+            with stages.stage("comparing it with the memory"):
+                difference[job.name] = write_agreement(folder / job.name, clip, told)
         with stages.stage("writing the memory"):
             write_memory(folder, memory, world.name)
         write_run(
@@ -175,6 +180,7 @@ def run(options: argparse.Namespace) -> None:
                 "model": {"preset": world.name, "sha256": params_hash(params)},
                 "rollout": dataclasses.asdict(config),
                 "clips": [job.name for job in jobs],
+                "difference from the memory": difference,
                 "seconds": stages.seconds,
                 "memory": memory_counts(memory),
             },

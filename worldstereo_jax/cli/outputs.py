@@ -1,5 +1,6 @@
 """The files a finished run leaves in its folder."""
 
+import functools
 import hashlib
 import json
 import os
@@ -12,12 +13,15 @@ import jax
 import numpy as np
 
 import worldstereo_jax
+from pallas_kernels.compat import quick_compiler_options
 from worldstereo_jax.data.images import write_uint8_image
 from worldstereo_jax.data.point_cloud_io import write_point_cloud
 from worldstereo_jax.data.video_io import write_mask_video, write_video
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.evaluation.bank_agreement import agreement_picture, clip_agreement
 from worldstereo_jax.evaluation.contact_sheet import contact_sheet
 from worldstereo_jax.geometry.camera_io import write_cameras_json
+from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_folder import entry_fields
 from worldstereo_jax.memory.folder import save_memory
 from worldstereo_jax.sampling.official_rollout import OfficialClip
@@ -25,6 +29,7 @@ from worldstereo_jax.sampling.rollout import Clip
 from worldstereo_jax.sampling.world import WorldMemory
 
 FRAMES_PER_SECOND = 6
+_COMPARED = 4  # frames beside the entries
 RUN_FILE = "run.json"
 
 
@@ -80,17 +85,45 @@ def write_clip(folder: Path, clip: Clip | OfficialClip, title: str) -> None:
     )
 
 
+def write_agreement(folder: Path, clip: Clip, told: EntryBank) -> float | None:
+    """agreement.png: frames of a clip beside the entries it was made from, and their difference.
+
+    Args:
+        folder: of the clip.
+        clip: finished.
+        told: the entries before the clip.
+
+    Returns:
+        The mean difference of the frames drawn, 0 .. 2 (row S25); None when the entries show
+        nothing from there.
+    """
+    chosen = np.unique(np.linspace(0, len(clip.video) - 1, _COMPARED).astype(int))
+    video = clip.video[chosen]
+    cameras = clip.cameras.w2c[chosen], clip.cameras.intrinsics[chosen]
+    found = _compiled_agreement()(video, *cameras, told)
+    picture = agreement_picture(np.asarray(video), found, numbers=chosen.tolist())
+    write_uint8_image(folder / "agreement.png", picture[..., :3])
+    return float(found.mean()) if bool(found.compared.any()) else None
+
+
+@functools.cache
+def _compiled_agreement():
+    # Runs once for each clip, so it should be ready soon.
+    return jax.jit(clip_agreement, compiler_options=quick_compiler_options())
+
+
 def write_memory(folder: Path, memory: WorldMemory, model: str) -> None:
     """memory/ (loadable with --memory) and points.ply, the coloured cloud of the global memory."""
-    save_memory(
-        folder / "memory",
-        memory.points,
-        memory.stereo,
-        model=model,
-        optional=entry_fields(memory.entries),
-    )
+    save_world(folder / "memory", memory, model)
     points = jax.tree.map(np.asarray, memory.points)
     write_point_cloud(folder / "points.ply", points.positions, points.colors, points.valid)
+
+
+def save_world(folder: Path, memory: WorldMemory, model: str) -> None:
+    """Points, keyframes and entries as a memory folder."""
+    save_memory(
+        folder, memory.points, memory.stereo, model=model, optional=entry_fields(memory.entries)
+    )
 
 
 def memory_counts(memory: WorldMemory) -> dict[str, int]:

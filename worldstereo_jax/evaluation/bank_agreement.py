@@ -1,5 +1,6 @@
 """Whether views and memory agree: each entry over its views, each frame with the bank (row S25)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -122,7 +123,11 @@ def clip_agreement(
 
 
 def agreement_picture(
-    video: Float[ndarray, "f h w 3"], found: ClipAgreement, *, most: int = 4
+    video: Float[ndarray, "f h w 3"],
+    found: ClipAgreement,
+    *,
+    most: int = 4,
+    numbers: Sequence[int] | None = None,
 ) -> UInt8[ndarray, "height width 4"]:
     """Frames, the bank from their cameras, and the difference as a map; colours with alpha.
 
@@ -130,6 +135,7 @@ def agreement_picture(
         video: as in `clip_agreement`; at least one frame.
         found: of that clip.
         most: frames drawn, evenly chosen.
+        numbers: what the frames are called, one each; 0, 1, 2 ... when None.
     """
     chosen = np.unique(np.linspace(0, len(video) - 1, min(most, len(video))).astype(int))
     figure = Figure(figsize=(11, 2.4 * len(chosen) + 0.6), facecolor="#faf9f6")
@@ -143,7 +149,8 @@ def agreement_picture(
         shown = row[2].imshow(away, cmap="magma", vmin=0.0, vmax=0.5)
         figure.colorbar(shown, ax=row[2], fraction=0.04)
         mean = np.nanmean(away) if compared.any() else np.nan
-        names = (f"frame {frame}", "the bank from there", f"difference, mean {mean:.3f}")
+        called = frame if numbers is None else numbers[frame]
+        names = (f"frame {called}", "the bank from there", f"difference, mean {mean:.3f}")
         for axis, name in zip(row, names, strict=True):
             axis.set_title(name, fontsize=9, loc="left")
             axis.set_axis_off()

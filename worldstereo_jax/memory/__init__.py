@@ -18,16 +18,19 @@ that is done with them are pure functions, which can be traced, scanned over and
                 global_geometric.render_global_memory   entry_warp.warp_layers
     mask        masks.token_geometry,                   entry_field.entry_geometry
                 masks.reference_block_mask
-    prune       coverage.view_coverage (budget of       entry_prune.prune_entries
-                tokens, in retrieve_by_coverage)
-    merge       global_geometric.insert_points          entry_edit.merge_entries
+    prune       keyframe_edit.prune_keyframes           entry_prune.prune_entries
+    merge       keyframe_edit.merge_keyframes,          entry_edit.merge_entries
+                global_geometric.insert_points
     save        folder.save_memory                      entry_folder.entry_fields
     load        folder.load_memory                      entry_folder.entries_from_fields
-    select      correspondence.find_correspondence      entry_edit.select_box,
-                                                        entry_edit.select_view,
+    select      keyframe_edit.keep_keyframes,           entry_edit.select_box,
+                keyframe_edit.keyframes_in_box,         entry_edit.select_view,
+                correspondence.find_correspondence
                                                         entry_edit.delete_entries
     undo                                                entry_edit.begin_clip,
                                                         entry_edit.undo_clip
 
-Saving and loading alone touch the disk. Entries may lie spread over a mesh along their first axis.
+What `keyframe_edit` does keeps the entries' view numbers in step. The package `sampling` does it to
+whole worlds, points included, and undoes their last clip. Saving and loading alone touch the disk.
+Entries may lie spread over a mesh along their first axis.
 """
