@@ -1,0 +1,306 @@
+"""Efficiency, upkeep and robustness (rows S29 to S38)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from experiments.row_mutations.mutation import gives_back, mutation, ones, replaced, then, zeros
+
+UPKEEP = (
+    mutation(
+        29,
+        "memory.entry_index:_cells_within",
+        "radius queries look at one cell",
+        then(lambda found: (found[0], found[1].at[..., 1:].set(found[0][..., 1:]))),
+        "memory/test_entry_index.py::test_radius_queries_equal_a_kd_tree",
+    ),
+    mutation(
+        29,
+        "memory.entry_index:_boxes_in_frustum",
+        "frustum queries look into every block",
+        then(ones),
+        "memory/test_entry_index.py::test_blocks_outside_a_frustum_are_not_looked_into",
+    ),
+    mutation(
+        29,
+        "memory.entry_index:merge_runs",
+        "of two runs of the index one is lost",
+        lambda original: (
+            lambda a, b, capacity: original(
+                dataclasses.replace(a, count=jnp.zeros_like(a.count)), b, capacity
+            )
+        ),
+        "memory/test_entry_index.py::test_batches_inserted_one_by_one_are_found_like_a_cloud_built_at_once",
+    ),
+    mutation(
+        30,
+        "memory.entry_prune:prune_entries",
+        "nothing is pruned",
+        gives_back(0),
+        "memory/test_entry_prune.py::test_a_budget_keeps_the_protected_and_the_worthiest_without_gaps",
+    ),
+    mutation(
+        30,
+        "memory.entry_prune:protect_entries",
+        "nothing is protected",
+        gives_back(0),
+        "memory/test_entry_prune.py::test_a_budget_keeps_the_protected_and_the_worthiest_without_gaps",
+    ),
+    mutation(
+        30,
+        "memory.entry_prune:entry_worth",
+        "the earliest entries stay, whatever they show",
+        then(lambda found: jnp.where(found > 0, 1.5, 0.0)),
+        "memory/test_entry_prune.py::test_half_the_entries_still_cover_what_all_did",
+    ),
+    mutation(
+        30,
+        "memory.keyframe_edit:useful_keyframes",
+        "no keyframe is pruned",
+        lambda original: lambda stereo, budget, **options: stereo.valid,
+        "memory/test_keyframe_edit.py::test_redundant_keyframes_go_first_and_protected_ones_stay",
+    ),
+    mutation(
+        30,
+        "memory.keyframe_edit:view_coverage",
+        "keyframes are pruned whatever they show",
+        then(ones),
+        "memory/test_keyframe_edit.py::test_redundant_keyframes_go_first_and_protected_ones_stay",
+    ),
+    mutation(
+        30,
+        "memory.keyframe_edit:_with_slots",
+        "entries do not know that keyframes moved",
+        gives_back(0),
+        "memory/test_keyframe_edit.py::test_entries_know_their_views_after_some_are_gone",
+    ),
+    mutation(
+        31,
+        "memory.entry_codec:_encode",
+        "features are coded in 3 bits",
+        lambda original: (
+            lambda values, valid, bits: (
+                lambda found: (found[0] // 32 * 32, found[1]) if bits == 8 else found
+            )(original(values, valid, bits))
+        ),
+        "memory/test_entry_codec.py::test_eight_bits_lose_nothing_that_shows_and_take_a_quarter",
+    ),
+    mutation(
+        31,
+        "memory.entry_codec:quantise_entries",
+        "four bits take as much as eight",
+        lambda original: lambda bank, *, bits=None: original(bank),
+        "memory/test_entry_codec.py::test_four_bits_pack_two_channels_into_a_byte",
+    ),
+    mutation(
+        32,
+        "kernels.chunk_schedule:make_schedule",
+        "rows do not end before the longest possible list",
+        lambda original: (
+            lambda lists, batch, config: (
+                lambda found: dataclasses.replace(
+                    found, trips=jnp.full_like(found.trips, lists.index.shape[-1])
+                )
+            )(original(lists, batch, config))
+        ),
+        "pallas_kernels/test_xla_chunked.py::test_steps_follow_the_active_tiles",
+    ),
+    mutation(
+        32,
+        "kernels.pallas_tpu_plan:make_rows",
+        "the TPU kernel walks every tile",
+        lambda original: (
+            lambda lists, *args, **options: original(
+                lists.replace(count=jnp.full_like(lists.count, lists.index.shape[-1])),
+                *args,
+                **options,
+            )
+        ),
+        "pallas_kernels/test_pallas_tpu.py::test_programs_and_steps_follow_the_active_tiles",
+    ),
+    mutation(
+        33,
+        "memory.entry_edit:merge_entries",
+        "merging keeps the left bank alone",
+        gives_back(0),
+        "memory/test_entry_edit.py::test_merged_banks_know_what_one_bank_of_all_frames_knows",
+    ),
+    mutation(
+        33,
+        "memory.entry_edit:select_box",
+        "a box selects everything",
+        lambda original: lambda bank, low, high: bank.valid,
+        "memory/test_entry_edit.py::test_a_box_a_view_or_a_clip_is_selected_and_deleted",
+    ),
+    mutation(
+        33,
+        "memory.entry_edit:select_view",
+        "a view selects everything",
+        lambda original: lambda bank, view: bank.valid,
+        "memory/test_entry_edit.py::test_a_box_a_view_or_a_clip_is_selected_and_deleted",
+    ),
+    mutation(
+        33,
+        "memory.entry_edit:delete_entries",
+        "deleting deletes nothing",
+        gives_back(0),
+        "memory/test_entry_edit.py::test_a_box_a_view_or_a_clip_is_selected_and_deleted",
+    ),
+    mutation(
+        33,
+        "memory.entry_edit:undo_clip",
+        "undoing undoes nothing",
+        lambda original: lambda history: history.current,
+        "memory/test_entry_edit.py::test_undoing_the_last_clip_is_exact",
+    ),
+    mutation(
+        33,
+        "memory.keyframe_edit:merge_entries",
+        "merging worlds forgets the entries of one",
+        gives_back(0),
+        "memory/test_keyframe_edit.py::test_merged_views_are_those_of_both_and_entries_name_them",
+    ),
+    mutation(
+        33,
+        "sampling.world_edit:replay_keyframes",
+        "undoing the last clip of a world undoes nothing",
+        gives_back(1),
+        "sampling/test_world_edit.py::test_the_last_clip_is_undone_bit_by_bit_from_the_keyframes_alone",
+    ),
+    mutation(
+        33,
+        "memory.entry_folder:entry_fields",
+        "half of an entry's fields are not saved",
+        then(lambda found: {n: 0 * v if n == "descriptor.extent" else v for n, v in found.items()}),
+        "memory/test_entry_folder.py::test_saved_and_loaded_is_the_same_bit_by_bit",
+    ),
+    mutation(
+        33,
+        "memory.folder:_fill",
+        "keyframes and points are not loaded",
+        gives_back(0),
+        "memory/test_folder.py::test_saved_and_loaded_is_the_same_bit_by_bit",
+    ),
+    mutation(
+        34,
+        "memory.correspondence:hidden_pixels",
+        "nothing is hidden",
+        then(zeros),
+        "memory/test_correspondence.py::test_occlusion_on_a_real_scene_agrees_with_a_brute_force_z_buffer",
+        "memory/test_motorcycle.py::test_even_half_of_the_entries_hide_what_is_behind_them",
+    ),
+    mutation(
+        34,
+        "memory.entry_match:_line_is_crossed",
+        "what is hidden is contradicted",
+        lambda original: (
+            lambda bank, surface, behind, *, gate: (
+                behind,
+                behind.astype(jnp.float32),
+            )
+        ),
+        "memory/test_entry_update.py::test_what_is_hidden_is_not_punished",
+    ),
+    mutation(
+        34,
+        "memory.visibility:_votes",
+        "views do not vote on occlusion",
+        then(lambda found: (jnp.ones_like(found[0]), jnp.zeros_like(found[1]))),
+        "memory/test_visibility.py::test_occlusion_per_view_matches_ray_casting",
+        "memory/test_visibility.py",
+    ),
+    mutation(
+        34,
+        "memory.entry_warp:_front",
+        "hidden entries are drawn",
+        lambda original: (
+            lambda near, tolerance: (
+                lambda weight: (
+                    weight,
+                    (weight * near.inverse).sum(0) / jnp.maximum(weight.sum(0), 1e-9),
+                )
+            )(near.weight * jnp.exp(-2.0 * jnp.square(near.away).sum(-1)))
+        ),
+        "memory/test_motorcycle.py::test_even_half_of_the_entries_hide_what_is_behind_them",
+    ),
+    mutation(
+        35,
+        "memory.photometry:view_gains",
+        "every view is said to have the same light",
+        then(lambda found: (jnp.ones_like(found[0]), found[1])),
+        "memory/test_photometry.py::test_gain_and_white_balance_are_found_despite_gloss",
+    ),
+    mutation(
+        35,
+        "memory.photometry:remove_gain",
+        "light is not taken out",
+        gives_back(0),
+        "memory/test_photometry.py::test_residuals_fall_to_the_noise_once_gains_are_removed",
+        "evaluation/test_bank_agreement.py::test_a_clip_that_departs_from_the_bank_shows_in_the_map",
+    ),
+    mutation(
+        35,
+        "memory.entry_appearance:appearance_change",
+        "colours stay as the mean view saw them",
+        then(zeros),
+        "memory/test_entry_appearance.py::test_colours_go_with_the_view_as_they_were_seen_to",
+    ),
+    mutation(
+        36,
+        "memory.surface:inverse_depth",
+        "missing depth is taken for a far surface",
+        lambda original: lambda depth: 1.0 / jnp.maximum(depth, 1e-3),
+        "memory/test_entry_update.py::test_nothing_valid_and_almost_nothing_valid_give_no_nan",
+        "memory/test_correspondence.py::test_views_without_depth_correspond_nowhere",
+    ),
+    mutation(
+        36,
+        "memory.entry_frame:sample_surface_at",
+        "beyond the picture something is known",
+        lambda original: (
+            lambda surface, points: (
+                lambda found: replaced(found, confidence=jnp.ones_like(found.confidence))
+            )(original(surface, points))
+        ),
+        "memory/test_entry_frame.py::test_outside_the_picture_and_behind_the_camera_nothing_is_known",
+    ),
+    mutation(
+        37,
+        "memory.masks:token_surface",
+        "tokens of several surfaces are certain",
+        then(lambda found: found._replace(confidence=jnp.ones_like(found.confidence))),
+        "memory/test_masks.py::test_several_surfaces_in_a_token_lower_its_weight_until_it_means_none",
+    ),
+    mutation(
+        37,
+        "memory.matching:_self_distance",
+        "repeated texture is not doubted",
+        then(lambda found: jnp.full_like(found, 1e6)),
+        "memory/test_matching.py::test_repeated_texture_lowers_the_weight_until_there_is_no_match",
+    ),
+    mutation(
+        38,
+        "memory.spatial_stereo:scene_scale",
+        "cameras are compared in metres",
+        then(ones),
+        "memory/test_spatial_stereo.py::test_what_counts_as_the_same_camera_does_not_depend_on_the_unit",
+    ),
+    mutation(
+        38,
+        "memory.entry_views:entry_confidence",
+        "scatter is judged in metres",
+        lambda original: (
+            lambda support, against, scatter, variance, distance, *, gate: original(
+                support, against, scatter, variance, jnp.ones_like(distance), gate=gate
+            )
+        ),
+        "memory/test_entry_update.py::test_a_moved_and_scaled_world_gives_the_moved_and_scaled_bank",
+    ),
+    mutation(
+        38,
+        "memory.entry_cells:cell_level",
+        "cells of entries are of one size",
+        then(zeros),
+        "memory/test_entry_tokens.py::test_a_turned_and_scaled_world_gives_the_same_tokens",
+    ),
+)
