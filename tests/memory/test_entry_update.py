@@ -364,6 +364,7 @@ def test_a_held_view_is_covered_ever_better(room, stacked):
     assert shares[-1] > 0.85
     assert all(b >= a - 0.005 for a, b in itertools.pairwise(shares)), shares
     assert all(b <= 1.03 * a for a, b in itertools.pairwise(errors)), errors
+    assert errors[-1] < 0.6 * errors[0], errors
 
 
 @pytest.mark.row("S5")
