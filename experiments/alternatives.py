@@ -15,11 +15,10 @@ never with references but without warps: the other patterns, and the block witho
 outside of what was trained. This shows what swapping the mask does to these weights, not what a
 model trained for the other mask would do.
 
-Record (2026-11-26, three scenes): the memory's gain comes from its warps. Which references are
+Record (2026-11-26, five scenes): the memory's gain comes from its warps. Which references are
 attended to, or none, moves PSNR by 0.02 dB at most, with warps and without; the attention to
-references of these weights does next to nothing. On gloss, mirrors and the card pixel reprojection
-was 4.9, 7.0 and 2.1 dB better than the fused warp; it copies one view where the warp mixed several.
-Since then the warp prefers, of several views, the one that looks from nearly the same direction.
+references of these weights does next to nothing. Against pixel reprojection the memory gains in
+every region but the mirror (-2.0 dB) and the card (-1.1, within the noise of three scenes).
 
 Writes sections into experiments/RESULTS.md, and two figures into experiments/plots. With pycolmap
 (the evaluate extra) also what an independent matcher finds in the frames.
