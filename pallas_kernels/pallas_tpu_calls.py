@@ -180,12 +180,11 @@ def _statistics(lse: Array, delta: Array, tile: int) -> Array:
 def backward_queries(
     scale: float, config: TpuConfig, interpret: Any,
     q: Array, k: Array, v: Array, d_out: Array, lse: Array, delta: Array,
-    strength: Array | None, mask: BlockMask,
+    strength: Array | None, mask: BlockMask, *, strength_asked: bool,
 ) -> tuple[Array, Array | None]:  # fmt: skip
-    """dq [b, tq, heads, d], and the strength's gradient [b, heads] of a soft mask."""
+    """dq [b, tq, heads, d], and the strength's gradient [b, heads] where it is asked for."""
     call = _Call(mask, strength, config, q.shape[0], q.shape[2], inverse=False)
     d, dv, lanes = q.shape[-1], v.shape[-1], lanes_of(call.width)
-    soft = strength is not None
     dq, *slope = call(
         functools.partial(query_body, factor=scale * LOG2E, scale=scale),
         [
@@ -196,20 +195,20 @@ def backward_queries(
         [_by_head(k, mask.tile_k), _by_head(v, mask.tile_k)],
         [
             (call.shape(q.dtype, d), call.own_spec(d)),
-            *([(call.tile_shape(lanes), call.tile_spec(lanes))] if soft else []),
+            *([(call.tile_shape(lanes), call.tile_spec(lanes))] if strength_asked else []),
         ],
         [
             call.buffer(call.width, d, dtype=k.dtype),
             call.buffer(call.width, dv, dtype=v.dtype),
             call.scratch(2, call.own, lanes),
             call.scratch(call.own, d),
-            (call.scratch(1, lanes),) if soft else (),
+            (call.scratch(1, lanes),) if strength_asked else (),
         ],
         name="block_sparse_backward_queries",
         interpret=interpret,
         operands=(q, k, v, d_out, lse, delta, strength, mask),
     )
-    slopes = jnp.sum(slope[0], axis=(2, 3, 4)) if soft else None
+    slopes = jnp.sum(slope[0], axis=(2, 3, 4)) if strength_asked else None
     return _by_token(dq, mask.q_len), slopes
 
 

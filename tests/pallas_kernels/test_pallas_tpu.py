@@ -203,6 +203,39 @@ def test_is_the_choice_on_a_tpu_and_says_when_it_packs():
     assert "packed into numbers" in pk.explain_choice(q, q, both).reason
 
 
+def _kernel_results(jaxpr, name: str) -> list[int]:
+    """Of every kernel of that name in a program, how many arrays it gives."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call" and name in str(equation.params["name"]):
+            found.append(len(equation.outvars))
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                found += _kernel_results(inner, name)
+    return found
+
+
+@pytest.mark.row("S15")
+def test_the_strength_has_a_gradient_only_where_it_is_asked_for():
+    """It costs dq's kernel a third more."""
+    problem = make_problem("soft", batch=1, q_len=32, k_len=64, head_dim=8)
+
+    @jax.jit
+    def total(q, strength):
+        mask = problem.mask.replace(strength=strength)
+        return jnp.sum(interpreted(q, problem.k, problem.v, mask, 0.3)[0])
+
+    def results(which):
+        program = jax.make_jaxpr(jax.grad(total, which))(problem.q, problem.mask.strength)
+        return _kernel_results(program.jaxpr, "block_sparse_backward_queries")
+
+    assert results(0) == [1]
+    assert results((0, 1)) == results(1) == [2]
+
+
 def test_negative_scale():
     problem = make_problem("random", batch=1, heads=1, q_len=32, k_len=64, head_dim=8)
     got = jax.jit(interpreted, static_argnums=4)(*problem[:4], -0.7)
