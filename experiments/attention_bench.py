@@ -253,8 +253,9 @@ def by_tile(options: argparse.Namespace, size: tuple[int, int]) -> tuple[Table, 
             return pk.from_geometry(query, key, tile_q=tile_q, tile_k=tile_k)
 
         loose = build(query, key)
-        # Room for what is partial, rounded up.
-        room = -(-int(pk.refine(loose).keys.partial.sum()) // 64) * 64
+        # Room for all parts of what is partial, rounded up.
+        parts = -(-tile_q // 128)
+        room = -(-int(pk.refine(loose).keys.partial.sum()) * parts // 64) * 64
 
         def pack(mask, room=room):
             return pk.pack_partial_tiles(mask, capacity=room)
@@ -302,10 +303,11 @@ def by_joint(options: argparse.Namespace, tokens: int) -> Table:
     reference, target = surface(rng, start), surface(rng, tokens - start)
     frame = jnp.arange(start, dtype=jnp.int32)[None] * VIEWS // start
     loose = pk.joint_correspondence(dataclasses.replace(reference, frame=frame), target)
-    room = int(pk.refine(loose).keys.partial.sum())
+    parts = -(-loose.tile_q // 128)
+    room = int(pk.refine(loose).keys.partial.sum()) * parts
     mask = pk.pack_partial_tiles(loose, capacity=room)
     # The end of the references cuts through a row and a column of tiles.
-    room += 2 * (mask.q_tiles + mask.k_tiles)
+    room += 2 * (mask.q_tiles + mask.k_tiles) * parts
     rest = pk.without_dense_tail(mask, start=start, capacity=room)
     made = {
         name: compile_program(attend, q, k, v, mask, rest)

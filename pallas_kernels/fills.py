@@ -30,6 +30,7 @@ __all__ = [
     "FrameFill",
     "GeometryFill",
     "TileIndex",
+    "has_part",
     "pack_bits",
     "unpack_bits",
 ]
@@ -78,18 +79,27 @@ def unpack_bits(words: UInt32[Array, "... words"]) -> Bool[Array, "... k"]:
     return (bits == 1).reshape(*words.shape[:-1], -1)
 
 
+def has_part(parts: Int[Array, "*n"], part: int) -> Int[Array, "*n"]:
+    """1 where a tile's part is held, 0 where it is empty, from the flags of all; in kernels too."""
+    return (parts >> part) & 1
+
+
 @flax.struct.dataclass
 @typing.no_type_check
 class BitFill:
-    """Bit-packed token masks of the partial tiles only.
+    """Bit-packed token masks of the partial tiles only, a tall tile's by parts of its rows.
 
-    words     uint32 [b, heads, slots, tile_q, tile_k / 32]
-    slot      int32 [b, heads, nq, nk]: where a tile pair's words are; -1: none, nothing is allowed.
-    overflow  int32 [b, heads]: partial tiles that found no slot, and so lost their pairs.
+    words     uint32 [b, heads, slots, rows, tile_k / 32]: a slot for every part that is not empty.
+    slot      int32 [b, heads, nq, nk]: where the first held part of a tile pair is, the others
+              follow it; -1: none is, nothing is allowed.
+    parts     int32 [b, heads, nq, nk]: which parts of `rows` queries are held, the first part the
+              lowest bit. None where a tile is one part.
+    overflow  int32 [b, heads]: parts that found no slot; their tiles lost all their pairs.
     """
 
-    words: UInt32[Array, "b heads slots tq words"]
+    words: UInt32[Array, "b heads slots rows words"]
     slot: Int[Array, "b heads nq nk"]
+    parts: Int[Array, "b heads nq nk"] | None
     overflow: Int[Array, "b heads"]
 
     soft: typing.ClassVar[bool] = False
@@ -97,10 +107,15 @@ class BitFill:
     def evaluate(self, index: TileIndex, tile_q: int, tile_k: int) -> Pairs:
         """Pairs of the listed tiles."""
         slot = index.take(self.slot)
+        parts = jnp.ones_like(slot) if self.parts is None else index.take(self.parts)
+        parts, at, found = jnp.where(slot >= 0, parts, 0), jnp.maximum(slot, 0), []
         batch = shared_axis(index.batch, self.words, 0)[:, None]
         head = shared_axis(index.head, self.words, 1)[:, None]
-        words = self.words[batch, head, jnp.maximum(slot, 0)]
-        return Pairs(unpack_bits(words) & (slot >= 0)[..., None, None])
+        for part in range(tile_q // self.words.shape[3]):
+            held = has_part(parts, part)
+            found.append(unpack_bits(self.words[batch, head, at]) & (held == 1)[..., None, None])
+            at = at + held
+        return Pairs(jnp.concatenate(found, axis=-2))
 
 
 @flax.struct.dataclass

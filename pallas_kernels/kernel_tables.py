@@ -14,6 +14,7 @@ from pallas_kernels.compat import reduce_like
 from pallas_kernels.fills import BitFill
 from pallas_kernels.packing import pack_partial_tiles, pack_soft_tiles
 from pallas_kernels.soft_fill import SoftFill
+from pallas_kernels.tile_parts import as_part_tiles
 
 __all__ = [
     "WEAKEST",
@@ -90,8 +91,8 @@ def packed(mask: BlockMask) -> BlockMask:
 
 
 def kernel_tables(mask: BlockMask) -> KernelTables:
-    """The tables of a mask, packed if need be (see `packed`)."""
-    mask = packed(mask)
+    """The tables of a mask, packed if need be (see `packed`), its tall tiles cut to their parts."""
+    mask = as_part_tiles(packed(mask))
     fill = mask.fill
     words = None
     if isinstance(fill, BitFill):

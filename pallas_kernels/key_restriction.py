@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Bool, Int, Shaped
 
 from pallas_kernels.block_mask import BlockMask, with_state
-from pallas_kernels.fills import EMPTY, FULL, PARTIAL, BitFill, pack_bits
+from pallas_kernels.fills import EMPTY, FULL, PARTIAL, BitFill, has_part, pack_bits
 from pallas_kernels.patterns import frame_pattern, pad_tokens
 from pallas_kernels.soft_fill import EXCLUDED_PAIR, SoftFill
 
@@ -42,17 +42,20 @@ def restrict_keys(mask: BlockMask, valid: Bool[Array, "b tk"]) -> BlockMask:
     state = jnp.where(some, jnp.where(cut, PARTIAL, state), EMPTY)
     state = jnp.broadcast_to(state, (batch, *state.shape[1:])).astype(jnp.int8)
 
+    overflow, parts = jnp.zeros((1, 1), jnp.int32), None
     if fill is None:
         shape = (1, 1, 0, mask.tile_q, mask.tile_k // 32)
         content, slot = jnp.zeros(shape, jnp.uint32), jnp.full((1, 1, 1, 1), -1, jnp.int32)
-        overflow = jnp.zeros((1, 1), jnp.int32)
+    elif isinstance(fill, SoftFill):
+        content, slot, overflow = fill.pairs, fill.slot, fill.overflow
     else:
-        content = fill.pairs if isinstance(fill, SoftFill) else fill.words
-        slot, overflow = fill.slot, fill.overflow
+        content, slot, overflow, parts = fill.words, fill.slot, fill.overflow, fill.parts
     content, slot = (jnp.broadcast_to(x, (batch, heads, *x.shape[2:])) for x in (content, slot))
-    room = content.shape[2]
-    column = jnp.arange(mask.k_tiles, dtype=jnp.int32)
-    slot = jnp.where(state == PARTIAL, jnp.where(cut, room + column, slot), -1)
+    room, each = content.shape[2], mask.tile_q // content.shape[3]
+    first = room + each * jnp.arange(mask.k_tiles, dtype=jnp.int32)
+    slot = jnp.where(state == PARTIAL, jnp.where(cut, first, slot), -1)
+    if parts is not None:
+        parts = jnp.where(cut, (1 << each) - 1, jnp.broadcast_to(parts, cut.shape))
 
     tiles = jnp.broadcast_to(tiles[:, None], (batch, heads, *tiles.shape[1:]))
     columns = pack_bits(tiles) if bits else tiles
@@ -63,19 +66,29 @@ def restrict_keys(mask: BlockMask, valid: Bool[Array, "b tk"]) -> BlockMask:
         return content & columns if bits else jnp.where(columns, content, EXCLUDED_PAIR)
 
     # The column of tiles that every slot belongs to.
-    owner = jax.vmap(jax.vmap(functools.partial(_owners, room=room)))(slot)
+    held = jnp.ones_like(slot) if parts is None else jnp.broadcast_to(parts, slot.shape)
+    owner = jax.vmap(jax.vmap(functools.partial(_owners, room=room, each=each)))(slot, held)
     content = keep(content, jnp.take_along_axis(columns, owner[..., None], axis=2))
     # Of a tile that was full: bits that all are set, or numbers of no constraint.
-    shape = (batch, heads, mask.k_tiles, *content.shape[3:])
-    whole = jnp.full(shape, _ALL if bits else 0, content.dtype)
+    columns = jnp.repeat(columns, each, axis=2)
+    whole = jnp.full((*columns.shape[:3], *content.shape[3:]), _ALL if bits else 0, content.dtype)
     content = jnp.concatenate([content, keep(whole, columns)], axis=2)
     overflow = jnp.broadcast_to(overflow, (batch, heads))
-    kind = BitFill if bits else SoftFill
-    return with_state(mask, state, kind(content, slot, overflow))
+    fill = BitFill(content, slot, parts, overflow) if bits else SoftFill(content, slot, overflow)
+    return with_state(mask, state, fill)
 
 
-def _owners(slot: Int[Array, "nq nk"], *, room: int) -> Int[Array, "slots"]:
-    """The column that each of `room` slots is used in; 0 where it is not."""
+def _owners(
+    slot: Int[Array, "nq nk"], parts: Int[Array, "nq nk"], *, room: int, each: int
+) -> Int[Array, "slots"]:
+    """The column that each of `room` slots is used in; 0 where it is not.
+
+    parts: which of the `each` parts of a tile have one, as flags.
+    """
     column = jnp.broadcast_to(jnp.arange(slot.shape[1], dtype=jnp.int32)[None], slot.shape)
-    at = jnp.where(slot >= 0, slot, room)
-    return jnp.zeros(room, jnp.int32).at[at].set(column, mode="drop")
+    owner = jnp.zeros(room, jnp.int32)
+    for part in range(each):
+        held = (slot >= 0) & (has_part(parts, part) == 1)
+        owner = owner.at[jnp.where(held, slot, room)].set(column, mode="drop")
+        slot = slot + held
+    return owner

@@ -11,12 +11,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.block_mask import BlockMask
 from pallas_kernels.compat import output_like
-from pallas_kernels.fills import BitFill
 from pallas_kernels.pallas_tpu_kernels import forward_body, key_body, query_body
-from pallas_kernels.pallas_tpu_masks import mask_source
+from pallas_kernels.pallas_tpu_masks import mask_entries, mask_source
 from pallas_kernels.pallas_tpu_plan import TpuConfig, make_rows
 from pallas_kernels.pallas_tpu_walk import LOG2E, lanes_of
-from pallas_kernels.soft_fill import SoftFill
 
 __all__ = ["backward_keys", "backward_queries", "forward"]
 
@@ -50,14 +48,12 @@ class _Call:
         self.width = self.tiles * self.other
         self.count = self.lists.count.shape[2]
         self.grid = (batch, mask.heads, self.groups, self.count)
-        slot = mask.fill.slot if isinstance(mask.fill, BitFill | SoftFill) else None
-        if slot is not None and inverse:
-            slot = jnp.swapaxes(slot, 2, 3)
-        ragged = not inverse and mask.k_len % mask.tile_k != 0
-        self.rows = make_rows(self.lists, slot, tiles=self.tiles, ragged=ragged)
         self.mask = mask_source(
             mask, strength, tiles=self.tiles, inverse=inverse, batch=batch, heads=heads
         )
+        entries = mask_entries(mask, self.mask, inverse=inverse)
+        ragged = not inverse and mask.k_len % mask.tile_k != 0
+        self.rows = make_rows(self.lists, entries, tiles=self.tiles, ragged=ragged)
 
     def row_spec(self) -> Any:
         """One row of the lists, in scalar memory."""

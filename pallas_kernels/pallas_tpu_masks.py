@@ -19,7 +19,8 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.block_mask import BlockMask
 from pallas_kernels.fills import GeometryFill
 from pallas_kernels.geometry import PairFields, Pairs, geometry_pairs, token_fields
-from pallas_kernels.pallas_tpu_plan import FIRST_SLOT, row_bits, word_rows
+from pallas_kernels.pallas_tpu_bits import BitMask, bit_entries
+from pallas_kernels.pallas_tpu_plan import FIRST_SLOT, Entries, slot_entries
 from pallas_kernels.pallas_tpu_soft import (
     FORBIDDEN,
     NumberMask,
@@ -28,51 +29,11 @@ from pallas_kernels.pallas_tpu_soft import (
     soft_slope,
     strength_table,
 )
-from pallas_kernels.pallas_tpu_walk import EXCLUDED, Stream, token_stream, word_stream
+from pallas_kernels.pallas_tpu_walk import EXCLUDED, Stream, token_stream
 
-__all__ = ["BitMask", "GeometryMask", "MaskSource", "mask_source"]
+__all__ = ["GeometryMask", "MaskSource", "mask_entries", "mask_source"]
 
 _CHUNK = 64  # rows of pairs evaluated at once: few enough to stay in registers
-
-
-class BitMask:
-    """Packed bits, fetched for every listed tile of a step that needs a mask.
-
-    tiles: listed tiles per step.
-    """
-
-    soft = False
-
-    def __init__(self, mask: BlockMask, *, tiles: int, inverse: bool):
-        rows, columns = (mask.tile_k, mask.tile_q) if inverse else (mask.tile_q, mask.tile_k)
-        words = row_bits(mask, transposed=inverse)
-        self.operands = (words,)
-        self.specs = (pl.BlockSpec(memory_space=pltpu.HBM),)
-        self.scratch = (
-            pltpu.VMEM((2, word_rows(rows), tiles * columns), jnp.int32),
-            pltpu.VMEM((rows, tiles * columns), jnp.float32),
-        )
-        self.columns = columns
-        self.shared_batch = words.shape[0] == 1
-
-    def streams(self, refs: Any, scratch: Any, batch: Any, head: Any) -> Sequence[Stream]:
-        """Copies of a step's tiles."""
-        source = refs[0].at[0 if self.shared_batch else batch, head]
-        return [word_stream(source, scratch[0], self.columns)]
-
-    def evaluate(self, refs: Any, scratch: Any, buffer: Array, slots: Sequence[Array]) -> None:
-        """Bias of a step's tiles, kept for all heads; slots: of the listed tiles."""
-        words, bias = scratch
-        packed = words[buffer]
-        group = packed.shape[0]
-        for bit in range(bias.shape[0] // group):
-            chosen = jnp.int32(1 << bit if bit < 31 else -(1 << 31))
-            allowed = lax.bitwise_and(packed, chosen) != 0
-            bias[pl.ds(bit * group, group), :] = jnp.where(allowed, 0.0, EXCLUDED)
-
-    def bias(self, refs: Any, scratch: Any, batch: Any, head: Any) -> Array:
-        """Added to the logits (in powers of two) of an attention head."""
-        return scratch[1][...]
 
 
 class GeometryMask:
@@ -196,6 +157,16 @@ def mask_source(
     if strength is not None:
         return NumberMask(mask, strength, **sizes)
     return BitMask(mask, tiles=tiles, inverse=inverse)
+
+
+def mask_entries(mask: BlockMask, source: MaskSource, *, inverse: bool) -> Entries:
+    """What the rows say of the tiles to their source."""
+    if isinstance(source, BitMask):
+        return bit_entries(mask, source.layout)
+    if isinstance(source, GeometryMask):
+        return slot_entries(None)
+    slot = mask.fill.slot
+    return slot_entries(jnp.swapaxes(slot, 2, 3) if inverse else slot)
 
 
 _Layout = tuple[Any, tuple[Any, ...]]

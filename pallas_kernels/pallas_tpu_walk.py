@@ -23,7 +23,6 @@ __all__ = [
     "spread",
     "token_stream",
     "walk",
-    "word_stream",
 ]
 
 # Added to a logit that the mask excludes: finite, so that a difference of two is no NaN.
@@ -44,15 +43,6 @@ def token_stream(source: Any, buffer: Any, tile: int, axis: int) -> Stream:
         before = (slice(None),) * axis
         origin = source.at[(*before, pl.ds(start, tile))]
         return origin, buffer.at[(at, *before, pl.ds(place * tile, tile))]
-
-    return copy
-
-
-def word_stream(source: Any, buffer: Any, columns: int) -> Stream:
-    """Packed masks source[slot], laid side by side in buffer[0] and buffer[1]."""
-
-    def copy(place: int, listed: Array, slot: Array, at: Array):
-        return source.at[slot], buffer.at[at, :, pl.ds(place * columns, columns)]
 
     return copy
 

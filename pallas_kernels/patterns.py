@@ -60,6 +60,7 @@ def from_dense(
     fill = BitFill(
         words=packed.reshape(b, heads, *words.shape[1:]),
         slot=jnp.where(partial, slot, -1).reshape(b, heads, nq, nk),
+        parts=None,
         overflow=jnp.zeros((b, heads), jnp.int32),
     )
     return build_mask(state, q_len=q_len, k_len=k_len, tile_q=tile_q, tile_k=tile_k, fill=fill)

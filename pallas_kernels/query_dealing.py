@@ -19,7 +19,11 @@ __all__ = ["QueryDealing", "stands_for_rows"]
 def stands_for_rows(path: typing.Any) -> bool:
     """Whether a leaf of a mask stands for rows of queries: lists, slots and query geometry."""
     names = [key.name for key in path]
-    return names[0] == "keys" or names[-1] == "slot" or names[1:2] in (["query"], ["query_group"])
+    return (
+        names[0] == "keys"
+        or names[-1] in ("slot", "parts")
+        or names[1:2] in (["query"], ["query_group"])
+    )
 
 
 class QueryDealing:
@@ -86,12 +90,17 @@ class QueryDealing:
         return dataclasses.replace(mask, queries=queries)
 
 
+_OF_TILES = ("slot", "parts", "index", "count", "partial")
+
+
 def _over_rows(mask: BlockMask, change: Callable[[Array, int], Array]) -> BlockMask:
     """Change what stands for rows of queries: of tiles along axis 2, of tokens along axis 1."""
 
     def leaf(path: typing.Any, x: Array) -> Array:
         if not stands_for_rows(path):
             return x
-        return change(x, 2 if path[-1].name in ("slot", "index", "count", "partial") else 1)
+        return change(
+            x, 2 if path[-1].name in ("slot", "parts", "index", "count", "partial") else 1
+        )
 
     return jax.tree_util.tree_map_with_path(leaf, mask)

@@ -9,6 +9,7 @@ from jax.experimental.pallas import tpu as pltpu
 import pallas_kernels as pk
 from pallas_kernels import api
 from pallas_kernels.pallas_tpu import tpu_attention
+from pallas_kernels.pallas_tpu_bits import BitLayout, bit_entries, bit_layout, row_bits, word_rows
 from pallas_kernels.pallas_tpu_plan import (
     EMPTY_SLOT,
     FIRST_SLOT,
@@ -18,8 +19,7 @@ from pallas_kernels.pallas_tpu_plan import (
     TpuConfig,
     choose_config,
     make_rows,
-    row_bits,
-    word_rows,
+    slot_entries,
 )
 from pallas_kernels.selftest_cases import CASES, make_problem
 from tests.pallas_kernels.attention_suite import AttentionSuite
@@ -56,6 +56,17 @@ class TestPallasTpu(AttentionSuite):
             mask = mask.replace(strength=jnp.full_like(mask.strength, strength))
         self.check(problem._replace(mask=mask))
 
+    def test_tall_tiles_in_parts(self):
+        """Two tiles of two parts, of which some hold nothing; a full one, and a ragged one."""
+        problem = make_problem("random", batch=1, q_len=400, k_len=120, head_dim=16)
+        dense = np.array(np.random.default_rng(0).random((1, 2, 400, 120)) < 0.3)
+        dense[:, :, :128, 32:64] = dense[:, 1, 128:256, :32] = dense[:, 0, 256:384, 64:] = False
+        dense[:, :, :256, 64:] = True
+        mask = pk.pack_partial_tiles(pk.from_dense(jnp.asarray(dense), 256, 32), capacity=14)
+        assert mask.fill.words.shape[3] == 128
+        assert not np.asarray(mask.fill.overflow).any()
+        self.check(problem._replace(mask=mask))
+
     @pytest.fixture(autouse=True)
     def _interpret(self, monkeypatch):
         monkeypatch.setitem(api.IMPLEMENTATIONS, "pallas_tpu", api.Implementation(interpreted))
@@ -80,7 +91,7 @@ def test_programs_and_steps_follow_the_active_tiles():
     @jax.jit
     def attend(mask):
         out, _ = tpu_attention(q, k, k, mask, 1.0, config=config, interpret=params)
-        return out, make_rows(mask.keys, None, tiles=2, ragged=False)
+        return out, make_rows(mask.keys, slot_entries(None), tiles=2, ragged=False)
 
     def run(count):
         index = np.broadcast_to(np.arange(tiles), (1, 1, tiles, tiles))
@@ -112,7 +123,8 @@ def test_rows_name_tiles_and_slots_and_which_steps_need_the_mask():
         jnp.asarray(state, jnp.int8)[None, None], q_len=32, k_len=150, tile_q=8, tile_k=32
     )
     slot = jnp.asarray(np.where(state == 1, np.arange(5) + 10 * np.arange(4)[:, None], -1))
-    rows = np.asarray(make_rows(mask.keys, slot[None, None], tiles=2, ragged=True))[0, 0, :, 0]
+    entries = slot_entries(slot[None, None])
+    rows = np.asarray(make_rows(mask.keys, entries, tiles=2, ragged=True))[0, 0, :, 0]
     assert rows.shape == (4, HEADER + 2 * 6)
     index, kind = rows[:, HEADER : HEADER + 6], rows[:, HEADER + 6 :]
     # Two partial tiles: one step; then two full ones; the last one ends the keys.
@@ -126,7 +138,7 @@ def test_rows_name_tiles_and_slots_and_which_steps_need_the_mask():
     # A row whose partial tiles end within a step: that step needs the mask, the next does not.
     mixed = jnp.asarray([[1, 2, 2, 2]], jnp.int8)[None, None]
     mask = pk.block_mask.build_mask(mixed, q_len=8, k_len=128, tile_q=8, tile_k=32)
-    rows = np.asarray(make_rows(mask.keys, None, tiles=2, ragged=False))[0, 0, 0, 0]
+    rows = np.asarray(make_rows(mask.keys, slot_entries(None), tiles=2, ragged=False))[0, 0, 0, 0]
     assert rows[:3].tolist() == [1, 2, 2]
 
 
@@ -136,26 +148,56 @@ def test_words_are_whole_registers(tile, rows):
     assert word_rows(640) == 32
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-def test_bits_stand_along_the_rows(transposed):
+def _unpacked(words: np.ndarray, layout: BitLayout, entry: int) -> np.ndarray:
+    """A tile's pairs as the kernel reads them: which parts there are, and where they are."""
+    size = (1, layout.parts) if layout.inverse else (layout.parts, 1)
+    tile = np.zeros((size[0] * layout.rows, size[1] * layout.columns), bool)
+    at = entry >> layout.parts
+    fetched = at // layout.shared
+    for part in range(layout.parts):
+        if not entry >> part & 1:
+            continue
+        register, lane = divmod(at, layout.shared)
+        assert register - fetched < layout.fetched
+        found = words[register] >> (lane * layout.bits)
+        rows = np.concatenate([(found >> bit) & 1 for bit in range(layout.bits)])
+        row, column = layout.place(0, part)
+        tile[row : row + layout.rows, column : column + layout.columns] = rows
+        at += 1
+    return tile
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("tiles", [(48, 64), (256, 32)])
+def test_bits_stand_along_the_rows_in_shared_registers(tiles, inverse):
+    """Tiles of one part and of two parts of 128 rows, some of which hold nothing."""
+    tile_q, tile_k = tiles
+    tq, tk = 3 * tile_q - 20, 3 * tile_k - 24
     rng = np.random.default_rng(0)
-    dense = rng.random((1, 2, 150, 200)) < 0.5
-    mask = pk.from_dense(jnp.asarray(dense), 48, 64)
-    words = np.asarray(row_bits(mask, transposed=transposed))
-    slot = np.asarray(mask.fill.slot)
-    dense = np.pad(dense, ((0, 0), (0, 0), (0, 192 - 150), (0, 256 - 200)))
-    for head, q, k in ((0, 0, 0), (1, 2, 1), (1, 3, 3)):
-        tile = words[0, head, slot[0, head, q, k] + FIRST_SLOT]
-        bits = (64 if transposed else 48) // tile.shape[0]
-        rows = np.concatenate([(tile >> bit) & 1 for bit in range(bits)])
-        want = dense[0, head, q * 48 : q * 48 + 48, k * 64 : k * 64 + 64]
-        np.testing.assert_array_equal(rows.T if transposed else rows, want)
-    special = words[0, 1, :FIRST_SLOT]
-    assert not special[EMPTY_SLOT].any()
-    assert (special[FULL_SLOT] & 1).all()
-    first = special[RAGGED_SLOT] & 1
-    np.testing.assert_array_equal(first[:, 0] if transposed else first[0], np.arange(
-        first.shape[0] if transposed else 64) < 200 - 192)  # fmt: skip
+    dense = rng.random((1, 2, tq, tk)) < 0.5
+    dense[:, :, :128, tile_k:] &= tile_q < 128
+    mask = pk.from_dense(jnp.asarray(dense), tile_q, tile_k)
+    if tile_q > 128:
+        mask = pk.pack_partial_tiles(mask, capacity=16)
+        assert mask.fill.words.shape[2:4] == (16, 128)
+        assert not np.asarray(mask.fill.overflow).any()
+    layout = bit_layout(mask, inverse=inverse)
+    assert layout.parts == (2 if tile_q > 128 else 1)
+    words = np.asarray(row_bits(mask, layout)).view(np.uint32)
+    entries = bit_entries(mask, layout)
+    where = np.asarray(entries.partial)
+    dense = np.pad(dense, ((0, 0), (0, 0), (0, 20), (0, 24)))
+    for head, q, k in np.ndindex(2, 3, 3):
+        entry = where[0, head, k, q] if inverse else where[0, head, q, k]
+        tile = _unpacked(words[0, head], layout, int(entry))
+        rows, columns = (slice(i * n, i * n + n) for i, n in ((q, tile_q), (k, tile_k)))
+        np.testing.assert_array_equal(tile.T if inverse else tile, dense[0, head, rows, columns])
+    assert not _unpacked(words[0, 1], layout, entries.empty).any()
+    assert _unpacked(words[0, 1], layout, entries.full).all()
+    ragged = _unpacked(words[0, 1], layout, entries.ragged)
+    ragged = ragged.T if inverse else ragged
+    want = np.broadcast_to(np.arange(tile_k) < tile_k - 24, (tile_q, tile_k))
+    np.testing.assert_array_equal(ragged, want)
 
 
 def test_config_follows_the_mask():
