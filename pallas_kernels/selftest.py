@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
@@ -76,4 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # On one core a computation that runs in the background would wait for the interpreter, which
+    # waits for that core's only thread to hand it the operands.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     sys.exit(main())

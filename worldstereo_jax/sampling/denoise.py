@@ -11,6 +11,7 @@ from pallas_kernels import (
     order_geometry,
     order_tokens,
     pack_partial_tiles,
+    pack_soft_tiles,
 )
 from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.config import ModelConfig
@@ -27,6 +28,9 @@ from worldstereo_jax.models.worldstereo import (
 )
 from worldstereo_jax.sampling.conditions import Conditions
 from worldstereo_jax.sampling.reading import READING, Reading
+
+MOST_NUMBERS = 1 << 28
+"""Bytes that a soft constraint's numbers may take, to be looked into once and not in each layer."""
 
 
 class Inputs(NamedTuple):
@@ -110,14 +114,14 @@ def model_inputs(
             target_place=places(wanted.position, *camera),
             valid=entry_order.apply(entries.valid) & on[:, None],
         )
-        entry_mask = _evaluated(reading.entry_mask(ordered, wanted_ordered))
+        entry_mask = evaluated(reading.entry_mask(ordered, wanted_ordered))
     return Inputs(
         args=(latent, timestep, text, None),
         kwargs={
             "control": control,
             "references": references,
             "camera": jax.vmap(camera_vector)(target_w2c),
-            "block_mask": _evaluated(
+            "block_mask": evaluated(
                 reading.reference_mask(order_geometry(seen, seen_order), wanted_ordered)
             ),
             "token_order": StreamOrder(target=wanted_order, references=seen_order),
@@ -128,12 +132,18 @@ def model_inputs(
     )
 
 
-def _evaluated(mask: BlockMask) -> BlockMask:
+def evaluated(mask: BlockMask) -> BlockMask:
     """The mask with its geometry evaluated: all layers share it, so once, not once a layer.
 
-    A soft one is left as it is: its constraint is no bit, and its strength may be trained.
+    There is room for all pairs of tokens, so that none is ever lost: a bit each of a hard mask (256
+    MB at 45,240 tokens), four bytes of a soft one, whose strength stays a variable. A soft one that
+    would take more than MOST_NUMBERS stays as it is.
     """
-    return mask if mask.soft else pack_partial_tiles(mask)
+    if not mask.soft:
+        return pack_partial_tiles(mask)
+    pairs = mask.q_tiles * mask.tile_q * mask.k_tiles * mask.tile_k
+    fits = 4 * pairs * mask.batch * mask.heads <= MOST_NUMBERS
+    return pack_soft_tiles(mask) if fits else mask
 
 
 def denoise(
