@@ -26,14 +26,16 @@ Scalar bundles of a step (list, copies, loops) are added to both, for ours share
 heads; what happens once per row of tiles (start, end) is in neither. VMEM and SMEM are blocks,
 buffers and scratch, without spilled registers; the smallest chip gives a kernel 16 MiB.
 
-Record (2026-11-22, jax 0.10.2, libtpu 0.0.52): on v4, v5e, v5p, v6e and tpu7x full tiles take 23 %
-fewer to 2 % more bundles than splash, partial ones with bits 20 % fewer to 17 % more; the
-predicate in the kernel adds 58 % to 119 % to splash's count (200 % to 250 % on v4), the soft
-constraint 75 % to 152 % (v4: 255 % to 317 %), shared by four heads. So bits are what a hard mask
-ships with. 64 views cost 0.34 to 0.49 of 8 dense ones.
+Record (2026-11-26, jax 0.10.2, libtpu 0.0.52): on v4, v5e, v5p, v6e and tpu7x full tiles take 24 %
+to 2 % fewer bundles than splash, partial ones with bits 21 % fewer to 16 % more, with numbers 10 %
+fewer to 34 % more, and where the strength is learned up to 17 % more in dq (v4: 49 %, loads are
+what it lacks). 64 views through a hard mask cost 0.34 to 0.48 of 8 dense ones; through a soft
+constraint, which reaches twice as far, 0.53 to 0.77. A whole layer costs 0.53 to 0.61 of the dense
+one with 8 views and 1.28 to 1.51 of it with 64.
 
-Record (2026-11-26, `--variants numbers`): the soft constraint as packed numbers takes 4 % fewer to
-17 % more bundles than splash on v5e, v5p and v6e, so they are what it ships with.
+Record (2026-11-22, geometry and soft): the predicate in the kernel adds 58 % to 119 % to splash's
+count (200 % to 250 % on v4), the soft constraint 75 % to 152 % (v4: 255 % to 317 %), shared by four
+heads. So bits and numbers are what ships.
 """
 
 import argparse
