@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tpu_schedule import KERNELS, Steps, bundles_of, joint_steps_of, schedules_of, walked
+from tpu_schedule import Steps, bundles_of, joint_steps_of, schedules_of, walked
 
 import pallas_kernels as pk
 from worldstereo_jax.config import get_preset
@@ -81,7 +81,7 @@ CASES = (
 )
 
 
-def array(*shape: int, dtype: typing.Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+def array(*shape: int, dtype: typing.Any = jnp.bfloat16) -> typing.Any:
     """An abstract array."""
     return jax.ShapeDtypeStruct(shape, dtype)
 
@@ -158,7 +158,7 @@ def compile_layer(case: Case, device: typing.Any, *, controlled: bool) -> Cost:
     layer = Layer(CONFIG, controlled, (case.pattern,))
     stream, inputs = inputs_of(case, sharding)
     if not controlled:
-        stream = stream.replace(control=None)
+        stream = Stream(stream.tokens, None)
     whole = NamedSharding(mesh, PartitionSpec())
 
     def placed(tree: typing.Any) -> typing.Any:
@@ -218,7 +218,6 @@ def main() -> None:
     options = parser.parse_args()
     chip = CHIPS[options.topology]
     device = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices[0]
-    assert "forward" in KERNELS
     counts = bundles_of(schedules_of(options.topology, ["bits"]), "forward")
     joint = {views: joint_steps_of(views, 0) for views in (8, 64)}
     first = CASES[0]
