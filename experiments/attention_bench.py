@@ -11,7 +11,8 @@ as the dense peer, at the working sizes (`WORKING`):
         --sizes 32760x12480 32760x99840 45240x45240
 
 Random tile lists, every listed tile whole; each implementation that can run here, dense attention
-(`jax.nn.dot_product_attention`) and compiled FlexAttention (its CPU build has no backward pass)
+(`jax.nn.dot_product_attention`) and compiled FlexAttention (where it refuses a backward pass, as
+on CPUs, the table quotes it)
 have the same operands in one run, and take turns: of every program the fastest turn counts, since
 other jobs only ever add time. TFLOP/s count the active tiles only, 4 d per pair forward and 14 d
 with the backward pass. `peak` is operands, results and what the compiler plans beyond them; of
@@ -44,7 +45,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,13 +108,20 @@ def with_gradient(attend: Callable[..., Any]) -> Any:
     return jax.grad(total, argnums=(0, 1, 2))
 
 
-def flex_programs(
-    operands: Sequence[jax.Array], tile: int
-) -> Callable[[np.ndarray, np.ndarray], dict[str, Program]]:
-    """FlexAttention on the same operands: (index, count) of a mask -> programs by pass.
+class Flex(NamedTuple):
+    """FlexAttention on given operands.
 
-    Each returns the MB that PyTorch allocated at most, on a GPU.
+    make     (index, count) of a mask -> programs by pass; each returns the MB that PyTorch
+             allocated at most, on a GPU.
+    refuses  why it has no backward pass here; empty where it has.
     """
+
+    make: Callable[[np.ndarray, np.ndarray], dict[str, Program]]
+    refuses: str
+
+
+def flex_programs(operands: Sequence[jax.Array], tile: int) -> Flex:
+    """FlexAttention on the same operands."""
     import torch  # pyright: ignore[reportMissingImports]
     from torch.nn.attention.flex_attention import (  # pyright: ignore[reportMissingImports]
         BlockMask,
@@ -134,6 +142,20 @@ def flex_programs(
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() / 2**20
 
+    def gradients(*operands: Any, **options: Any) -> None:
+        leaves = [x.detach().requires_grad_() for x in operands]
+        out = compiled(*leaves, **options)
+        torch.autograd.grad(out.float().sum(), leaves)
+
+    def refusal() -> str:
+        try:
+            gradients(*(x[:, :, : 2 * tile] for x in (q, k, v)))
+        except RuntimeError as error:  # what PyTorch's compilers raise
+            return str(error).strip().splitlines()[0]
+        return ""
+
+    refuses = refusal()
+
     def make(index: np.ndarray, count: np.ndarray) -> dict[str, Program]:
         listed = torch.from_numpy(index)[None, None].to(device)
         number = torch.from_numpy(count)[None, None].to(device)
@@ -148,14 +170,12 @@ def flex_programs(
             return finish()
 
         def both() -> float | None:
-            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-            out = compiled(*leaves, block_mask=mask)
-            torch.autograd.grad(out.float().sum(), leaves)
+            gradients(q, k, v, block_mask=mask)
             return finish()
 
-        return {"forward": forward} if device == "cpu" else {"forward": forward, "both": both}
+        return {"forward": forward} if refuses else {"forward": forward, "both": both}
 
-    return make
+    return Flex(make, refuses)
 
 
 def planned_mb(compiled: Any) -> float:
@@ -177,8 +197,11 @@ def attentions(q: Any) -> dict[str, Callable[..., Any]]:
     return {"dense": dense_attention, **{n: ours(n) for n in names if n != "reference"}}
 
 
-def by_density(options: argparse.Namespace, size: tuple[int, int]) -> tuple[Table, dict]:
-    """The table for one size, and its points: implementation -> [(density, TFLOP/s, x dense)]."""
+def by_density(options: argparse.Namespace, size: tuple[int, int]) -> tuple[Table, dict, str]:
+    """The table for one size, its points, and why FlexAttention has no backward pass, if so.
+
+    Points: (implementation, pass) -> [(density, TFLOP/s, x dense)].
+    """
     rng = np.random.default_rng(options.seed)
     shapes = [(1, t, options.heads, options.head_dim) for t in (size[0], size[1], size[1])]
     q, k, v = (jnp.asarray(rng.normal(size=s), options.dtype) for s in shapes)
@@ -203,7 +226,7 @@ def by_density(options: argparse.Namespace, size: tuple[int, int]) -> tuple[Tabl
             made[name, "both"] = compile_program(with_gradient(attend), q, k, v, mask)
         programs: dict[Any, Program] = {key: program for key, (program, _) in made.items()}
         if flex is not None:
-            programs |= {("FlexAttention", part): x for part, x in flex(index, count).items()}
+            programs |= {("FlexAttention", part): x for part, x in flex.make(index, count).items()}
         found = fastest(programs, options.repeats)
         first = min(checked * options.tile, size[0])
         rows_of = (q[:, :first], k, v)
@@ -228,7 +251,7 @@ def by_density(options: argparse.Namespace, size: tuple[int, int]) -> tuple[Tabl
     columns = ("active tiles", "program", "pass", "ms", "x dense", "TFLOP/s", "peak MB")
     caption = f"{size[0]} queries, {size[1]} keys, {options.heads} heads of {options.head_dim}, "
     caption += f"{options.dtype}, tiles of {options.tile}."
-    return Table((*columns, "error"), rows, caption), points
+    return Table((*columns, "error"), rows, caption), points, "" if flex is None else flex.refuses
 
 
 def surface(rng: np.random.Generator, tokens: int) -> pk.TokenGeometry:
@@ -429,9 +452,11 @@ def main() -> None:
         parts.append("FlexAttention is missing: PyTorch was not there, or left out.")
     for text in options.sizes:
         queries, keys = (int(x) for x in text.split("x"))
-        table, points = by_density(options, (queries, keys))
+        table, points, refused = by_density(options, (queries, keys))
         tiles, best = by_tile(options, (queries, keys))
         parts += [table, tiles]
+        if refused:
+            parts.append(f"Compiled FlexAttention refuses a backward pass here: {refused}")
         if queries == keys:
             parts.append(by_joint(options, queries))
         plot(points, table.caption)

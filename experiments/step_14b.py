@@ -18,6 +18,10 @@ active tiles, and its cycles are bundles of the static schedule (tpu_schedule.py
 a procedural scene's mask takes. `at least` is the time below which one chip cannot be: outside the
 kernels the longer of products at the peak rate and bytes at the peak bandwidth, and a bundle a
 cycle in them.
+
+Record (2026-11-26, v5p): over the official model's dense step to 8 references, the correspondence
+pattern takes 0.78 with 8, 1.77 with 64 (their tokens pass every layer's products: 2.6 times as
+many), and 0.82 with 512 views as entries beside 8.
 """
 
 import argparse
