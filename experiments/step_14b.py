@@ -17,11 +17,11 @@ step, are left out. Of a kernel XLA knows nothing. Its FLOPs are 4 d for every p
 active tiles, and its cycles are bundles of the static schedule (tpu_schedule.py) for the steps that
 a procedural scene's mask takes. `at least` is the time below which one chip cannot be: outside the
 kernels the longer of products at the peak rate and bytes at the peak bandwidth, and a bundle a
-cycle in them.
+cycle in each core in them.
 
 Record (2026-11-26, v5p): over the official model's dense step to 8 references, the correspondence
-pattern takes 0.78 with 8, 1.77 with 64 (their tokens pass every layer's products: 2.6 times as
-many), and 0.82 with 512 views as entries beside 8.
+pattern takes 0.81 with 8, 1.91 with 64 (their tokens pass every layer's products: 2.6 times as
+many), and 0.87 with 512 views as entries beside 8.
 """
 
 import argparse
@@ -58,14 +58,18 @@ ENTRIES, ENTRY_WIDTH, ENTRY_ACTIVE = 4165, 90, 0.201
 
 
 class Chip(typing.NamedTuple):
-    """Peak rates of one chip: bf16 FLOP/s, bytes of HBM per second, cycles per second."""
+    """Peak rates of one chip: bf16 FLOP/s, bytes of HBM per second; cores, and their cycles.
+
+    The grids of the kernels are parallel, so that the cores of a chip share them.
+    """
 
     flops: float
     bandwidth: float
+    cores: int
     clock: float
 
 
-CHIPS = {"v5p:2x2x2": Chip(459e12, 2.765e12, 1.75e9)}
+CHIPS = {"v5p:2x2x2": Chip(459e12, 2.765e12, 2, 1.75e9)}
 
 
 class Case(typing.NamedTuple):
@@ -241,7 +245,7 @@ def main() -> None:
         steps = None if case.pattern == "dense" else joint[case.views]
         attention = attention_of(case, counts, steps)
         outside = max(flops / chip.flops, moved / chip.bandwidth)
-        inside = attention.bundles / chip.clock
+        inside = attention.bundles / (chip.cores * chip.clock)
         least.append(outside + inside)
         rows.append(
             (
@@ -261,7 +265,7 @@ def main() -> None:
         f"From the compiler, for one chip of {options.topology.split(':')[0]}; nothing was timed. "
         f"One step of 40 layers, {TARGET:,} target tokens; references of {VIEW:,} tokens each, "
         f"{ENTRIES:,} entries. Rates: {chip.flops / 1e12:.0f} TFLOP/s, "
-        f"{chip.bandwidth / 1e12:.2f} TB/s, {chip.clock / 1e9:.2f} GHz."
+        f"{chip.bandwidth / 1e12:.2f} TB/s, {chip.cores} cores of {chip.clock / 1e9:.2f} GHz."
     )
     title = "A whole denoising step of the 14B by its memory, from the compiler"
     command = "python experiments/step_14b.py"
