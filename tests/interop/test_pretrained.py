@@ -1,9 +1,7 @@
 """Published checkpoints from folders of the official layout, at toy size."""
 
-import fnmatch
 import json
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +14,12 @@ from tests.models.small_model import random_params
 from worldstereo_jax.config import ControlConfig, ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.encoder_names import dinov2_table
+from worldstereo_jax.interop.hub import resolve
 from worldstereo_jax.interop.official import official_from_params
 from worldstereo_jax.interop.pretrained import (
     from_pretrained,
     load_component,
     load_scheduler,
-    resolve,
 )
 from worldstereo_jax.interop.safetensors_io import write_safetensors
 from worldstereo_jax.models.dinov2 import Dinov2Config
@@ -209,42 +207,3 @@ def test_what_is_no_folder_must_be_a_hub_id(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match="need the hub extra"):
         resolve("owner/name")
-
-
-def test_only_the_files_needed_come_from_the_hub(tmp_path, base, official, monkeypatch):
-    """A hub of one repository: a checkpoint in a folder, and a whole Wan model beside it."""
-    repository = tmp_path / "repository"
-    (repository / "dmd").mkdir(parents=True)
-    checkpoint(repository / "dmd", official)
-    asked = []
-
-    def snapshot_download(name, *, revision, allow_patterns):
-        assert revision is None
-        asked.append((name, allow_patterns))
-        if name == "nobody/absent":
-            raise OSError("no route to the hub")
-        return str(repository if name == "owner/three" else base)
-
-    class HfHubHTTPError(Exception):
-        pass
-
-    hub = types.SimpleNamespace(
-        snapshot_download=snapshot_download,
-        errors=types.SimpleNamespace(HfHubHTTPError=HfHubHTTPError),
-    )
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    model = load("owner/three/dmd")
-    assert model.config.control == MODEL.control
-    assert {name for name, _ in asked} == {"owner/three"}
-    wanted = asked[-1][1]
-    assert fnmatch.filter(["dmd/model.safetensors", "dmd/config.json"], wanted[0]) == [
-        "dmd/config.json"
-    ]
-    files = ["dmd/model.safetensors", "dmd/vae/model.safetensors", "camera/model.safetensors"]
-    assert [f for f in files if any(fnmatch.fnmatch(f, p) for p in wanted)] == files[:1]
-    load("owner/wan")
-    assert asked[-1] == ("owner/wan", ["transformer/*"])
-    with pytest.raises(InputError, match="no such folder, and it cannot be had from the hub"):
-        resolve("nobody/absent")
-    with pytest.raises(InputError, match="owner/three on the hub has no such folder"):
-        resolve("owner/three/camera")

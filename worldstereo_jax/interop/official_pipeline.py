@@ -18,6 +18,7 @@ from worldstereo_jax.array_types import Array, Float
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.component_configs import Scheduler, read_component_config
+from worldstereo_jax.interop.hub import resolve
 from worldstereo_jax.interop.model_configs import WorldStereoSettings
 from worldstereo_jax.interop.pretrained import (
     Component,
@@ -26,7 +27,6 @@ from worldstereo_jax.interop.pretrained import (
     load_scheduler,
     load_tokenizer,
     open_model,
-    resolve,
 )
 from worldstereo_jax.interop.streaming import Placement, one_device, tensor_parallel
 from worldstereo_jax.interop.text_cache import Encode, TextCache, make_text_encoder

@@ -7,8 +7,6 @@ with its config; WorldStereo with config.json and model.safetensors at its top.
 import dataclasses
 import os
 import typing
-from collections.abc import Sequence
-from pathlib import Path
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -25,6 +23,7 @@ from worldstereo_jax.interop.encoder_names import (
     dinov2_table,
     umt5_table,
 )
+from worldstereo_jax.interop.hub import resolve
 from worldstereo_jax.interop.lora import MergedSource
 from worldstereo_jax.interop.model_configs import (
     WorldStereoSettings,
@@ -68,52 +67,6 @@ class Component:
     unused: list[str]
     overlaid: list[str]
     settings: WorldStereoSettings | None = None
-
-
-def resolve(
-    source: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    patterns: Sequence[str] | None = None,
-) -> Path:
-    """A folder on this machine: the one named, or one of the hub, downloaded.
-
-    What was downloaded stays in the hub's cache; an interrupted download goes on where it ended.
-
-    Args:
-        source: a folder, a hub id "owner/name", or a folder of one, "owner/name/folder".
-        revision: branch, tag or commit of a hub id.
-        patterns: files of the folder that are needed, None for all.
-
-    Raises:
-        InputError: when there is no such folder, or the hub cannot be asked.
-    """
-    path = Path(source)
-    if path.is_dir():
-        return path
-    name = str(source)
-    owner, repository, *inside = name.split("/") if "/" in name else (name, "")
-    if not all((owner, repository, *inside)) or owner[0] in ".~":
-        raise InputError(f"{name}: no such folder, and no hub id of the form owner/name")
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise InputError(
-            f"{name}: no such folder; hub ids need the hub extra: pip install worldstereo-jax[hub]"
-        ) from error
-    wanted = ["/".join((*inside, pattern)) for pattern in patterns or ("*",)]
-    try:
-        found = huggingface_hub.snapshot_download(
-            f"{owner}/{repository}", revision=revision, allow_patterns=wanted
-        )
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise InputError(
-            f"{name}: no such folder, and it cannot be had from the hub ({error})"
-        ) from error
-    folder = Path(found, *inside)
-    if not folder.is_dir():
-        raise InputError(f"{name}: {owner}/{repository} on the hub has no such folder")
-    return folder
 
 
 def from_pretrained(
