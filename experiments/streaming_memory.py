@@ -1,16 +1,16 @@
 """Host memory while a checkpoint of more than 8 GB is loaded, tensor by tensor.
 
 A checkpoint of the 14B memory model's layers (10 of its 40) with random bfloat16 values is
-written as four shards, then loaded in a process of its own, once in the file's type and once on
-eight simulated devices. On a CPU the "devices" lie in host memory too: the overhead is the
+written as four shards, then loaded in processes of their own: in the file's type, on eight
+simulated devices, with matrices brought into 8 bits as they are read, and with matrices brought
+into 8 bits when all are there. On a CPU the "devices" lie in host memory too: the overhead is the
 process's peak (VmHWM) less what it took before and less the parameters.
 
 Expected: overhead below 2 GB plus the largest tensor (0.31 GB); the budget for tensors under way
-is 1 GiB. The checkpoint is deleted afterwards.
+is 1 GiB. In 8 bits only when all are there, it is the other half of the parameters and more. The
+checkpoint is deleted afterwards.
 
 Command: python experiments/streaming_memory.py
-Record (2026-11-22, two Xeon cores shared with other jobs): 0.52 GB over one device's parameters,
-0.67 GB over those of eight; 9.15 GB in 95 to 132 s.
 """
 
 import argparse
@@ -26,6 +26,8 @@ from pathlib import Path
 
 SHARDS = 4
 LAYERS = 10
+CASES = ((1, "bfloat16"), (8, "bfloat16"), (1, "int8"), (1, "int8 afterwards"))
+"""Devices, and how the matrices are kept."""
 TITLE = "Loading 14B weights tensor by tensor"
 
 
@@ -92,7 +94,7 @@ def memory(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def load(folder: Path) -> None:
+def load(folder: Path, kept: str) -> None:
     """Load the checkpoint and print a line of json."""
     import jax
     import numpy as np
@@ -101,6 +103,7 @@ def load(folder: Path) -> None:
     from worldstereo_jax.interop.official import model_places, parameter_shapes
     from worldstereo_jax.interop.streaming import one_device, split_widest_axis, stream_params
     from worldstereo_jax.interop.tensor_source import open_weights
+    from worldstereo_jax.models.quantised import quantise_params, quantiser
 
     devices = jax.devices()
     placement = one_device
@@ -109,12 +112,13 @@ def load(folder: Path) -> None:
     places, shapes = model_places(config()), parameter_shapes(config())
     source = open_weights(folder)
     before, start = memory("VmRSS"), time.perf_counter()
-    loaded = stream_params([source], places, shapes, placement=placement)
+    keep = quantiser(config(), "int8") if kept == "int8" else None
+    params = stream_params([source], places, shapes, placement=placement, keep=keep).params
+    if kept == "int8 afterwards":
+        params = jax.block_until_ready(quantise_params(params, config(), "int8"))
     seconds = time.perf_counter() - start
     size = sum(
-        shard.data.nbytes
-        for leaf in jax.tree.leaves(loaded.params)
-        for shard in leaf.addressable_shards
+        shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards
     )
     largest = max(source.info(name).nbytes for name in source)
     print(
@@ -131,13 +135,14 @@ def load(folder: Path) -> None:
 
 
 def main() -> None:
-    """Write, load twice, record, delete."""
+    """Write, load in every way, record, delete."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--kept", default="bfloat16", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("RESULTS.md"))
     options = parser.parse_args()
     if options.load:
-        load(options.load)
+        load(options.load, options.kept)
         return
 
     from worldstereo_jax.evaluation.report import Table, write_section
@@ -147,10 +152,10 @@ def main() -> None:
     try:
         size = write(folder)
         print(f"wrote {size / 1e9:.2f} GB", flush=True)
-        for count in (1, 8):
+        for count, kept in CASES:
             flags = f"--xla_force_host_platform_device_count={count}"
             environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-            command = [sys.executable, __file__, "--load", str(folder)]
+            command = [sys.executable, __file__, "--load", str(folder), "--kept", kept]
             done = subprocess.run(
                 command, env=environment, check=True, capture_output=True, text=True
             )
@@ -159,6 +164,7 @@ def main() -> None:
             rows.append(
                 [
                     str(found["devices"]),
+                    kept,
                     f"{size / 1e9:.2f}",
                     f"{found['params'] / 1e9:.2f}",
                     f"{found['largest'] / 1e9:.2f}",
@@ -168,7 +174,7 @@ def main() -> None:
             )
     finally:
         shutil.rmtree(folder)
-    header = ["devices", "checkpoint GB", "parameters GB", "largest tensor GB",
+    header = ["devices", "matrices in", "checkpoint GB", "parameters GB", "largest tensor GB",
               "host overhead GB", "seconds"]  # fmt: skip
     write_section(
         options.out,
@@ -177,7 +183,9 @@ def main() -> None:
             "Ten of the 14B memory model's forty layers with random bfloat16 values, four shards. "
             "Overhead: the process's peak less what it took before loading and less the "
             "parameters, which on a CPU lie in host memory too. Limit: 2 GB plus the largest "
-            "tensor. The machine was shared with other jobs, so the seconds are upper bounds.",
+            "tensor. int8: brought into 8 bits matrix by matrix as they are read; afterwards: when "
+            "all are there. The machine was shared with other jobs, so the seconds are upper "
+            "bounds.",
             Table(header, rows),
         ],
         command="python experiments/streaming_memory.py",

@@ -27,6 +27,7 @@ from worldstereo_jax.interop.streaming import (
     tensor_parallel,
 )
 from worldstereo_jax.interop.tensor_source import TensorSource, open_weights
+from worldstereo_jax.models.quantised import quantise_params, quantiser
 
 CONFIG = SMALL
 TABLE = (model_places(CONFIG), parameter_shapes(CONFIG))
@@ -206,3 +207,24 @@ def test_tensors_under_way_never_exceed_the_budget():
     assert 0 < most <= 10
     with budget.taken(99):
         pass
+
+
+@pytest.mark.parametrize("kind", ["int8", "float8"])
+def test_quantised_while_read_is_as_quantised_afterwards(folder, params, kind):
+    pytest.importorskip("qwix", reason="the quantise extra is not installed")
+    expected = quantise_params(jax.tree.map(jnp.asarray, params), CONFIG, kind)
+    mesh = Mesh(np.array(jax.devices()[:4]), ("model",))
+    placement = {"int8": tensor_parallel(mesh, "model"), "float8": one_device}[kind]
+    loaded = stream_params(
+        [open_weights(folder)], *TABLE, keep=quantiser(CONFIG, kind), placement=placement
+    )
+    assert jax.tree.structure(loaded.params) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(expected), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+    if kind == "int8":
+        # Split as in full, and the scales with their channels.
+        for leaf in jax.tree.leaves(
+            flat_paths(loaded.params)["blocks/layers/backbone/ffn/up/kernel"]
+        ):
+            assert leaf.sharding.spec == PartitionSpec(None, None, "model")

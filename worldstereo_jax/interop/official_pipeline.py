@@ -33,7 +33,6 @@ from worldstereo_jax.interop.text_cache import Encode, TextCache, make_text_enco
 from worldstereo_jax.models.clip_vision import CLIPVisionConfig
 from worldstereo_jax.models.depth_anything import DepthAnythingConfig
 from worldstereo_jax.models.dinov2 import Dinov2Config
-from worldstereo_jax.models.quantised import quantise_params
 from worldstereo_jax.models.umt5 import UMT5Config
 from worldstereo_jax.models.wan_vae import WanVAEConfig
 from worldstereo_jax.sampling.official_world import (
@@ -220,7 +219,7 @@ def load_official(
     Args:
         files: of `open_official`.
         dtype: of the transformer's parameters; the small networks keep float32.
-        weights: "int8" or "float8" brings its matrices into that type once they are loaded.
+        weights: "int8" or "float8" brings its matrices into that type as they are read.
         mesh: devices that the transformer is split over; the others are on all of them.
         lora, lora_scale: see `from_pretrained`.
         progress: show a bar per network.
@@ -235,16 +234,13 @@ def load_official(
         )
 
     denoiser = from_pretrained(
-        files.model, base=files.base, dtype=dtype, placement=_split(mesh), lora=lora,
-        lora_scale=lora_scale, progress=progress,
+        files.model, base=files.base, dtype=dtype, weights=weights, placement=_split(mesh),
+        lora=lora, lora_scale=lora_scale, progress=progress,
     )  # fmt: skip
-    params = denoiser.params
-    if weights is not None:
-        params = quantise_params(params, denoiser.config, weights)
     image = files.image_encoder
     dinov2, depth = files.dinov2_source, files.depth_source
     return OfficialParams(
-        denoiser=params,
+        denoiser=denoiser.params,
         vae=component(files.base, "vae").params,
         image_encoder=None if image is None else component(files.base, "image_encoder").params,
         dinov2=None if dinov2 is None else component(dinov2, "dinov2").params,

@@ -37,6 +37,7 @@ from worldstereo_jax.interop.tensor_source import LaidOver, TensorSource, open_w
 from worldstereo_jax.interop.tokenizer import Tokenizer
 from worldstereo_jax.interop.wan_vae_names import wan_vae_table
 from worldstereo_jax.models.depth_anything import DepthAnythingConfig
+from worldstereo_jax.models.quantised import quantiser
 
 HEAD_SIZE = 128
 """Channels of an attention head in every published Wan model; no tensor's shape shows it."""
@@ -75,6 +76,7 @@ def from_pretrained(
     base: str | os.PathLike[str] | None = None,
     dtype: DTypeLike | None = "bfloat16",
     compute_dtype: DTypeLike | None = None,
+    weights: str | None = None,
     placement: Placement = one_device,
     lora: str | os.PathLike[str] | None = None,
     lora_scale: float = 1.0,
@@ -91,6 +93,8 @@ def from_pretrained(
         dtype: of the parameters on the devices, None for the files' own.
         compute_dtype: of the matrix products, None for that of the parameters (float32 where
             these keep the files' own).
+        weights: "int8" or "float8" brings each matrix into that type as it is read; the parameters
+            are then those of `quantised.quantised_model`.
         placement: device layout, for instance `streaming.tensor_parallel(mesh, "model")`.
         lora: a low-rank adapter in the diffusers format to merge.
         lora_scale: its strength.
@@ -107,8 +111,9 @@ def from_pretrained(
     if lora is not None:
         sources = [MergedSource(LaidOver(sources), lora, lora_scale)]
     loaded = stream_params(
-        sources, model_places(config), parameter_shapes(config), dtype=dtype,
-        placement=placement, threads=threads, progress=progress,
+        sources, model_places(config), parameter_shapes(config), dtype=dtype, placement=placement,
+        keep=None if weights is None else quantiser(config, weights), threads=threads,
+        progress=progress,
     )  # fmt: skip
     return Component(config, loaded.params, loaded.unused, loaded.overlaid, settings)
 

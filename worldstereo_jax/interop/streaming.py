@@ -28,6 +28,9 @@ from worldstereo_jax.interop.tensor_source import TensorSource
 Placement = Callable[[str, tuple[int, ...]], Sharding]
 """Where a parameter goes, from its path and shape."""
 
+Keep = Callable[[str, jax.Array], PyTree]
+"""The form in which a parameter is kept, from its path and its array, of a stack one layer's."""
+
 HOST_BYTES = 1 << 30
 """What all tensors under way may take on the host, unless one alone takes more."""
 
@@ -105,6 +108,7 @@ def stream_params(
     *,
     dtype: DTypeLike | None = None,
     placement: Placement = one_device,
+    keep: Keep | None = None,
     threads: int = 4,
     host_bytes: int = HOST_BYTES,
     progress: bool = False,
@@ -118,6 +122,9 @@ def stream_params(
         shapes: our path to shape.
         dtype: type of floating point parameters on the devices; None keeps each file's.
         placement: device layout by path and shape.
+        keep: brings each array on the devices into the form in which it is kept, for instance
+            `quantised.quantiser`; one at a time, so that no other array stands in full. None
+            keeps the arrays.
         threads: tensors read at the same time, from any of the files.
         host_bytes: limit of host memory for tensors under way.
         progress: show a bar on standard error.
@@ -127,7 +134,7 @@ def stream_params(
             is read.
     """
     chosen, unused, overlaid = _choose(sources, places, shapes)
-    arrays = _DeviceArrays(shapes, placement)
+    arrays = _DeviceArrays(shapes, placement, keep)
     budget = _ByteBudget(host_bytes)
     total = sum(source.info(name).nbytes for name, source in chosen.items())
     bar = tqdm(
@@ -207,26 +214,52 @@ def _type_on_device(dtype: np.dtype, wanted: DTypeLike | None) -> np.dtype:
 class _DeviceArrays:
     """Arrays by path, filled whole or a layer at a time; safe to use from several threads."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], placement: Placement) -> None:
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], placement: Placement, keep: Keep | None
+    ) -> None:
         self._shapes = shapes
         self._placement = placement
-        self._arrays: dict[str, jax.Array] = {}
+        self._keep = keep
+        self._arrays: dict[str, PyTree] = {}
         self._locks = {path: threading.Lock() for path in shapes}
+        self._one_in_full = threading.Lock()
 
     def put(self, place: Place, value: np.ndarray) -> None:
         """Place a tensor; returns when the host's copy is no longer needed."""
-        shape = tuple(self._shapes[place.path])
-        sharding = self._placement(place.path, shape)
+        path, shape = place.path, tuple(self._shapes[place.path])
+        sharding = self._placement(path, shape)
         if place.index is None:
-            self._arrays[place.path] = jax.device_put(value, sharding).block_until_ready()
+            self._arrays[path] = self._kept(path, value, sharding)
             return
-        row = jax.device_put(value, _row_sharding(sharding))
-        with self._locks[place.path]:
-            stack = self._arrays.get(place.path)
+        index = np.int32(place.index)
+        row = self._kept(path, value, _row_sharding(sharding))
+
+        def layout(leaf: jax.Array) -> Sharding:
+            return _shared_axes(sharding, shape, (shape[0], *leaf.shape))
+
+        def empty(leaf: jax.Array) -> jax.Array:
+            return _zeros((shape[0], *leaf.shape), leaf.dtype, layout(leaf))
+
+        def with_row(stack: jax.Array, leaf: jax.Array) -> jax.Array:
+            return _set_row(stack, leaf, index, layout(leaf))
+
+        with self._locks[path]:
+            stack = self._arrays.get(path)
             if stack is None:
-                stack = _zeros(shape, value.dtype, sharding)
-            stack = _set_row(stack, row, np.int32(place.index), sharding)
-            self._arrays[place.path] = stack.block_until_ready()
+                stack = jax.tree.map(empty, row)
+            self._arrays[path] = jax.block_until_ready(jax.tree.map(with_row, stack, row))
+
+    def _kept(self, path: str, value: np.ndarray, sharding: Sharding) -> PyTree:
+        """An array on the devices, in the form in which it is kept."""
+        if self._keep is None:
+            return jax.device_put(value, sharding).block_until_ready()
+        with self._one_in_full:
+            kept = self._keep(path, jax.device_put(value, sharding))
+
+            def placed(leaf: jax.Array) -> jax.Array:
+                return jax.device_put(leaf, _shared_axes(sharding, value.shape, leaf.shape))
+
+            return jax.block_until_ready(jax.tree.map(placed, kept))
 
     def tree(self) -> PyTree:
         """All arrays as a parameter tree."""
@@ -237,6 +270,18 @@ def _row_sharding(sharding: Sharding) -> Sharding:
     if not isinstance(sharding, NamedSharding):
         return sharding
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+
+
+def _shared_axes(sharding: Sharding, shape: tuple[int, ...], other: tuple[int, ...]) -> Sharding:
+    """A layout for an array of `shape`, for one of another shape: split along axes they share."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    if len(other) != len(shape):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    # A spec may end before the axes do.
+    spec = (*sharding.spec, *[None] * len(shape))
+    kept = [axis if n == m else None for axis, n, m in zip(spec, shape, other, strict=False)]
+    return NamedSharding(sharding.mesh, PartitionSpec(*kept))
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> jax.Array:

@@ -4,7 +4,9 @@ Weights only: activations, norms, modulation and embeddings keep their types, an
 computed in the model's. Of a layer's matrices every output channel has a scale of its own.
 """
 
+import functools
 import typing
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -44,11 +46,47 @@ def quantised_model(
     return qwix.quantize_model(WorldStereo(config, sharding), qwix.PtqProvider(rules))
 
 
+def quantiser(config: ModelConfig, kind: str) -> Callable[[str, jax.Array], PyTree]:
+    """What brings one parameter of `WorldStereo(config)` into the form `quantised_model` takes.
+
+    The function takes a parameter's path, joined by "/", and its array, or of a stack the array of
+    one layer. Matrices become 8 bits with their scales, all else stays what it is.
+
+    Args:
+        config: sizes.
+        kind: one of `KINDS`.
+
+    Raises:
+        InputError: as `quantised_model` does.
+    """
+    qwix, model = _qwix(kind), quantised_model(config, kind)
+    expected = flatten_dict(
+        jax.eval_shape(lambda: model.init(jax.random.key(0), **smallest_inputs(config)))["params"],
+        sep="/",
+    )
+
+    # Compiled once for all layers of a stack.
+    @functools.cache
+    def compiled(path: str) -> Callable[[jax.Array], PyTree]:
+        like = expected[path]
+        if "/layers/" in path:
+            like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), like)
+        return jax.jit(lambda array: qwix.quantize_params({"w": array}, {"w": like})["w"])
+
+    def quantise(path: str, array: jax.Array) -> PyTree:
+        if isinstance(expected[path], jax.ShapeDtypeStruct):
+            return array
+        return compiled(path)(array)
+
+    return quantise
+
+
 def quantise_params(params: PyTree, config: ModelConfig, kind: str) -> PyTree:
     """Parameters of `WorldStereo(config)` as `quantised_model` takes them.
 
     One array after the other, and each is let go when its 8 bits stand, so that beyond the
     parameters themselves only the largest array needs room. `params` is emptied on the way.
+    `interop.pretrained.from_pretrained` does the same while it reads, without that room.
 
     Args:
         params: nested dict of arrays; emptied.
@@ -58,28 +96,18 @@ def quantise_params(params: PyTree, config: ModelConfig, kind: str) -> PyTree:
     Raises:
         InputError: as `quantised_model` does.
     """
-    qwix, model = _qwix(kind), quantised_model(config, kind)
-    expected = flatten_dict(
-        jax.eval_shape(lambda: model.init(jax.random.key(0), **smallest_inputs(config)))["params"]
-    )
-    flat = flatten_dict(params)
+    quantise = quantiser(config, kind)
+    flat = typing.cast(dict[str, jax.Array], flatten_dict(params, sep="/"))
     params.clear()
     found = {}
     for path in list(flat):
-        array, like = flat.pop(path), expected[path]
-
-        def quantise(array: jax.Array, like: PyTree) -> PyTree:
-            return qwix.quantize_params({"w": array}, {"w": like})["w"]
-
-        if isinstance(like, jax.ShapeDtypeStruct):
-            found[path] = array
-        elif "layers" in path:
+        array = flat.pop(path)
+        if "/layers/" in path:
             # A stack: scales are those of each layer, not of all layers together.
-            one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), like)
-            found[path] = jax.jit(jax.vmap(lambda row, one=one: quantise(row, one)))(array)
+            found[path] = jax.vmap(functools.partial(quantise, path))(array)
         else:
-            found[path] = jax.jit(lambda array, like=like: quantise(array, like))(array)
-    return typing.cast(PyTree, unflatten_dict(found))
+            found[path] = quantise(path, array)
+    return typing.cast(PyTree, unflatten_dict(found, sep="/"))
 
 
 def _qwix(kind: str) -> typing.Any:
