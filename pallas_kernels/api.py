@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 Operand = Float[Array, "b _ heads d"] | jax.ShapeDtypeStruct
+Attended = (
+    Float[Array, "b tq heads dv"] | tuple[Float[Array, "b tq heads dv"], Float[Array, "b tq heads"]]
+)
+"""An attention's output, or with its LSE."""
 NORMALISATIONS = ("allowed", "multiply")
 DTYPES = ("float32", "bfloat16", "float16")
 # Below this many logits one dense product is faster than a loop over tiles, and they fit anywhere.
@@ -165,9 +169,7 @@ def block_sparse_attention(
     implementation: str | None = None,
     return_lse: bool = False,
     normalisation: str = "allowed",
-) -> (
-    Float[Array, "b tq heads dv"] | tuple[Float[Array, "b tq heads dv"], Float[Array, "b tq heads"]]
-):
+) -> Attended:
     """Softmax attention in which query i sees the keys that the mask allows.
 
     q [b, tq, heads, d], k and v [b, tk, heads, d] in float32, bfloat16 or float16, accumulated in

@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float
 
-from pallas_kernels.api import block_sparse_attention
+from pallas_kernels.api import Attended, block_sparse_attention
 from pallas_kernels.block_mask import BlockMask
 from pallas_kernels.fills import FrameFill, GeometryFill
 from pallas_kernels.query_dealing import QueryDealing, stands_for_rows
@@ -64,9 +64,7 @@ def sharded_attention(
     implementation: str | None = None,
     return_lse: bool = False,
     normalisation: str = "allowed",
-) -> (
-    Float[Array, "b tq heads dv"] | tuple[Float[Array, "b tq heads dv"], Float[Array, "b tq heads"]]
-):
+) -> Attended:
     """`block_sparse_attention` on a mesh; the result is split by samples and heads as q is.
 
     The mask is data here too, and differentiable in its strength. With `sharding.queries` its

@@ -185,6 +185,37 @@ def test_the_quirk_of_the_rays_is_a_switch(told, other):
     np.testing.assert_allclose(other[0].plucker[:, :, :-1], told[0].plucker[:, :, 1:], atol=1e-5)
 
 
+def test_the_quirk_of_the_quality_is_a_switch():
+    """Of two views for one place, that of the texture which is taken for the stronger."""
+    texture = np.random.default_rng(0).choice([-1.0, 1.0], (16, 16))
+    red, blue = (np.full((16, 16, 3), -1.0) for _ in range(2))
+    red[..., 0] = blue[..., 2] = texture
+    w2c = np.stack([np.eye(4)] * 2)
+    w2c[:, 0, 3] = [-1, 1]
+    bank = insert_keyframes(
+        init_spatial_memory(2, 16, 16), jnp.asarray([red, blue], jnp.float32),
+        jnp.ones((2, 16, 16)), jnp.asarray(w2c, jnp.float32), jnp.stack([INTRINSICS] * 2),
+    )  # fmt: skip
+    cameras = Cameras(w2c=jnp.stack([jnp.eye(4)] * 3), intrinsics=jnp.stack([INTRINSICS] * 3))
+
+    @jax.jit
+    def chosen():
+        found = {}
+        for channels in ("official", "rgb"):
+            world = make_world(quirks=Quirks(quality_channels=channels))
+            world = dataclasses.replace(
+                world, rollout=dataclasses.replace(world.rollout, references=1)
+            )
+            # Each target wants one of the two.
+            views = choose_views(world, bank, jnp.zeros((2, 1)), cameras, jnp.eye(2))
+            found[channels] = views.index[0]
+        return found
+
+    assert chosen() == {"official": 1, "rgb": 0}
+    with pytest.raises(InputError, match="quality_channels is 'bgr', expected official or rgb"):
+        Quirks(quality_channels="bgr")
+
+
 def test_the_autoencoder_works_in_tiles_where_asked(vae_params, image):
     world = make_world(vae_tile=4)
     images = jnp.stack([image, image[::-1]])

@@ -19,7 +19,6 @@ from worldstereo_jax.geometry.splat import solid_image
 from worldstereo_jax.memory.entry_completion import entries_beyond
 from worldstereo_jax.memory.entry_tokens import EntryTokens
 from worldstereo_jax.memory.environment import mirrored_environment
-from worldstereo_jax.memory.global_geometric import render_global_memory
 from worldstereo_jax.memory.hole_filling import fill_holes
 from worldstereo_jax.memory.masks import ViewSet, token_geometries
 from worldstereo_jax.memory.warping import Candidates, Warped, fuse_candidates
@@ -29,6 +28,7 @@ from worldstereo_jax.sampling.world import (
     World,
     WorldMemory,
     init_memory,
+    render_points,
     same_camera,
 )
 
@@ -160,14 +160,6 @@ def gather_conditions(
     config, stereo, reading = world.rollout, memory.stereo, world.reading
     retrieved = reading.retrieve(stereo, cameras.w2c, cameras.intrinsics, count=config.warp_views)
     chosen = retrieved.index
-    render = render_global_memory(
-        memory.points,
-        cameras.w2c,
-        cameras.intrinsics,
-        height=config.height,
-        width=config.width,
-        radius_ndc=config.point_radius_ndc,
-    )
     bank = (
         stereo.images[chosen],
         stereo.depth[chosen],
@@ -189,13 +181,11 @@ def gather_conditions(
 
     is_start = same_camera(cameras.w2c[0], stereo.w2c, stereo.valid)
     first_image = jnp.where(is_start.any(), stereo.images[jnp.argmax(is_start)], warped.features[0])
-    # The official form: frame 0 of a render is the input image, without holes.
-    render_image = render.image.at[0].set(first_image)
-    render_mask = render.mask.at[0].set(0.0)
+    render = render_points(config, memory.points, cameras, first_image)
     # Division of labour (row S26): where no view is remembered, the coarse points speak first.
     depth = jnp.where(warped.depth > 0, warped.depth, render.depth)
-    by_points = (warped.mask > 0.5) & (render_mask < 0.5)
-    solid = solid_image(render).at[0].set(first_image)
+    by_points = (warped.mask > 0.5) & (render.mask < 0.5)
+    solid = solid_image(render)
     fused = jnp.where(by_points[..., None], solid, warped.features)
     around = jax.vmap(
         lambda w2c, intrinsics: mirrored_environment(
@@ -206,7 +196,7 @@ def gather_conditions(
     fill = jax.vmap(jax.vmap(fill_holes, in_axes=(0, 0, 0, 0)), in_axes=(0, 0, 0, None))
     render_filled, fused = fill(
         jnp.stack([solid, fused]),
-        jnp.stack([render_mask, warped.mask * render_mask]),
+        jnp.stack([render.mask, warped.mask * render.mask]),
         jnp.stack([render.depth, depth]),
         around,
     )
@@ -238,7 +228,7 @@ def gather_conditions(
         w2c=cameras.w2c,
         intrinsics=cameras.intrinsics,
         first_latent=first_latent[0],
-        render_mask=render_mask,
+        render_mask=render.mask,
         render_latent=render_latent,
         reference_latent=reference_latent,
         reference_index=jnp.maximum(retrieved.frame[: config.references] - 1, 0),
@@ -254,8 +244,8 @@ def gather_conditions(
         entries_enabled=on,
     )
     guidance = Guidance(
-        render_image=render_image,
-        render_mask=render_mask,
+        render_image=render.image,
+        render_mask=render.mask,
         warped_image=fused,
         warped_mask=warped.mask,
         depth=depth,

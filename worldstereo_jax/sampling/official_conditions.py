@@ -15,7 +15,6 @@ from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.geometry.cameras import camera_vector, plucker_rays
 from worldstereo_jax.geometry.normalisation import normalise_unified
 from worldstereo_jax.memory.coverage import retrieve_by_coverage
-from worldstereo_jax.memory.global_geometric import render_global_memory
 from worldstereo_jax.memory.masks import ViewSet, token_geometries
 from worldstereo_jax.memory.retrieval import (
     camera_features,
@@ -27,7 +26,7 @@ from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
 from worldstereo_jax.models.wan_vae_clips import encode_clip, encode_frames
 from worldstereo_jax.models.wan_vae_tiles import encode_frames_sharded, encode_tiled
 from worldstereo_jax.sampling.official_world import MODEL_AXIS, OfficialWorld
-from worldstereo_jax.sampling.world import Cameras, WorldMemory
+from worldstereo_jax.sampling.world import Cameras, WorldMemory, render_points
 
 
 @struct.dataclass
@@ -101,20 +100,8 @@ def draw_renders(
     first_image: Float[Array, "h w 3"],
 ) -> Renders:
     """The global memory along a path, in the official form: frame 0 is the image, without holes."""
-    config = world.rollout
-    render = render_global_memory(
-        memory.points,
-        cameras.w2c,
-        cameras.intrinsics,
-        height=config.height,
-        width=config.width,
-        radius_ndc=config.point_radius_ndc,
-    )
-    return Renders(
-        render_image=render.image.at[0].set(first_image),
-        render_mask=render.mask.at[0].set(0.0),
-        depth=render.depth,
-    )
+    render = render_points(world.rollout, memory.points, cameras, first_image)
+    return Renders(render_image=render.image, render_mask=render.mask, depth=render.depth)
 
 
 def choose_views(
@@ -151,12 +138,14 @@ def choose_views(
         width=config.width,
         height=config.height,
     )
+    # `quality_score` has the official weights, and so takes the channels in the official order.
+    step = 1 if world.choices.quirks.quality_channels == "official" else -1
     chosen = select_references(
         score,
         stereo.valid,
         camera_features(stereo.w2c),
         image_features,
-        jax.lax.map(quality_score, stereo.images),
+        jax.lax.map(lambda image: quality_score(image[..., ::step]), stereo.images),
         count=count,
         bonus=bonus,
     )

@@ -51,15 +51,26 @@ class Quirks:
         ray_x_offset: see `cameras.plucker_rays`; 0.5 is the true pixel centre.
         point_edges: which depth edges the point cloud drops, see
             `global_geometric.update_global_memory`.
+        quality_channels: how the retrieval weighs a view's quality; "official" weighs red as blue
+            and blue as red, "rgb" does not.
     """
 
     clip_pixels: str = "official"
     ray_x_offset: float = -0.5
     point_edges: str = "official"
+    quality_channels: str = "official"
+
+    def __post_init__(self) -> None:
+        if self.quality_channels not in ("official", "rgb"):
+            raise InputError(
+                f"quality_channels is {self.quality_channels!r}, expected official or rgb"
+            )
 
 
 OFFICIAL_QUIRKS = Quirks()
-MENDED_QUIRKS = Quirks(clip_pixels="unit", ray_x_offset=0.5, point_edges="surface")
+MENDED_QUIRKS = Quirks(
+    clip_pixels="unit", ray_x_offset=0.5, point_edges="surface", quality_channels="rgb"
+)
 
 
 @dataclasses.dataclass(frozen=True)

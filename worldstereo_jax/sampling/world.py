@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from flax import struct
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int, PyTree
-from worldstereo_jax.geometry.splat import pixel_radius
+from worldstereo_jax.geometry.splat import Render, pixel_radius
 from worldstereo_jax.memory.entries import EntryBank, EntryConfig, init_entries
 from worldstereo_jax.memory.entry_frame import make_entry_frame
 from worldstereo_jax.memory.entry_update import update_entries
 from worldstereo_jax.memory.global_geometric import (
     GlobalGeometricMemory,
     init_global_memory,
+    render_global_memory,
     update_global_memory,
 )
 from worldstereo_jax.memory.keyframe_edit import next_number
@@ -246,3 +247,26 @@ def same_camera(
 ) -> Bool[Array, "v"]:
     """Which of the valid `others` stand where `w2c` stands, to within float32 rounding."""
     return valid & (jnp.abs(others - w2c[None]).max((1, 2)) < 1e-4)
+
+
+def render_points(
+    config: RolloutConfig,
+    points: GlobalGeometricMemory,
+    cameras: Cameras,
+    first_image: Float[Array, "h w 3"],
+) -> Render:
+    """The global memory along a path, in the official form: frame 0 is the image, without holes."""
+    render = render_global_memory(
+        points,
+        cameras.w2c,
+        cameras.intrinsics,
+        height=config.height,
+        width=config.width,
+        radius_ndc=config.point_radius_ndc,
+    )
+    return Render(
+        image=render.image.at[0].set(first_image),
+        alpha=render.alpha.at[0].set(1.0),
+        mask=render.mask.at[0].set(0.0),
+        depth=render.depth,
+    )
