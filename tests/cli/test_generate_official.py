@@ -170,3 +170,24 @@ def test_a_trajectory_needs_the_one_it_goes_on_from(weights, panorama, tmp_path,
         weights / "dinov2", "--trajectory", "reconstruct_1/traj1", "--out", tmp_path / "out",
     )  # fmt: skip
     assert "starts from the last frame of reconstruct_1/traj0" in sentence
+
+
+@pytest.mark.slow
+def test_a_model_split_over_devices_makes_the_same_clip(weights, picture, tmp_path):
+    """Eight devices, heads that do not divide among them: queries are dealt out."""
+    given = (
+        picture, "--model", weights / "worldstereo-memory-dmd", "--base", weights / "base",
+        "--depth-model", weights / "depth", "--dtype", "float32", "--camera", "left",
+        "--size", "48x64", "--steps", 1,
+    )  # fmt: skip
+    banks = []
+    for count in (1, 8):
+        out = tmp_path / str(count)
+        generate(*given, "--devices", count, "--out", out)
+        _, stereo = load_memory(out / "memory", model="worldstereo-memory-dmd")
+        banks.append(np.asarray(stereo.images))
+    one, eight = banks
+    # A view and four frames that were generated; in [-1, 1], and apart by the order of sums.
+    assert len(one) == 1 + 4
+    assert one[1:].std() > 0.1
+    np.testing.assert_allclose(eight, one, atol=1e-3)
