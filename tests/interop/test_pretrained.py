@@ -168,6 +168,13 @@ def test_an_adapter_is_merged(tmp_path, base, official):
         ({"controlnet_cfg": {**WORLDSTEREO["controlnet_cfg"], "dims": 3}}, "'dims'.*mean 'dim'"),
         ({"controlnet_cfg": {"dim": 16}}, "controlnet_cfg: key 'ffn_dim' is missing"),
         ({"latent_cond_mode": "half"}, "latent_cond_mode is 'half'"),
+        ({"nframe": "21"}, "nframe is '21', expected a whole number above 0"),
+        ({"scale_map": [[480]]}, r"scale_map is \[\[480\]\], expected a list of pairs"),
+        ({"controlnet_cfg": []}, r"controlnet_cfg is \[\], expected an object"),
+        (
+            {"controlnet_cfg": {**WORLDSTEREO["controlnet_cfg"], "update_ref": 1}},
+            "controlnet_cfg: update_ref is 1, expected true or false",
+        ),
         (
             {"controlnet_cfg": {**WORLDSTEREO["controlnet_cfg"], "ffn_dim": 13}},
             "but the tensors show",

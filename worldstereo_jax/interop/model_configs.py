@@ -6,7 +6,18 @@ from collections.abc import Mapping
 
 from worldstereo_jax.config import ControlConfig, ModelConfig
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.interop.official_config import Keys, required, translate
+from worldstereo_jax.interop.official_config import (
+    FLAG,
+    NUMBER,
+    OBJECT,
+    PAIRS,
+    TEXT,
+    WHOLE,
+    Keys,
+    check_kinds,
+    required,
+    translate,
+)
 from worldstereo_jax.sampling.schedules import Schedule, dmd_schedule
 
 WAN_KEYS = Keys(
@@ -67,6 +78,17 @@ WORLDSTEREO_KEYS = Keys(
     {},
     "freeze_backbone",
 )
+
+_CONTROL_KINDS = {
+    **dict.fromkeys(CONTROL_KEYS.translated, WHOLE),
+    "update_ref": FLAG,
+    "main_camera_embedding": FLAG,
+}
+_WORLDSTEREO_KINDS = {
+    "base_model": TEXT, "controlnet_cfg": OBJECT, "nframe": WHOLE, "scale_map": PAIRS,
+    "negative_prompt": TEXT, "latent_cond_mode": TEXT, "dmd_start_steps": NUMBER,
+    "dmd_end_steps": NUMBER, "gen_shift": NUMBER, "dmd_steps": WHOLE,
+}  # fmt: skip
 
 LATENT_CONDITIONS = ("full_vae", "first_frame_only")
 
@@ -132,6 +154,8 @@ def wan_config(
         InputError: for an unknown, missing or contradictory key.
     """
     fields = translate(values, WAN_KEYS, source=source)
+    kinds = {name: WHOLE for name in WAN_KEYS.translated if name != "patch_size"}
+    check_kinds(values, kinds, optional="added_kv_proj_dim image_dim", source=source)
     for name in ("num_attention_heads", "num_layers", "ffn_dim", "text_dim"):
         required(values, name, source=source)
     width = fields["num_heads"] * fields.pop("head_size", 128)
@@ -154,8 +178,11 @@ def worldstereo_settings(
     """
     fields = translate(values, WORLDSTEREO_KEYS, source=source)
     inner = required(values, "controlnet_cfg", source=source)
+    check_kinds(values, _WORLDSTEREO_KINDS, optional="base_model", source=source)
     branch = f"{source}, controlnet_cfg"
     control = translate(inner, CONTROL_KEYS, source=branch)
+    unread = "time_embed_dim camera_embedding_dim"
+    check_kinds(inner, _CONTROL_KINDS, optional=unread, source=branch)
     control.pop("time_width", None)
     camera_width = control.pop("camera_width", 7)
     has_camera = control.pop("has_camera", False)

@@ -211,6 +211,11 @@ def infer_config(
     _, freq_dim = shape("condition_embedder.time_embedder.linear_1.weight", 2)
     _, text_dim = shape("condition_embedder.text_embedder.linear_1.weight", 2)
     out_size, _ = shape("proj_out.weight", 2)
+    if not out_size or out_size % int(np.prod(patch)):
+        raise InputError(
+            f"{source}: tensor proj_out.weight has {out_size} rows, expected a multiple of the "
+            f"{int(np.prod(patch))} pixels of a patch"
+        )
     image_width = None
     if "condition_embedder.image_embedder.norm1.weight" in shapes:
         (image_width,) = shape("condition_embedder.image_embedder.norm1.weight", 1)

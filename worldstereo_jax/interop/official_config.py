@@ -152,3 +152,47 @@ def required(fields: Mapping[str, typing.Any], name: str, *, source: str) -> typ
     if name not in fields:
         raise InputError(f"{source}: key {name!r} is missing")
     return fields[name]
+
+
+WHOLE, NUMBER, FLAG, TEXT = "a whole number above 0", "a number", "true or false", "a text"
+PAIRS, OBJECT = "a list of pairs of whole numbers", "an object"
+
+
+def _is_whole(value: typing.Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+_IS_OF_KIND: dict[str, typing.Callable[[typing.Any], bool]] = {
+    WHOLE: _is_whole,
+    NUMBER: lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    FLAG: lambda value: isinstance(value, bool),
+    TEXT: lambda value: isinstance(value, str),
+    PAIRS: lambda value: (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(p, list) and len(p) == 2 and all(map(_is_whole, p)) for p in value)
+    ),
+    OBJECT: lambda value: isinstance(value, dict),
+}
+
+
+def check_kinds(
+    values: Mapping[str, typing.Any], kinds: Mapping[str, str], *, optional: str = "", source: str
+) -> None:
+    """Refuse a value of another kind than its key wants; absent keys are left to their defaults.
+
+    Args:
+        values: a config.
+        kinds: key to one of the kinds above.
+        optional: keys that may be null.
+        source: what to call the config in messages.
+
+    Raises:
+        InputError: for such a value, by its key.
+    """
+    for name, kind in kinds.items():
+        value = values.get(name)
+        if name not in values or (value is None and name in optional.split()):
+            continue
+        if not _IS_OF_KIND[kind](value):
+            raise InputError(f"{source}: {name} is {value!r}, expected {kind}")

@@ -157,6 +157,8 @@ def open_model(
             settings = worldstereo_settings(converted.values, source=str(folder))
         return OpenedModel([converted], converted.config, converted.values, settings)
     if not (folder / "config.json").is_file():
+        if not (folder / "transformer").is_dir():
+            raise InputError(f"{folder}: has neither a config.json nor a folder transformer")
         folder = folder / "transformer"
     values = read_json(folder / "config.json")
     weights = open_weights(folder)
@@ -268,6 +270,12 @@ def _with_base(
     base = base or settings.base_model
     if base is None:
         raise InputError(f"{source}: needs a base model, and config.json names none")
-    folder = resolve(base, patterns=["transformer/*"]) / "transformer"
+    try:
+        folder = resolve(base, patterns=["transformer/*"]) / "transformer"
+    except InputError as error:
+        raise InputError(
+            f"{source}: does not have every tensor itself, and its base model is not to be had: "
+            f"{error}"
+        ) from error
     backbone = wan_config(read_json(folder / "config.json"), source=str(folder / "config.json"))
     return [open_weights(folder), weights], settings.model_config(backbone)
