@@ -11,6 +11,9 @@ is 1 GiB. In 8 bits only when all are there, it is the other half of the paramet
 checkpoint is deleted afterwards.
 
 Command: python experiments/streaming_memory.py
+Record (2026-11-26, two AMD EPYC cores shared with other jobs): 0.55 GB over one device's
+parameters, 0.59 GB over those of eight, 0.71 GB over those in 8 bits as they are read, 5.01 GB
+when all were there first; 9.15 GB in 83 to 122 s.
 """
 
 import argparse
