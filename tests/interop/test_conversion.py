@@ -55,7 +55,7 @@ def converted(checkpoint, tmp_path_factory):
         assert main(["convert", str(checkpoint), str(folder)]) == 130
     begun = {path.name: path.stat().st_mtime_ns for path in (folder / "parts").iterdir()}
     assert set(saved) <= set(begun)
-    with pytest.raises(InputError, match="no such config file"):
+    with pytest.raises(InputError, match="holds an unfinished conversion; run"):
         load(folder)
     assert main(["convert", str(checkpoint), str(folder)]) == 0
     for name in saved:

@@ -117,6 +117,11 @@ def test_a_checkpoint_lies_over_its_base(tmp_path, base, official):
     expected = {name: own.get(name, 0 * array) for name, array in official.items()}
     assert_equal(model.params, model.config, expected)
     assert [name.split()[0] for name in model.overlaid] == ["proj_out.bias"]
+    with pytest.raises(InputError, match=r"does not have every tensor itself, .*base model is not"):
+        load(checkpoint(tmp_path, own), base=tmp_path / "absent/base/folder")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"has neither a config\.json nor a folder transformer"):
+        load(tmp_path / "empty")
     del own["camera_embedding.0.bias"]
     with pytest.raises(InputError, match=r"tensor camera_embedding\.0\.bias is missing, and no"):
         load(checkpoint(tmp_path, own), base=base)
@@ -159,6 +164,13 @@ def test_an_adapter_is_merged(tmp_path, base, official):
         write_safetensors(tmp_path / "lora.safetensors", fault)
         with pytest.raises(InputError, match=said):
             load(base, lora=tmp_path / "lora.safetensors")
+
+
+def test_an_output_that_is_no_whole_patch_is_named(tmp_path, official):
+    with pytest.raises(
+        InputError, match=r"tensor proj_out\.weight has 3 rows, expected a multiple"
+    ):
+        load(checkpoint(tmp_path, {**official, "proj_out.weight": np.ones((3, 24), np.float32)}))
 
 
 @pytest.mark.parametrize(

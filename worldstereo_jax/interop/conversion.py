@@ -14,6 +14,7 @@ from worldstereo_jax.files import atomic_write
 from worldstereo_jax.interop.converted import (
     FORMAT,
     MANIFEST,
+    PLAN,
     ConvertedSource,
     our_name,
     part_of,
@@ -29,7 +30,6 @@ from worldstereo_jax.interop.pretrained import OpenedModel, open_model
 from worldstereo_jax.interop.safetensors_io import DTYPES, write_safetensors
 from worldstereo_jax.interop.tensor_source import LaidOver, TensorSource
 
-_PLAN = "conversion.json"
 _KINDS = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -82,7 +82,7 @@ def convert_to_orbax(
                 arrays[our_name(place, name)] = np.ascontiguousarray(array)
             checkpointer.save(target, from_flat(typing.cast(dict[str, typing.Any], arrays)))
             checkpointer.wait_until_finished()
-    (folder / _PLAN).rename(folder / MANIFEST)
+    (folder / PLAN).rename(folder / MANIFEST)
     return sorted(name for name in weights if name not in places)
 
 
@@ -145,14 +145,14 @@ def _begin(folder: Path, manifest: dict[str, typing.Any]) -> None:
     """Make the folder, or make sure that what it holds is the same conversion."""
     if (folder / MANIFEST).exists():
         raise InputError(f"{folder}: holds a finished conversion already")
-    if not (folder / _PLAN).exists():
+    if not (folder / PLAN).exists():
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder}: is not empty, and holds no conversion to go on with")
         (folder / "parts").mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / _PLAN) as temporary:
+        with atomic_write(folder / PLAN) as temporary:
             write_manifest(temporary, manifest)
         return
-    begun = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
+    begun = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     # Through json, which has no tuples.
     if begun != json.loads(json.dumps(manifest)):
         raise InputError(f"{folder}: holds an unfinished conversion of another checkpoint")

@@ -29,6 +29,8 @@ from worldstereo_jax.interop.safetensors_io import DTYPES, TensorInfo
 from worldstereo_jax.interop.tensor_source import TensorSource
 
 MANIFEST = "checkpoint.json"
+PLAN = "conversion.json"
+"""The manifest of a conversion that is not finished."""
 FORMAT = "worldstereo-orbax-1"
 UNUSED = "unused"
 

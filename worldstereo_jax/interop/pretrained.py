@@ -16,7 +16,7 @@ from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.component_configs import Scheduler, read_component_config
 from worldstereo_jax.interop.components import ComponentTable
-from worldstereo_jax.interop.converted import MANIFEST, ConvertedSource, is_converted
+from worldstereo_jax.interop.converted import MANIFEST, PLAN, ConvertedSource, is_converted
 from worldstereo_jax.interop.encoder_names import (
     clip_vision_table,
     depth_anything_table,
@@ -157,6 +157,10 @@ def open_model(
             settings = worldstereo_settings(converted.values, source=str(folder))
         return OpenedModel([converted], converted.config, converted.values, settings)
     if not (folder / "config.json").is_file():
+        if (folder / PLAN).is_file():
+            raise InputError(
+                f"{folder}: holds an unfinished conversion; run worldstereo convert again to go on"
+            )
         if not (folder / "transformer").is_dir():
             raise InputError(f"{folder}: has neither a config.json nor a folder transformer")
         folder = folder / "transformer"
