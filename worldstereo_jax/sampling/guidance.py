@@ -23,13 +23,16 @@ def guide_two_pass(
 ) -> VelocityFn:
     """Return the guided velocity function, one evaluation per set of conditions.
 
-    positive, negative: pytrees that `velocity_fn` takes; in the official model they differ only
-        in the text.
+    positive, negative: pytrees that `velocity_fn` takes, of the same structure and shapes; in the
+        official model they differ only in the text.
     """
 
     def guided(x: Array, timestep: Array, sigma: Array) -> Array:
-        conditional = velocity_fn(positive, x, timestep, sigma)
-        unconditional = velocity_fn(negative, x, timestep, sigma)
+        # A loop: one evaluation is compiled, and never do two stand in memory.
+        both = jax.tree.map(lambda *pair: jnp.stack(pair), positive, negative)
+        conditional, unconditional = jax.lax.map(
+            lambda conditions: velocity_fn(conditions, x, timestep, sigma), both
+        )
         return unconditional + scale * (conditional - unconditional)
 
     return guided
