@@ -112,7 +112,7 @@ ATTENTION = (
         lambda original: (
             lambda logits, allowed: jax.nn.softmax(jnp.where(allowed, logits, -1e30), axis=-1)
         ),
-        "models/test_worldstereo.py::test_holes_contribute_exactly_nothing",
+        "models/test_attention.py::test_masked_softmax_rows_without_any_entry_are_zero",
     ),
     mutation(
         17,
@@ -140,14 +140,14 @@ ATTENTION = (
         "memory.entry_warp:_project",
         "splats are as small as a pixel",
         then(lambda found: found._replace(size=jnp.ones_like(found.size))),
-        "memory/test_motorcycle.py::test_half_of_the_fused_entries_in_8_bits_are_seen_where_they_are",
+        "memory/test_entry_warp.py",
     ),
     mutation(
         18,
         "memory.visibility:_LEVELS",
         "stored points are as small as a pixel",
         is_now(1),
-        "memory/test_visibility.py::test_a_magnified_surface_has_no_cracks",
+        "memory/test_visibility.py::test_a_view_through_a_longer_lens_has_no_cracks_either",
     ),
     mutation(
         18,

@@ -89,7 +89,7 @@ STORED = (
         "memory.entry_update:_measure",
         "entries have no normal",
         without("normal"),
-        "memory/test_entry_update.py",
+        "memory/test_entry_update.py::test_entries_know_their_surface_and_from_where_it_was_seen",
     ),
     mutation(
         5,
@@ -110,14 +110,14 @@ STORED = (
         "memory.entry_update:_measure",
         "no direction and distance of views",
         without("direction", "distance"),
-        "memory/test_entry_update.py",
+        "memory/test_entry_update.py::test_entries_know_their_surface_and_from_where_it_was_seen",
     ),
     mutation(
         5,
         "memory.entry_update:_measure",
         "every footprint is 1",
         then(lambda found: replaced(found, footprint=jnp.ones_like(found.footprint))),
-        "memory/test_entry_update.py",
+        "memory/test_entry_update.py::test_entries_know_their_surface_and_from_where_it_was_seen",
     ),
     mutation(
         6,

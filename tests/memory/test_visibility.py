@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,19 @@ def test_a_magnified_surface_has_no_cracks(room):
     assert (np.asarray(near) > 0).mean() > 0.97
     # The upper third is the far wall, wholly in view.
     assert seen[2:25].mean() > 0.995
+
+
+@pytest.mark.row("S18")
+def test_a_view_through_a_longer_lens_has_no_cracks_either(room):
+    """Points fall six pixels apart."""
+    one = _views(SimpleNamespace(**jax.tree.map(lambda x: x[1:2], vars(room.bank))))
+    zoom = jnp.asarray(room.bank.intrinsics[1]).at[jnp.arange(2), jnp.arange(2)].multiply(6.0)
+    inverse, _ = _surface(one, room.bank.w2c[1], zoom)
+    truth = room.take(np.asarray(room.bank.w2c[1]), np.asarray(zoom))[1]
+    shown = np.asarray(inverse) > 0
+    assert shown.mean() > 0.97
+    error = np.abs(np.asarray(inverse_depth(inverse)) / truth - 1)
+    assert (error[shown] < 0.02).mean() > 0.97
 
 
 @pytest.mark.row("S12")

@@ -52,6 +52,7 @@ def test_dense_attention_without_any_valid_key_has_finite_gradients():
     assert all(bool(jnp.isfinite(g).all()) for g in gradients)
 
 
+@pytest.mark.row("S17")
 def test_masked_softmax_rows_without_any_entry_are_zero():
     logits = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     allowed = jnp.array([[True, False, True], [False, False, False]])
