@@ -5,6 +5,7 @@ for what it asserts, not when it cannot run. Writes RESULTS.md; ends with an err
 goes unnoticed or a test fails by itself.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -65,17 +66,25 @@ def described(mutation: Mutation) -> str:
 
 def main() -> None:
     """Run the mutations one after another."""
-    rows = {int(argument.removeprefix("S")) for argument in sys.argv[1:]}
+    parser = argparse.ArgumentParser(prog="python -m experiments.row_mutations")
+    parser.add_argument("rows", nargs="*", metavar="S7", help="rows to run; all by default")
+    parser.add_argument(
+        "--tests-passed",
+        action="store_true",
+        help="the tests have just passed as they are, and need not be run without a mutation",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="only what RESULTS.md lacks or has as unnoticed"
+    )
+    options = parser.parse_args()
+    rows = {int(row.removeprefix("S")) for row in options.rows}
     chosen = [mutation for mutation in MUTATIONS if not rows or mutation.row in rows]
+    if options.resume:
+        done = {tuple(row[:2]) for row in stored_rows(RESULTS.read_text()) if row[2] != NONE}
+        chosen = [m for m in chosen if (f"S{m.row}", described(m)) not in done]
     with tempfile.TemporaryDirectory(prefix="compiled-") as compiled:
-        named = tuple(dict.fromkeys(test for mutation in chosen for test in mutation.tests))
-        start = time.perf_counter()
-        alone = run_tests(named, mutation="", compiled=compiled)
-        seconds = time.perf_counter() - start
-        failing = [node for verdict in ("noticed", "broken") for node in alone.get(verdict, [])]
-        if failing:
-            sys.exit(f"these fail by themselves: {', '.join(failing)}")
-        print(f"{len(named)} tests pass with everything enabled, {seconds:.0f} s", flush=True)
+        if not options.tests_passed:
+            check_tests(chosen, compiled)
         found = {}
         for mutation in chosen:
             found[mutation.name] = judge(mutation, compiled)
@@ -84,6 +93,18 @@ def main() -> None:
     unnoticed = [name for name, row in found.items() if row[2] == NONE]
     if unnoticed:
         sys.exit(f"{len(unnoticed)} mechanisms went unnoticed: {', '.join(unnoticed)}")
+
+
+def check_tests(chosen: list[Mutation], compiled: str) -> None:
+    """Run the tests of the mutations with everything enabled; exit when one fails."""
+    named = tuple(dict.fromkeys(test for mutation in chosen for test in mutation.tests))
+    start = time.perf_counter()
+    found = run_tests(named, mutation="", compiled=compiled)
+    seconds = time.perf_counter() - start
+    failing = [node for verdict in ("noticed", "broken") for node in found.get(verdict, [])]
+    if failing:
+        sys.exit(f"these fail by themselves: {', '.join(failing)}")
+    print(f"{len(named)} tests pass with everything enabled, {seconds:.0f} s", flush=True)
 
 
 def record(found: dict[str, tuple[str, ...]]) -> None:

@@ -1,13 +1,13 @@
 """What is preserved, and working with the global memory (rows S21 to S28)."""
 
 import jax
-import jax.numpy as jnp
 
 from experiments.row_mutations.mutation import (
     gives_back,
     is_now,
     mutation,
     ones,
+    replaced,
     returns,
     then,
     without,
@@ -29,7 +29,7 @@ PRESERVED = (
         lambda original: (
             lambda bank, change, points, down, grid, entry: bank.features[0][entry, 12:15]
         ),
-        "evaluation/test_region_metrics.py::test_with_the_memory_every_region_is_closer_than_in_the_nearest_frame",
+        "memory/test_motorcycle.py::test_half_of_the_fused_entries_in_8_bits_are_seen_where_they_are",
     ),
     mutation(
         22,
@@ -54,20 +54,6 @@ PRESERVED = (
         "memory/test_descriptors.py::test_edge_and_corner_response",
     ),
     mutation(
-        22,
-        "memory.entry_warp:_front",
-        "surfaces are mixed across silhouettes",
-        lambda original: (
-            lambda near, tolerance: (
-                lambda weight: (
-                    weight,
-                    (weight * near.inverse).sum(0) / jnp.maximum(weight.sum(0), 1e-9),
-                )
-            )(near.weight * jnp.exp(-2.0 * jnp.square(near.away).sum(-1)))
-        ),
-        "evaluation/test_region_metrics.py::test_with_the_memory_every_region_is_closer_than_in_the_nearest_frame",
-    ),
-    mutation(
         23,
         "data.region_scenes:_height",
         "the scene has no relief",
@@ -76,10 +62,21 @@ PRESERVED = (
     ),
     mutation(
         23,
-        "memory.entry_update:_fuse",
-        "relief is told by one view alone",
-        gives_back(0),
-        "evaluation/test_region_metrics.py",
+        "memory.entry_update:_measure",
+        "relief has no slopes",
+        without("normal"),
+        "evaluation/test_region_metrics.py::test_entries_have_the_bumps_and_slopes_of_the_relief",
+    ),
+    mutation(
+        23,
+        "memory.entry_update:_measure",
+        "relief is flattened",
+        then(
+            lambda found: replaced(
+                found, position=found.position.at[:, 2].set(found.position[:, 2].mean())
+            )
+        ),
+        "evaluation/test_region_metrics.py::test_entries_have_the_bumps_and_slopes_of_the_relief",
     ),
     mutation(
         24,

@@ -101,3 +101,29 @@ def test_what_changes_with_the_view_is_trusted_less(kept):
     mean = {n: confidence[held & (region == i)].mean() for i, n in enumerate(REGIONS)}
     assert mean["mirror"] < 0.8 * min(mean["wall"], mean["relief"], mean["weave"])
     assert mean["mirror"] < mean["gloss"] < mean["wall"]
+
+
+@pytest.mark.row("S23")
+def test_entries_have_the_bumps_and_slopes_of_the_relief(kept):
+    frames, bank, _, w2c = kept
+    depth = frames.depth[1].astype(np.float64)
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    ray = np.stack([columns, rows, np.ones_like(rows)], -1) @ np.linalg.inv(K).T
+    point = ray * depth[..., None] - w2c[1, :3, 3]
+    down, along = np.gradient(point, axis=(0, 1))
+    normal = np.cross(down, along)
+    normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+    pixel, _ = project(bank.position, jnp.asarray(w2c[1]), jnp.asarray(K))
+    x, y = np.floor(np.asarray(pixel)).astype(int).T
+    held = np.asarray(bank.valid & (bank.observations > 2) & (bank.edge < 0.5))
+    held = held & (x >= 2) & (y >= 2) & (x < WIDTH - 2) & (y < HEIGHT - 2)
+    at = np.clip(y, 0, HEIGHT - 1), np.clip(x, 0, WIDTH - 1)
+    held &= frames.region[1][at] == REGIONS.index("relief")
+    assert held.sum() > 100
+    z, true = np.asarray(bank.position)[held, 2], depth[at][held]
+    assert np.corrcoef(z, true)[0, 1] > 0.9
+    assert 0.8 < z.std() / true.std() < 1.2
+    slope, truly = np.asarray(bank.normal)[held, :2], normal[at][held, :2]
+    # Few pixels make a bump, so slopes are coarse.
+    assert np.corrcoef(slope.ravel(), truly.ravel())[0, 1] > 0.35
+    assert 0.4 < slope.std() / truly.std() < 2.0

@@ -215,6 +215,7 @@ def test_more_views_show_no_less_and_err_less(strip, build, noise):
 
 
 @pytest.mark.row("S18")
+@pytest.mark.row("S21")
 @pytest.mark.row("S30")
 @pytest.mark.row("S31")
 def test_half_of_the_fused_entries_in_8_bits_are_seen_where_they_are(strip, seen):
