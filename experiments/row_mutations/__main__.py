@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from experiments import memory_rows
 from experiments.row_mutations.mutation import Mutation
 from experiments.row_mutations.plugin import VARIABLE, VERDICT
 from experiments.row_mutations.table import MUTATIONS
@@ -49,11 +50,13 @@ def run_tests(tests: tuple[str, ...], *, mutation: str, compiled: str) -> dict[s
 
 
 def judge(mutation: Mutation, compiled: str) -> tuple[str, ...]:
-    """Row of the table: what was disabled, and which test noticed."""
+    """Row of the table: what was disabled, and which of the row's own tests noticed."""
     start = time.perf_counter()
     found = run_tests(mutation.tests, mutation=mutation.name, compiled=compiled)
     seconds = time.perf_counter() - start
-    noticed = ", ".join(f"`{node}`" for node in found.get("noticed", []))
+    marked = memory_rows.tests()[mutation.row]
+    failed = [node for node in found.get("noticed", []) if node.partition("[")[0] in marked]
+    noticed = ", ".join(f"`{node}`" for node in failed)
     if not noticed:
         print(found)
     return f"S{mutation.row}", described(mutation), noticed or NONE, f"{seconds:.0f}"
@@ -89,7 +92,7 @@ def main() -> None:
         for mutation in chosen:
             found[mutation.name] = judge(mutation, compiled)
             print(" | ".join(found[mutation.name]), flush=True)
-    record(found)
+            record(found)  # now, so that what was found is kept when the rest is interrupted
     unnoticed = [name for name, row in found.items() if row[2] == NONE]
     if unnoticed:
         sys.exit(f"{len(unnoticed)} mechanisms went unnoticed: {', '.join(unnoticed)}")

@@ -197,16 +197,16 @@ PRESERVED = (
     mutation(
         26,
         "sampling.world:update_global_memory",
-        "a rollout does not update the points",
+        "frames do not update the points",
         gives_back(0),
-        "sampling/test_rollout.py::test_both_memories_grow_by_the_clip",
+        "sampling/test_world_edit.py::test_all_parts_grow_by_the_same_frames",
     ),
     mutation(
         26,
         "sampling.world:update_entries",
-        "a rollout does not update the entries",
+        "frames do not update the entries",
         gives_back(0),
-        "sampling/test_rollout.py::test_both_memories_grow_by_the_clip",
+        "sampling/test_world_edit.py::test_all_parts_grow_by_the_same_frames",
     ),
     mutation(
         27,

@@ -203,11 +203,16 @@ UPKEEP = (
     ),
     mutation(
         34,
-        "memory.visibility:_votes",
-        "views do not vote on occlusion",
-        then(lambda found: (jnp.ones_like(found[0]), jnp.zeros_like(found[1]))),
+        "memory.visibility:_compare",
+        "every view is said to show what it hides",
+        lambda original: (
+            lambda q, found, inverse, tolerance: (
+                found.confidence > 0,
+                jnp.zeros_like(found.confidence, bool),
+                jnp.zeros_like(found.confidence),
+            )
+        ),
         "memory/test_visibility.py::test_occlusion_per_view_matches_ray_casting",
-        "memory/test_visibility.py",
     ),
     mutation(
         34,

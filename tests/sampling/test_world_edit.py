@@ -61,6 +61,14 @@ def assert_in_step(memory):
         assert (np.abs(np.asarray(z)[saw] / shown - 1) < 0.1).mean() > 0.9
 
 
+@pytest.mark.row("S26")
+def test_all_parts_grow_by_the_same_frames(begun, first):
+    for part in ("points", "stereo", "entries"):
+        before, after = (int(getattr(x, part).count) for x in (begun, first))
+        assert after > before > 0, part
+    assert_in_step(first)
+
+
 @pytest.mark.row("S33")
 def test_the_last_clip_is_undone_bit_by_bit_from_the_keyframes_alone(begun, first, second):
     assert int(second.entries.count) > int(first.entries.count)
