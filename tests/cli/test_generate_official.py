@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import typing
 from pathlib import Path
 
 import numpy as np
@@ -59,31 +58,16 @@ def shrunken_panorama(source: Path, target: Path, views: int) -> Path:
     return target
 
 
-class Photograph(typing.NamedTuple):
-    """A scene, the command's arguments for it, and what it made on one device."""
-
-    scene: Path
-    arguments: tuple
-    out: Path
-    text: Path
-
-
-@pytest.fixture(scope="module")
-def photograph(weights, shared_dir, tmp_path_factory) -> Photograph:
+@pytest.mark.slow
+def test_a_photograph_with_the_distilled_model(weights, shared_dir, tmp_path, capsys):
     scene = next(shared_dir.glob("data/single_view/photorealistic*"))
-    folder = tmp_path_factory.mktemp("photograph")
-    arguments = (
+    out = tmp_path / "out"
+    given = (
         scene, "--model", weights / "worldstereo-memory-dmd", "--base", weights / "base",
         "--depth-model", weights / "depth", "--dtype", "float32", "--seed", 3,
-        "--text-cache", folder / "text",
+        "--text-cache", tmp_path / "text",
     )  # fmt: skip
-    generate(*arguments, "--out", folder / "out")
-    return Photograph(scene, arguments, folder / "out", folder / "text")
-
-
-@pytest.mark.slow
-def test_a_photograph_with_the_distilled_model(photograph):
-    scene, _, out, text = photograph
+    generate(*given, "--out", out)
     assert {path.name for path in out.iterdir()} == _CLIP_FILES | _SCENE_FILES
     run = json.loads((out / "run.json").read_text())
     assert run["choices"]["guidance"] == "none"
@@ -104,20 +88,8 @@ def test_a_photograph_with_the_distilled_model(photograph):
     masks = video_io.read_mask_video(out / "render_mask.mp4")
     assert not masks[0].any()
     assert masks[-1].any()
-    assert len(list(text.iterdir())) == 2
-
-
-@pytest.mark.slow
-def test_a_model_split_over_devices_makes_the_same_clip(photograph, tmp_path, capsys):
-    """Eight devices, among which the heads do not divide: queries are dealt out."""
-    out = tmp_path / "out"
-    generate(*photograph.arguments, "--devices", 8, "--out", out)
+    assert len(list((tmp_path / "text").iterdir())) == 2
     assert "contact_sheet.png" in capsys.readouterr().out
-    _, one = load_memory(photograph.out / "memory", model="worldstereo-memory-dmd")
-    _, eight = load_memory(out / "memory", model="worldstereo-memory-dmd")
-    assert np.std(one.images[1:]) > 0.1
-    # In [-1, 1], and apart by the order of sums only.
-    np.testing.assert_allclose(eight.images, one.images, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -198,3 +170,24 @@ def test_a_trajectory_needs_the_one_it_goes_on_from(weights, panorama, tmp_path,
         weights / "dinov2", "--trajectory", "reconstruct_1/traj1", "--out", tmp_path / "out",
     )  # fmt: skip
     assert "starts from the last frame of reconstruct_1/traj0" in sentence
+
+
+@pytest.mark.slow
+def test_a_model_split_over_devices_makes_the_same_clip(weights, picture, tmp_path):
+    """Eight devices, heads that do not divide among them: queries are dealt out."""
+    given = (
+        picture, "--model", weights / "worldstereo-memory-dmd", "--base", weights / "base",
+        "--depth-model", weights / "depth", "--dtype", "float32", "--camera", "left",
+        "--size", "48x64", "--steps", 1,
+    )  # fmt: skip
+    banks = []
+    for count in (1, 8):
+        out = tmp_path / str(count)
+        generate(*given, "--devices", count, "--out", out)
+        _, stereo = load_memory(out / "memory", model="worldstereo-memory-dmd")
+        banks.append(np.asarray(stereo.images))
+    one, eight = banks
+    # A view and four frames that were generated; in [-1, 1], and apart by the order of sums.
+    assert len(one) == 1 + 4
+    assert one[1:].std() > 0.1
+    np.testing.assert_allclose(eight, one, atol=1e-3)
