@@ -4,7 +4,15 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from experiments.row_mutations.mutation import gives_back, mutation, ones, replaced, then, zeros
+from experiments.row_mutations.mutation import (
+    gives_back,
+    mutation,
+    ones,
+    replaced,
+    then,
+    with_options,
+    zeros,
+)
 
 UPKEEP = (
     mutation(
@@ -278,9 +286,9 @@ UPKEEP = (
     ),
     mutation(
         37,
-        "memory.matching:_self_distance",
-        "repeated texture is not doubted",
-        then(lambda found: jnp.full_like(found, 1e6)),
+        "memory.matching:match_codes",
+        "matches of repeated texture are let through",
+        with_options(most_ambiguity=1e9),
         "memory/test_matching.py::test_repeated_texture_lowers_the_weight_until_there_is_no_match",
     ),
     mutation(
