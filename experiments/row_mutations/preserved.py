@@ -210,9 +210,9 @@ PRESERVED = (
     ),
     mutation(
         27,
-        "memory.entry_match:sight_entries",
-        "floaters are not contradicted",
-        without("denies", "through"),
+        "memory.entry_update:_fuse",
+        "points are not fused from several frames",
+        gives_back(0),
         "memory/test_reconstruction.py",
     ),
     mutation(
