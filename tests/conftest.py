@@ -6,18 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-# Set before jax starts: eight simulated devices, so that sharding is tested on any machine; and
-# no optimisation by LLVM, since tests spend far more time compiling than computing.
+# Set before jax is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-_FLAGS = {
-    "--xla_force_host_platform_device_count": "8",
-    "--xla_backend_optimization_level": "0",
-    "--xla_llvm_disable_expensive_passes": "true",
-}
-_GIVEN = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = " ".join(
-    [_GIVEN, *(f"{name}={value}" for name, value in _FLAGS.items() if name not in _GIVEN)]
-).strip()
 # What one test has compiled another one reads, also in the other worker processes, which inherit
 # the setting.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -27,6 +17,21 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 import pytest
+
+from pallas_kernels.compat import quick_compiler_flags
+
+# Set before jax is asked for a device: eight simulated ones, so that sharding is tested on any
+# machine; and little optimisation, since tests spend far more time compiling than computing.
+_FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    *quick_compiler_flags(),
+)
+_GIVEN = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join(
+    [_GIVEN, *(flag for flag in _FLAGS if flag.split("=")[0] not in _GIVEN)]
+).strip()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
