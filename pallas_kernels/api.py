@@ -1,7 +1,9 @@
 """The public functions: attention under a block mask, choice of implementation, merging."""
 
 import dataclasses
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,6 @@ from jaxtyping import Float
 
 from pallas_kernels.block_mask import BlockMask
 from pallas_kernels.gpu_device import cannot_run_mosaic_gpu, cannot_run_triton
-from pallas_kernels.pallas_mosaic_gpu import cannot_take_mosaic_gpu, mosaic_gpu_attention
 from pallas_kernels.pallas_tpu import (
     tpu_attention,
     tpu_cannot_run,
@@ -58,12 +59,23 @@ class Implementation:
     cannot_take: Callable[[Operand, Operand, BlockMask], str] = lambda q, k, mask: ""
 
 
+def _of_mosaic_gpu(name: str) -> Callable[..., Any]:
+    """A function of the Hopper kernels, imported at its first call: they take half a second."""
+
+    def call(*operands: Any) -> Any:
+        return getattr(importlib.import_module("pallas_kernels.pallas_mosaic_gpu"), name)(*operands)
+
+    return call
+
+
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(reference_attention),
     "xla_chunked": Implementation(chunked_attention),
     "pallas_tpu": Implementation(tpu_attention, tpu_cannot_run, tpu_cannot_take),
     "pallas_mosaic_gpu": Implementation(
-        mosaic_gpu_attention, cannot_run_mosaic_gpu, cannot_take_mosaic_gpu
+        _of_mosaic_gpu("mosaic_gpu_attention"),
+        cannot_run_mosaic_gpu,
+        _of_mosaic_gpu("cannot_take_mosaic_gpu"),
     ),
     "pallas_triton": Implementation(triton_attention, cannot_run_triton, cannot_take_triton),
 }

@@ -137,7 +137,8 @@ def test_fused_candidates_are_the_warp_and_best_come_first(room):
     found = _candidates(*_bank(room.bank), *_camera(room.target, 0))
     warped = _warp(*_bank(room.bank), *_camera(room.target, 0))
     fused = fuse_candidates(found)
-    np.testing.assert_allclose(fused.features, warped.features, atol=1e-6)
+    # Two programs, which round on their own.
+    np.testing.assert_allclose(fused.features, warped.features, atol=1e-5)
     weights = np.asarray(found.log_weight)
     assert (weights[..., :-1] >= weights[..., 1:]).all()
     none = np.isneginf(weights)
