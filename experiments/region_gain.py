@@ -206,7 +206,7 @@ def main() -> None:
     views = [row for rows, _, _ in found for row in rows]
     methods = list(views[0])
     regions = list(views[0][methods[0]])
-    tables: list[Table | str] = ["The machine was shared with other jobs while this ran."]
+    tables: list[Table | str] = []
     for field, form in (("psnr", "{:.1f}"), ("ssim", "{:.3f}"), ("detail", "{:.2f}")):
         rows = []
         for region in regions:
