@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.compat import quick_compiler_flags
+from tests.compiling import ALIKE
 from worldstereo_jax.config import ControlConfig, ModelConfig
 from worldstereo_jax.interop.layer_stacks import from_flat
 from worldstereo_jax.interop.official import parameter_shapes
@@ -18,10 +18,6 @@ from worldstereo_jax.models.worldstereo import (
     WarpedMemory,
     WorldStereo,
 )
-
-# Outputs of different programs are compared bit by bit; the older emitters, with which tests are
-# compiled where there are any, would round them differently.
-_ALIKE = {"xla_cpu_use_fusion_emitters": True} if quick_compiler_flags() else None
 
 SMALL = ModelConfig(
     width=24,
@@ -116,7 +112,7 @@ def _jitted(config):
     def apply(params, kwargs):
         return WorldStereo(config).apply({"params": params}, **kwargs)
 
-    return jax.jit(apply, compiler_options=_ALIKE)
+    return jax.jit(apply, compiler_options=ALIKE)
 
 
 def run(params, config=SMALL, **kwargs) -> typing.Any:
