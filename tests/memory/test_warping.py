@@ -20,6 +20,8 @@ from worldstereo_jax.memory.warping import (
 
 _candidates = jax.jit(functools.partial(warp_candidates, k=4), compiler_options=ALIKE)
 _warp = jax.jit(warp_views, compiler_options=ALIKE)
+_warp_path = jax.jit(warp_path, compiler_options=ALIKE)
+_splat_depth = jax.jit(splat_depth, compiler_options=ALIKE)
 
 
 def _bank(views, **change):
@@ -220,10 +222,10 @@ def test_order_of_the_views_does_not_matter(room):
 
 def test_a_path_is_its_cameras_one_by_one_and_depth_agrees(room):
     bank = _bank(room.bank)
-    path = jax.jit(warp_path)(*bank, room.target.w2c, room.target.intrinsics)
+    path = _warp_path(*bank, room.target.w2c, room.target.intrinsics)
     one = _warp(*bank, *_camera(room.target, 1))
     np.testing.assert_allclose(path.features[1], one.features, atol=1e-5)
-    depth = jax.jit(splat_depth)(*bank[1:], *_camera(room.target, 1))
+    depth = _splat_depth(*bank[1:], *_camera(room.target, 1))
     covered = np.asarray(one.depth) > 0
     np.testing.assert_allclose(np.asarray(depth)[covered], np.asarray(one.depth)[covered])
 
