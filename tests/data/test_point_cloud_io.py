@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from plyfile import PlyData
 
 from worldstereo_jax.data.point_cloud_io import read_point_cloud, write_point_cloud
 from worldstereo_jax.errors import InputError
@@ -31,6 +32,17 @@ def test_only_valid_points_are_written(tmp_path):
     np.testing.assert_allclose(colors_again, colors[valid], atol=1e-6)
     assert write_point_cloud(tmp_path / "none.ply", points, colors, np.zeros(50, bool)) == 0
     assert read_point_cloud(tmp_path / "none.ply")[0].shape == (0, 3)
+
+
+def test_normals_are_written_where_given(tmp_path):
+    points, colors = _cloud()
+    valid = np.arange(50) % 2 == 0
+    normals = points / np.linalg.norm(points, axis=-1, keepdims=True)
+    write_point_cloud(tmp_path / "surface.ply", points, colors, valid, normals=normals)
+    vertices = PlyData.read(tmp_path / "surface.ply")["vertex"]
+    stored = np.stack([vertices[name] for name in ("nx", "ny", "nz")], -1)
+    np.testing.assert_array_equal(stored, normals[valid])
+    np.testing.assert_array_equal(read_point_cloud(tmp_path / "surface.ply")[0], points[valid])
 
 
 def test_unusable_files_are_named(tmp_path):

@@ -1,4 +1,4 @@
-"""`worldstereo memory`: what a saved memory holds, in figures and in pictures; and editing it."""
+"""`worldstereo memory`: what a saved memory holds, in figures, pictures and points; editing it."""
 
 import argparse
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 from worldstereo_jax.array_types import UInt8, ndarray
 from worldstereo_jax.cli.arguments import ArgumentParser
 from worldstereo_jax.cli.memory_edit import add_edits
+from worldstereo_jax.cli.memory_surface import add_surface
 from worldstereo_jax.data.images import write_uint8_image
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.bank_agreement import (
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "with its entries is drawn beside it",
     )
     inspect.set_defaults(act=inspect_memory)
+    add_surface(actions)
     add_edits(actions)
     return parser
 

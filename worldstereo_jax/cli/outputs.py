@@ -22,6 +22,7 @@ from worldstereo_jax.evaluation.bank_agreement import agreement_picture, clip_ag
 from worldstereo_jax.evaluation.contact_sheet import contact_sheet
 from worldstereo_jax.geometry.camera_io import write_cameras_json
 from worldstereo_jax.memory.entries import EntryBank
+from worldstereo_jax.memory.entry_cloud import SurfaceCloud, surface_cloud
 from worldstereo_jax.memory.entry_folder import entry_fields
 from worldstereo_jax.memory.folder import save_memory
 from worldstereo_jax.sampling.official_rollout import OfficialClip
@@ -113,10 +114,20 @@ def _compiled_agreement():
 
 
 def write_memory(folder: Path, memory: WorldMemory, model: str) -> None:
-    """memory/ (loadable with --memory) and points.ply, the coloured cloud of the global memory."""
+    """memory/ (loadable with --memory) and the clouds of both memories.
+
+    points.ply is the global memory; surface.ply the surfaces of the stereo memory's entries, with
+    normals (row S27).
+    """
     save_world(folder / "memory", memory, model)
     points = jax.tree.map(np.asarray, memory.points)
     write_point_cloud(folder / "points.ply", points.positions, points.colors, points.valid)
+    write_surface(folder / "surface.ply", surface_cloud(memory.entries))
+
+
+def write_surface(path: Path, cloud: SurfaceCloud) -> int:
+    """A reconstruction as PLY; returns how many points."""
+    return write_point_cloud(path, cloud.positions, cloud.colors, normals=cloud.normals)
 
 
 def save_world(folder: Path, memory: WorldMemory, model: str) -> None:

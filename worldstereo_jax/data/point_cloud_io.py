@@ -19,6 +19,7 @@ _VERTEX = [
     ("green", "u1"),
     ("blue", "u1"),
 ]
+_NORMAL = [("nx", "<f4"), ("ny", "<f4"), ("nz", "<f4")]
 _COLOURS = ("red", "green", "blue")
 
 
@@ -27,20 +28,26 @@ def write_point_cloud(
     points: Float[Array | ndarray, "n 3"],
     colors: Float[Array | ndarray, "n 3"],
     valid: Bool[Array | ndarray, "n"] | None = None,
+    *,
+    normals: Float[Array | ndarray, "n 3"] | None = None,
 ) -> int:
     """Write points (world units) with colours in [-1, 1] as binary PLY; return how many.
 
-    Only points marked `valid` are written, all when it is None. The file appears only when
-    complete. Colours are stored in 8 bits.
+    Only points marked `valid` are written, all when it is None; with their unit normals, if given.
+    The file appears only when complete. Colours are stored in 8 bits.
     """
     keep = np.ones(len(points), bool) if valid is None else np.asarray(valid)
-    vertices = np.empty(int(keep.sum()), dtype=_VERTEX)
+    layout = _VERTEX if normals is None else _VERTEX + _NORMAL
+    vertices = np.empty(int(keep.sum()), dtype=layout)
     xyz = np.asarray(points, np.float32)[keep]
     rgb = to_uint8(colors)[keep]
     for i, name in enumerate("xyz"):
         vertices[name] = xyz[:, i]
     for i, name in enumerate(_COLOURS):
         vertices[name] = rgb[:, i]
+    if normals is not None:
+        for (name, _), column in zip(_NORMAL, np.asarray(normals, np.float32)[keep].T, strict=True):
+            vertices[name] = column
     with atomic_write(path) as temporary:
         PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(str(temporary))
     return len(vertices)

@@ -59,7 +59,7 @@ def entry_geometry(
     t = index.shape[0]
     return TokenGeometry(
         position=position[None],
-        metric=ellipse_metric(_axes(part), radii)[None],
+        metric=ellipse_metric(entry_axes(part), radii)[None],
         normal=part.normal[None],
         log_weight=jnp.log(jnp.clip(weight, 1e-3, 1.0))[None],
         segment=jnp.where(part.valid, 0, -1)[None],
@@ -77,8 +77,8 @@ def entry_cosine(bank: EntryBank) -> Float[Array, " n"]:
     return jnp.where(known, jnp.clip(cosine, _LEAST_COSINE, 1.0), 1.0)
 
 
-def _axes(bank: EntryBank) -> Float[Array, "n 3 3"]:
-    """Orthonormal rows: along the slant, across it, and the normal."""
+def entry_axes(bank: EntryBank) -> Float[Array, "n 3 3"]:
+    """Orthonormal rows of each entry: along the slant, across it, and the normal; world frame."""
 
     def unit(vector: Float[Array, "n 3"], otherwise: Float[Array, "#n 3"]) -> Float[Array, "n 3"]:
         length = jnp.linalg.norm(vector, axis=-1, keepdims=True)
