@@ -7,24 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from worldstereo_jax.evaluation.alternatives import ALTERNATIVES, NO_MEMORY, AlternativeRollout
+from worldstereo_jax.evaluation.alternatives import ALTERNATIVES, AlternativeRollout
 from worldstereo_jax.evaluation.attention_patterns import HARD
 from worldstereo_jax.evaluation.clip_scores import FLICKER, ClipTruth, clip_scores
 from worldstereo_jax.evaluation.lpips import LpipsWeights
 from worldstereo_jax.evaluation.memory_gain import revisit_metrics
 from worldstereo_jax.evaluation.memory_report import report_entries
-from worldstereo_jax.evaluation.reconstruction import (
-    ReconstructionScores,
-    points_in_free_space,
-    reconstruction_scores,
-    thin_points,
-)
 from worldstereo_jax.evaluation.reprojection import reproject
 from worldstereo_jax.evaluation.view_distance import BinnedError, binned_error, nearest_view
 from worldstereo_jax.geometry.camera_io import keyframe_indices
-from worldstereo_jax.geometry.points import depth_to_points
 from worldstereo_jax.memory.entry_codec import quantise_entries
-from worldstereo_jax.memory.entry_points import entries_to_points
 from worldstereo_jax.models.vae_tiny import decode_frames, encode_frames
 from worldstereo_jax.sampling.conditions import Conditions
 from worldstereo_jax.sampling.world import (
@@ -39,12 +31,8 @@ from worldstereo_jax.sampling.world import (
 REPROJECTION, AUTOENCODER, TRUTH = "pixel reprojection", "autoencoder", "truth"
 ANGLES = (0.0, 2.0, 5.0, 10.0, 20.0, 40.0, 90.0)  # degrees
 DISTANCES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)  # metres
-TAUS = (0.05, 0.1, 0.2)  # metres
-CUBE = 0.025  # metres: clouds are thinned to one point per cube of this side
 BY_ANGLE, BY_DISTANCE = "angle", "distance"
 TO_FIRST, TO_TRUTH = "PSNR dB to first clip", "PSNR dB to truth"
-BACK_PROJECTED, FUSED = "frames back-projected", "fused entries"
-RECONSTRUCTED = (HARD, NO_MEMORY)
 Figures = dict[tuple[str, str, str], float]
 
 
@@ -52,15 +40,13 @@ class SceneResult(NamedTuple):
     """All of one scene.
 
     figures: (clip, alternative, measure) -> value. bins: (kind of bin, alternative) -> sums.
-    clouds: (alternative, way) -> scores and share of floaters. costs: alternative -> processor
-    seconds of the model. stages: processor seconds of reading and writing the memories. held:
-    sizes of the hard alternative's memory. videos: (clip, alternative). gathered: what the
-    memories told the hard alternative of the revisit.
+    costs: alternative -> processor seconds of the model. stages: processor seconds of reading and
+    writing the memories. held: sizes of the hard alternative's memory. videos: (clip,
+    alternative). gathered: what the memories told the hard alternative of the revisit.
     """
 
     figures: Figures
     bins: dict[tuple[str, str], BinnedError]
-    clouds: dict[tuple[str, str], tuple[ReconstructionScores, float]]
     costs: dict[str, float]
     stages: dict[str, float]
     held: dict[str, float]
@@ -103,35 +89,6 @@ def reprojected(memory: WorldMemory, cameras: Cameras) -> jax.Array:
     return reproject("bilinear", *stored, cameras.w2c, cameras.intrinsics)
 
 
-def clouds_of(
-    memory: WorldMemory, scene: dict, config: RolloutConfig
-) -> dict[str, tuple[ReconstructionScores, float]]:
-    """The stored frames back-projected, and the entries fused from them, against the truth."""
-    chosen = jnp.asarray(keyframe_indices(config.frames, config.keyframes))
-    truth = {
-        name: jnp.concatenate(
-            [scene[name][:1], scene[name][chosen], scene["revisit_" + name][chosen]]
-        )
-        for name in ("depth", "w2c", "intrinsics")
-    }
-    lift = jax.vmap(depth_to_points)
-    surface = thin_points(np.asarray(lift(*truth.values())), CUBE)
-    views, count = memory.stereo, int(memory.stereo.count)
-    known = np.asarray(views.depth[:count]) > 0
-    points = np.asarray(lift(views.depth, views.w2c, views.intrinsics)[:count])[known]
-    fused = entries_to_points(memory.entries)
-    found = {
-        BACK_PROJECTED: points,
-        FUSED: np.asarray(fused.points)[np.asarray(fused.valid)],
-    }
-    scores = {}
-    for way, cloud in found.items():
-        cloud = thin_points(cloud, CUBE)
-        floating = points_in_free_space(cloud, *truth.values())
-        scores[way] = reconstruction_scores(cloud, surface, tau=TAUS), floating
-    return scores
-
-
 def evaluate_scene(
     world: World,
     params: WorldParams,
@@ -148,7 +105,7 @@ def evaluate_scene(
     }
     fields = ("image", "depth", "w2c", "intrinsics")
     start = init_memory(config, *(scene[name][0] for name in fields))
-    stored, clouds, costs, stages, held = true_views(scene, config), {}, {}, {}, {}
+    stored, costs, stages, held = true_views(scene, config), {}, {}, {}
     videos: dict[tuple[str, str], Any] = {}
     truths: dict[str, tuple[ClipTruth, dict[str, np.ndarray]]] = {}
     first_gathered = rollout.gather(params, start, paths["first"])
@@ -170,13 +127,10 @@ def evaluate_scene(
             noise = jax.random.fold_in(key, number)
             clip, costs[name] = timed(rollout.clip, alternative, params, gathered, cameras, noise)
             videos[clip_name, name] = clip.video
-            if clip_name == "first" or name in RECONSTRUCTED:
+            if clip_name == "first" or name == HARD:
                 memory, stages["write a clip into them"] = timed(
                     rollout.rollout.remember, memory, clip
                 )
-        if name in RECONSTRUCTED:
-            for way, found in clouds_of(memory, scene, config).items():
-                clouds[name, way] = found
         if name == HARD:
             held = held_by(memory)
     for clip_name, (truth, _) in truths.items():
@@ -187,7 +141,7 @@ def evaluate_scene(
         videos[clip_name, AUTOENCODER] = video
     figures, bins = measure(scene, videos, truths, lpips_weights)
     arrays = {where: np.asarray(video) for where, video in videos.items()}
-    return SceneResult(figures, bins, clouds, costs, stages, held, arrays, told_hard)
+    return SceneResult(figures, bins, costs, stages, held, arrays, told_hard)
 
 
 def held_by(memory: WorldMemory) -> dict[str, float]:

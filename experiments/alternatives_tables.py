@@ -1,20 +1,17 @@
 """The tables of `alternatives`."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from experiments.alternatives_scenes import (
     ANGLES,
     AUTOENCODER,
-    BACK_PROJECTED,
     BY_ANGLE,
     BY_DISTANCE,
     DISTANCES,
-    FUSED,
     REPROJECTION,
-    TAUS,
     TO_FIRST,
     TO_TRUTH,
     TRUTH,
@@ -31,7 +28,7 @@ MAIN = ("PSNR dB", "SSIM", MASKED_PSNR, UNSEEN_PSNR, FLICKER, TO_TRUTH, TO_FIRST
 
 
 def scene_tables(results: Sequence[SceneResult]) -> list[Table | str]:
-    """Whole frames, masked forms, differences, angles and distances, reconstruction."""
+    """Whole frames, masked forms, differences, angles and distances."""
     hard_alone = f"{HARD}, no warps"
     return [
         mean_table(results, "first", "The clip from one image"),
@@ -40,7 +37,6 @@ def scene_tables(results: Sequence[SceneResult]) -> list[Table | str]:
         difference_table(results, hard_alone, (*WITHOUT_WARPS, GLOBAL_ONLY)),
         bin_table(results, BY_ANGLE, ANGLES, "degrees between the rays to the pixel's camera and"),
         bin_table(results, BY_DISTANCE, DISTANCES, "metres between the pixel's camera and"),
-        *cloud_tables(results),
     ]
 
 
@@ -118,45 +114,6 @@ def bin_table(
         "scenes together."
     )
     return Table((kind, *bins), rows, caption)
-
-
-def cloud_tables(results: Sequence[SceneResult]) -> list[Table]:
-    """Reconstruction with and without the memory."""
-    rows = []
-    for name, way in results[0].clouds:
-        scores = [result.clouds[name, way][0] for result in results]
-        floats = [result.clouds[name, way][1] for result in results]
-        cells = [
-            f"{np.mean([getattr(score, field)[i] for score in scores]):.3f}"
-            for i in range(len(TAUS))
-            for field in ("precision", "recall", "f1")
-        ]
-        area = f"{np.mean([score.auc for score in scores]):.3f}"
-        label = "with memory" if name == HARD else name
-        rows.append((f"{label}, {way}", *cells, area, f"{100 * np.nanmean(floats):.1f} %"))
-    heads = [f"{word} {tau:g} m" for tau in TAUS for word in ("precision", "recall", "F1")]
-    caption = (
-        f"Reconstruction from the stored frames of both clips, tau = "
-        f"{', '.join(f'{tau:g}' for tau in TAUS)} m, area under F1 up to {max(TAUS):g} m, and the "
-        "share of points in free space (floaters). Clouds and truth have one point per cube of "
-        "2.5 cm. Without memory the depth network's estimate takes the first frame's scale."
-    )
-    cloud = Table(("cloud", *heads, "area", "floaters"), rows, caption)
-
-    def column(key: tuple[str, str], read: Callable) -> np.ndarray:
-        return np.array([read(result.clouds[key]) for result in results])
-
-    pairs = []
-    ours = (HARD, FUSED)
-    for other in ((HARD, BACK_PROJECTED), (NO_MEMORY, FUSED), (NO_MEMORY, BACK_PROJECTED)):
-        cells = []
-        for read in (lambda x: x[0].f1[1], lambda x: x[0].auc, lambda x: x[1]):
-            a, b = column(ours, read), column(other, read)
-            cells.append(format_difference(paired_difference(a, b), 3))
-        label = "with memory" if other[0] == HARD else other[0]
-        pairs.append((f"{label}, {other[1]}", *cells))
-    heads = ("", f"F1 {TAUS[1]:g} m", "area", "floaters")
-    return [cloud, Table(heads, pairs, "With memory, fused entries, minus:")]
 
 
 def cost_tables(results: Sequence[SceneResult]) -> list[Table | str]:

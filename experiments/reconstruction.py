@@ -7,7 +7,9 @@ that revisits; with both memories, and with neither. From what is then stored th
 made: every pixel of the stored frames carried into the world by its depth; the middles of the fused
 entries; and the surfaces that the entries make up (`memory/entry_cloud.py`), which is what
 `surface.ply` holds. They are compared with the true surfaces that the stored views see, rendered at
-twice the frames' resolution, so that no cloud has the truth's own points.
+twice the frames' resolution, so that no cloud has the truth's own points; with the depth of the
+stored views themselves, which a cloud may contradict; and, drawn as discs, with the true frames of
+both paths that were not stored.
 
 Writes a section into experiments/RESULTS.md, and a figure into experiments/plots.
 """
@@ -32,9 +34,9 @@ from worldstereo_jax.evaluation.alternatives import (
 )
 from worldstereo_jax.evaluation.attention_patterns import HARD
 from worldstereo_jax.evaluation.comparison_sheet import comparison_sheet
+from worldstereo_jax.evaluation.image_metrics import masked_psnr, masked_ssim
 from worldstereo_jax.evaluation.paired import paired_difference
 from worldstereo_jax.evaluation.reconstruction import (
-    ReconstructionScores,
     points_in_free_space,
     reconstruction_scores,
     thin_points,
@@ -43,7 +45,7 @@ from worldstereo_jax.evaluation.report import Table, format_difference, write_se
 from worldstereo_jax.files import atomic_write
 from worldstereo_jax.geometry.camera_io import keyframe_indices
 from worldstereo_jax.geometry.points import depth_to_points
-from worldstereo_jax.geometry.splat import pixel_radius, render_path, solid_image
+from worldstereo_jax.geometry.splat import Render, pixel_radius, render_path, solid_image
 from worldstereo_jax.interop.shipped import load_world
 from worldstereo_jax.memory.entry_cloud import CERTAIN, surface_cloud
 from worldstereo_jax.memory.entry_points import entries_to_points
@@ -61,10 +63,12 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 TAUS = (0.05, 0.1, 0.2)  # metres
 CUBE = 0.025  # metres: clouds and truth are thinned to one point per cube of this side
 FRAMES, MIDDLES, SURFACES = "frames back-projected", "middles of the entries", "surfaces"
+FLOATERS, CONTRADICTIONS, HOLES = "floaters %", "contradictions %", "holes %"
 MEMORIES = {"with memory": HARD, "no memory": NO_MEMORY}
 OURS = ("with memory", SURFACES)
 DRAWN = 1  # scene
 _COLOURS = 192
+_BLOCK = 1 << 16
 
 
 class Cloud(NamedTuple):
@@ -74,15 +78,8 @@ class Cloud(NamedTuple):
     colors: np.ndarray
 
 
-class Found(NamedTuple):
-    """Scores of one cloud, its share of points in free space, and how many points it has."""
-
-    scores: ReconstructionScores
-    floating: float
-    points: int
-
-
 Key = tuple[str, str]  # memory, kind of cloud
+Figures = dict[str, float]  # by measure
 
 
 def two_clips(
@@ -113,6 +110,13 @@ def stored_views(scene: Mapping[str, Any], config: RolloutConfig, *fields: str) 
     )
 
 
+def other_views(scene: Mapping[str, Any], config: RolloutConfig, *fields: str) -> tuple:
+    """True fields of the frames of both paths that are not stored."""
+    stored = np.asarray(keyframe_indices(config.frames, config.keyframes))
+    rest = np.setdiff1d(np.arange(1, config.frames), stored)
+    return tuple(np.concatenate([scene[n][rest], scene["revisit_" + n][rest]]) for n in fields)
+
+
 def clouds_of(memory: WorldMemory) -> dict[str, Cloud]:
     """Every kind of cloud of what is stored."""
     views, count = memory.stereo, int(memory.stereo.count)
@@ -138,23 +142,75 @@ def evaluate(
     scene: Mapping[str, np.ndarray],
     fine: Mapping[str, np.ndarray],
     key: jax.Array,
-) -> tuple[dict[Key, Found], dict[Key, Cloud]]:
-    """Scores of all clouds of one scene, and the clouds."""
+) -> tuple[dict[Key, Figures], dict[Key, Cloud]]:
+    """Figures of all clouds of one scene, and the clouds."""
     config = world.rollout
     fields = ("image", "depth", "w2c", "intrinsics")
     on_device = {name: jnp.asarray(scene[name]) for name in scene if name != "seed"}
     start = init_memory(config, *(on_device[name][0] for name in fields))
     truth = stored_views(fine, config, "depth", "w2c", "intrinsics")
     surface = thin_points(np.asarray(_lift(*truth)), CUBE)
-    found, clouds = {}, {}
+    figures, clouds = {}, {}
     for label, name in MEMORIES.items():
         memory = two_clips(rollout, params, start, on_device, name, key)
-        for way, cloud in clouds_of(memory).items():
+        views, count = memory.stereo, int(memory.stereo.count)
+        told = views.depth[:count], views.w2c[:count], views.intrinsics[:count]
+        found = clouds_of(memory)
+        drawn = drawn_figures(found, scene, config)
+        for way, cloud in found.items():
             points = thin_points(cloud.points, CUBE)
             scores = reconstruction_scores(points, surface, tau=TAUS)
-            found[label, way] = Found(scores, points_in_free_space(points, *truth), len(points))
+            shares = {
+                f"{word} {tau:g} m": float(getattr(scores, word.lower())[i])
+                for i, tau in enumerate(TAUS)
+                for word in ("precision", "recall", "F1")
+            }
+            figures[label, way] = {
+                **shares,
+                "area": scores.auc,
+                FLOATERS: 100 * points_in_free_space(points, *truth),
+                CONTRADICTIONS: 100 * points_in_free_space(points, *told),
+                **drawn[way],
+                "points": len(points),
+            }
             clouds[label, way] = cloud
-    return found, clouds
+    return figures, clouds
+
+
+def drawn_figures(
+    clouds: Mapping[str, Cloud], scene: Mapping[str, np.ndarray], config: RolloutConfig
+) -> dict[str, Figures]:
+    """Holes, and errors over pixels that all clouds cover, in frames that are not stored."""
+    image, w2c, lens = other_views(scene, config, "image", "w2c", "intrinsics")
+    renders = {way: drawn(cloud, w2c, lens, config) for way, cloud in clouds.items()}
+    shared = np.all([render.mask < 0.5 for render in renders.values()], axis=0)
+    figures = {}
+    for way, render in renders.items():
+        solid = solid_image(render)
+        figures[way] = {
+            HOLES: 100 * float(jnp.mean(render.mask)),
+            "PSNR dB": float(jnp.nanmean(masked_psnr(solid, image, shared))),
+            "SSIM": float(jnp.nanmean(masked_ssim(solid, image, shared))),
+        }
+    return figures
+
+
+def drawn(cloud: Cloud, w2c: np.ndarray, lens: np.ndarray, config: RolloutConfig) -> Render:
+    """A cloud as discs with a radius of one pixel."""
+    count = len(cloud.points)
+    # Padded, so that few programs are compiled.
+    room = -count % _BLOCK
+    points, colors = (jnp.asarray(np.pad(x, ((0, room), (0, 0)))) for x in cloud)
+    return render_path(
+        points,
+        colors,
+        jnp.arange(count + room) < count,
+        jnp.asarray(w2c),
+        jnp.asarray(lens),
+        height=config.height,
+        width=config.width,
+        radius_ndc=pixel_radius(config.height, config.width, 1.0),
+    )
 
 
 def draw(
@@ -165,19 +221,9 @@ def draw(
     turned = _aside(w2c[[0, 2, 4, 8]], np.median(scene["depth"][0]))
     rows = {}
     for (label, way), cloud in clouds.items():
-        if label != OURS[0]:
-            continue
-        render = render_path(
-            jnp.asarray(cloud.points),
-            jnp.asarray(cloud.colors),
-            jnp.ones(len(cloud.points), bool),
-            jnp.asarray(turned),
-            jnp.asarray(lens[[0, 2, 4, 8]]),
-            height=config.height,
-            width=config.width,
-            radius_ndc=pixel_radius(config.height, config.width, 1.0),
-        )
-        rows[way] = np.asarray(solid_image(render))
+        if label == OURS[0]:
+            render = drawn(cloud, turned, lens[[0, 2, 4, 8]], config)
+            rows[way] = np.asarray(solid_image(render))
     sheet = Image.fromarray(comparison_sheet(rows, columns=4))
     path.parent.mkdir(exist_ok=True)
     with atomic_write(path) as temporary:
@@ -198,48 +244,47 @@ def _aside(w2c: np.ndarray, distance: float) -> np.ndarray:
     return (turn @ w2c).astype(np.float32)
 
 
-def tables(results: Sequence[Mapping[Key, Found]]) -> list[Table]:
+def tables(results: Sequence[Mapping[Key, Figures]]) -> list[Table]:
     """Means over scenes, and what the surfaces gain over every other cloud."""
+    measures = list(results[0][OURS])
     rows = []
-    for label, way in results[0]:
-        found = [result[label, way] for result in results]
-        cells = [
-            f"{np.mean([getattr(one.scores, field)[i] for one in found]):.3f}"
-            for i in range(len(TAUS))
-            for field in ("precision", "recall", "f1")
-        ]
-        cells += [
-            f"{np.mean([one.scores.auc for one in found]):.3f}",
-            f"{100 * np.nanmean([one.floating for one in found]):.1f} %",
-            f"{np.mean([one.points for one in found]):,.0f}",
-        ]
-        rows.append((f"{label}, {way}", *cells))
-    heads = [f"{word} {tau:g} m" for tau in TAUS for word in ("precision", "recall", "F1")]
+    for key in results[0]:
+        means = [np.nanmean([result[key][measure] for result in results]) for measure in measures]
+        cells = [_cell(measure, float(mean)) for measure, mean in zip(measures, means, strict=True)]
+        rows.append((", ".join(key), *cells))
     caption = (
-        f"Mean over {len(results)} scenes, tau = {', '.join(f'{tau:g}' for tau in TAUS)} m, area "
-        f"under F1 up to {max(TAUS):g} m, share of points in free space (floaters). Clouds and "
-        "truth have one point per cube of 2.5 cm; the truth is all that the stored views see, at "
-        "twice their resolution. Entries count from a confidence of "
-        f"{CERTAIN:g}. Without memory the depth network's estimate takes the first frame's scale."
+        f"Mean over {len(results)} scenes. Area: under F1 up to {max(TAUS):g} m. {FLOATERS}: share "
+        f"of points in front of a true surface of some stored view. {CONTRADICTIONS}: in front of "
+        "the surface that a stored view was given itself. Clouds and truth have one point per cube "
+        "of 2.5 cm; the truth is all that the stored views see, at twice their resolution. Entries "
+        f"count from a confidence of {CERTAIN:g}. {HOLES}, PSNR and SSIM: the clouds as discs of "
+        "one pixel in the paths' frames that were not stored, the latter two over pixels that all "
+        "clouds of the same memory cover. Without memory the depth network's estimate takes the "
+        "first frame's scale."
     )
-    means = Table(("cloud", *heads, "area", "floaters", "points"), rows, caption)
-    reads = {f"F1 {tau:g} m": lambda x, i=i: x.scores.f1[i] for i, tau in enumerate(TAUS)}
-    reads |= {"area": lambda x: x.scores.auc, "floaters": lambda x: x.floating}
+    means = Table(("cloud", *measures), rows, caption)
+    compared = [name for name in measures if name.split()[0] not in ("precision", "recall")]
+    compared.remove("points")
     pairs = []
     for other in results[0]:
         if other == OURS:
             continue
-        ours, theirs = ([result[key] for result in results] for key in (OURS, other))
-        cells = [
-            format_difference(
-                paired_difference(*(np.array([read(x) for x in side]) for side in (ours, theirs))),
-                3,
+        cells = []
+        for measure in compared:
+            sides = (
+                np.array([result[key][measure] for result in results]) for key in (OURS, other)
             )
-            for read in reads.values()
-        ]
+            cells.append(format_difference(paired_difference(*sides), 3))
         pairs.append((", ".join(other), *cells))
     title = f"{', '.join(OURS)}, minus (paired by scene, 95 % intervals):"
-    return [means, Table(("", *reads), pairs, title)]
+    return [means, Table(("", *compared), pairs, title)]
+
+
+def _cell(measure: str, mean: float) -> str:
+    """As many digits as are worth reading."""
+    if measure == "points":
+        return f"{mean:,.0f}"
+    return f"{mean:.1f}" if measure.endswith("%") else f"{mean:.3f}"
 
 
 def main() -> None:

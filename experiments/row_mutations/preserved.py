@@ -217,6 +217,13 @@ PRESERVED = (
     ),
     mutation(
         27,
+        "memory.entry_cloud:entry_cosine",
+        "surfaces are not filled along their slant",
+        then(ones),
+        "memory/test_entry_cloud.py::test_a_floor_seen_at_a_flat_angle_is_closed",
+    ),
+    mutation(
+        27,
         "evaluation.reconstruction:points_in_free_space",
         "no floater is found",
         returns(0.0),

@@ -47,3 +47,4 @@ def test_the_demo_shows_that_the_memories_help(tmp_path, capsys):
     _, stereo = load_memory(out / "memory", model="tiny")
     assert int(stereo.count) == 1 + 2 * config.keyframes
     assert (out / "points.ply").is_file()
+    assert (out / "surface.ply").is_file()

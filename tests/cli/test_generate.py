@@ -26,6 +26,7 @@ _FILES = {
     "render.mp4",
     "render_mask.mp4",
     "points.ply",
+    "surface.ply",
     "cameras.json",
     "memory",
     "run.json",
@@ -84,6 +85,9 @@ def test_everything_is_written_and_readable(first):
     points = PlyData.read(first / "points.ply")["vertex"]
     assert len(points) > 10_000
     assert {"red", "green", "blue"} <= {p.name for p in points.properties}
+    surface = PlyData.read(first / "surface.ply")["vertex"]
+    assert len(surface) > 10_000
+    assert {"red", "nx", "ny", "nz"} <= {p.name for p in surface.properties}
 
 
 @pytest.mark.slow
@@ -164,13 +168,14 @@ def test_a_memory_is_continued_with_another_path(first, room):
 def test_a_panorama_makes_a_clip_per_trajectory_in_one_memory(panorama, tmp_path):
     out = tmp_path / "out"
     _generate(panorama, "--steps", 1, "--out", out)
-    clip_files = _FILES - {"points.ply", "memory", "run.json"}
+    clip_files = _FILES - {"points.ply", "surface.ply", "memory", "run.json"}
     for name in ("view0/traj0", "target1/traj0"):
         assert {path.name for path in (out / name).iterdir()} == clip_files
     assert {path.name for path in out.iterdir()} == {
         "view0",
         "target1",
         "points.ply",
+        "surface.ply",
         "memory",
         "run.json",
     }

@@ -14,7 +14,7 @@ from worldstereo_jax.geometry.camera_io import read_camera_json
 from worldstereo_jax.memory.folder import load_memory
 from worldstereo_jax.sampling.official_rollout import OfficialRollout
 
-_SCENE_FILES = {"points.ply", "memory", "run.json"}
+_SCENE_FILES = {"points.ply", "surface.ply", "memory", "run.json"}
 _CLIP_FILES = {"video.mp4", "contact_sheet.png", "render.mp4", "render_mask.mp4", "cameras.json"}
 
 
