@@ -47,7 +47,7 @@ from worldstereo_jax.geometry.camera_io import keyframe_indices
 from worldstereo_jax.geometry.points import depth_to_points
 from worldstereo_jax.geometry.splat import Render, pixel_radius, render_path, solid_image
 from worldstereo_jax.interop.shipped import load_world
-from worldstereo_jax.memory.entry_cloud import CERTAIN, surface_cloud
+from worldstereo_jax.memory.entry_cloud import CERTAIN, GIVEN, surface_cloud
 from worldstereo_jax.memory.entry_points import entries_to_points
 from worldstereo_jax.sampling.compiled import compile_rollout
 from worldstereo_jax.sampling.world import (
@@ -63,7 +63,9 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 TAUS = (0.05, 0.1, 0.2)  # metres
 CUBE = 0.025  # metres: clouds and truth are thinned to one point per cube of this side
 FRAMES, MIDDLES, SURFACES = "frames back-projected", "middles of the entries", "surfaces"
-FLOATERS, CONTRADICTIONS, HOLES = "floaters %", "contradictions %", "holes %"
+FLOATERS, CONTRADICTIONS = "floaters %", "contradictions %"
+RIGHT, HOLES = "right depth %", "holes %"
+NEAR = 0.05  # share of depth within which it is right
 MEMORIES = {"with memory": HARD, "no memory": NO_MEMORY}
 OURS = ("with memory", SURFACES)
 DRAWN = 1  # scene
@@ -180,14 +182,16 @@ def evaluate(
 def drawn_figures(
     clouds: Mapping[str, Cloud], scene: Mapping[str, np.ndarray], config: RolloutConfig
 ) -> dict[str, Figures]:
-    """Holes, and errors over pixels that all clouds cover, in frames that are not stored."""
-    image, w2c, lens = other_views(scene, config, "image", "w2c", "intrinsics")
+    """Depth, holes, and errors over pixels that all clouds cover, in frames not stored."""
+    fields = ("image", "depth", "w2c", "intrinsics")
+    image, depth, w2c, lens = other_views(scene, config, *fields)
     renders = {way: drawn(cloud, w2c, lens, config) for way, cloud in clouds.items()}
     shared = np.all([render.mask < 0.5 for render in renders.values()], axis=0)
     figures = {}
     for way, render in renders.items():
         solid = solid_image(render)
         figures[way] = {
+            RIGHT: 100 * float(np.mean(np.abs(np.asarray(render.depth) - depth) <= NEAR * depth)),
             HOLES: 100 * float(jnp.mean(render.mask)),
             "PSNR dB": float(jnp.nanmean(masked_psnr(solid, image, shared))),
             "SSIM": float(jnp.nanmean(masked_ssim(solid, image, shared))),
@@ -257,10 +261,11 @@ def tables(results: Sequence[Mapping[Key, Figures]]) -> list[Table]:
         f"of points in front of a true surface of some stored view. {CONTRADICTIONS}: in front of "
         "the surface that a stored view was given itself. Clouds and truth have one point per cube "
         "of 2.5 cm; the truth is all that the stored views see, at twice their resolution. Entries "
-        f"count from a confidence of {CERTAIN:g}. {HOLES}, PSNR and SSIM: the clouds as discs of "
-        "one pixel in the paths' frames that were not stored, the latter two over pixels that all "
-        "clouds of the same memory cover. Without memory the depth network's estimate takes the "
-        "first frame's scale."
+        f"count from a confidence of {CERTAIN:g}, in the surfaces those of the given image from "
+        f"{GIVEN:g}. {RIGHT} (within {100 * NEAR:g} % of the truth), {HOLES}, PSNR and SSIM: the "
+        "clouds as discs of one pixel in the paths' frames that were not stored, the latter two "
+        "over pixels that all clouds of the same memory cover. Without memory the depth network's "
+        "estimate takes the first frame's scale."
     )
     means = Table(("cloud", *measures), rows, caption)
     compared = [name for name in measures if name.split()[0] not in ("precision", "recall")]

@@ -53,7 +53,7 @@ def test_a_floor_seen_at_a_flat_angle_is_closed():
 
 
 def test_pieces_are_filled_as_closely_as_asked(bank):
-    keep = np.asarray(bank.valid & (bank.confidence >= 0.6))
+    keep = np.asarray(bank.valid & (bank.confidence >= 0.1))  # all of source 0
     for spacing in (None, 0.1, 0.03):
         cloud = surface_cloud(bank, spacing=spacing)
         np.testing.assert_array_equal(np.unique(cloud.entry), np.flatnonzero(keep))
@@ -122,7 +122,13 @@ def test_surfaces_reconstruct_the_room_better_than_its_frames(room):
 
 def test_what_is_not_sure_is_left_out_and_nothing_gives_nothing(bank):
     doubtful = dataclasses.replace(bank, confidence=bank.confidence.at[::2].set(0.2))
-    assert (surface_cloud(doubtful).entry % 2 == 1).all()
+    for source, kept in ((0, 0.1), (1, 0.6)):
+        told = dataclasses.replace(doubtful, source=jnp.full_like(bank.source, source))
+        expected = np.asarray(told.valid & (told.confidence >= kept))
+        np.testing.assert_array_equal(
+            np.unique(surface_cloud(told).entry), np.flatnonzero(expected)
+        )
+    assert (surface_cloud(doubtful, least_given=0.6).entry % 2 == 1).all()
     everything = surface_cloud(doubtful, least_confidence=0.0)
     assert len(np.unique(everything.entry)) == int(bank.valid.sum())
     empty = surface_cloud(init_entries(es.CONFIG), spacing=0.1)

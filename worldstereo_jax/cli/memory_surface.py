@@ -30,7 +30,8 @@ def add_surface(actions) -> None:
         type=float,
         default=CERTAIN,
         metavar="C",
-        help="of the entries that count, 0 to 1 (default: %(default)s)",
+        help="of the entries that count, 0 to 1 (default: %(default)s); what the given image put "
+        "there counts from a lower one",
     )
     parser.set_defaults(act=_write)
 

@@ -18,8 +18,10 @@ from worldstereo_jax.memory.entry_features import PYRAMID, Level
 from worldstereo_jax.memory.entry_field import entry_axes, entry_cosine
 from worldstereo_jax.memory.entry_points import entry_colors
 
-CERTAIN = 0.6
-"""Confidence of what belongs into a reconstruction; chosen on scenes that no table uses."""
+CERTAIN, GIVEN = 0.6, 0.1
+"""Least confidence of what belongs into a reconstruction: of what clips put there, and of what the
+image put there that the memory began with. Its depth is given where theirs is estimated, so it is
+doubted only where it is contradicted. Chosen on scenes that no table uses."""
 
 _MOST = 20_000_000  # points: about 1 GB while they are made
 
@@ -40,6 +42,7 @@ def surface_cloud(
     *,
     spacing: float | None = None,
     least_confidence: float = CERTAIN,
+    least_given: float = GIVEN,
     levels: tuple[Level, ...] = PYRAMID,
 ) -> SurfaceCloud:
     """The surfaces of all entries that are sure enough, filled with points (row S27).
@@ -52,6 +55,7 @@ def surface_cloud(
         spacing: greatest distance between neighbouring points of a piece, world units; each
             piece's own width when None.
         least_confidence: of the entries that count, 0 to 1.
+        least_given: of those of source 0, if less: the image that the memory began with.
         levels: of the pyramid.
 
     Raises:
@@ -60,9 +64,9 @@ def surface_cloud(
     """
     if spacing is not None and not 0 < spacing < np.inf:
         raise InputError(f"points of a surface need a positive spacing, got {spacing}")
-    slot = np.flatnonzero(
-        np.asarray(bank.valid) & (np.asarray(bank.confidence) >= least_confidence)
-    )
+    given = np.asarray(bank.source) == 0
+    least = np.where(given, min(least_given, least_confidence), least_confidence)
+    slot = np.flatnonzero(np.asarray(bank.valid) & (np.asarray(bank.confidence) >= least))
     known = (*_pieces(bank, levels), bank.position, bank.normal)
     axes, cosine, width, colors, position, normal = (np.asarray(x)[slot] for x in known)
     sides = np.stack([width / cosine, width], axis=-1)
