@@ -31,11 +31,11 @@ or with the target's attention to itself apart (on a GPU by cuDNN) and merged by
 working sizes for an H200 that is not there (see gpu_compile.py for what it needs; cuDNN besides):
 what compiles there is what a first run on a GPU would time.
 
-Record (2026-11-22, two Xeon cores shared with other jobs): at 9 % of the tiles xla_chunked took 8
-times less than dense attention forward and 18 times less with the backward pass, and FlexAttention
-16 times less forward; at 25 % they took 9 and 5 times less forward, when all tiles were active 1.9
-and 1.0 times less. Tiles of 64 were the fastest for the correspondence mask. Nothing was measured
-on a GPU.
+Record (2026-11-26, two idle EPYC cores): at 9 % of the tiles xla_chunked takes 12 times less than
+dense attention forward and 9 times less with the backward pass, and FlexAttention (PyTorch 2.14)
+18 times less forward; at 25 % they take 6 and 8 times less forward, when all tiles are active 1.5
+and 2.1 times less. Tiles of 64 are the fastest for the correspondence mask. FlexAttention has no
+backward pass on CPUs. Nothing was measured on a GPU.
 """
 
 import argparse
@@ -152,6 +152,10 @@ def flex_programs(operands: Sequence[jax.Array], tile: int) -> Flex:
             gradients(*(x[:, :, : 2 * tile] for x in (q, k, v)))
         except RuntimeError as error:  # what PyTorch's compilers raise
             return str(error).strip().splitlines()[0]
+        finally:
+            # Or what was refused once would run uncompiled from then on, and other lengths as if
+            # any were to come.
+            torch._dynamo.reset()
         return ""
 
     refuses = refusal()

@@ -14,8 +14,8 @@ inputs, results and working memory of its program, of one device, as the compile
 step is had from runs of one and of four: the first one also builds the mask, from the geometry of
 both sides. The text encoder comes last, when the others' parameters are gone.
 
-`--size toy` runs the same at a size that any machine computes in a minute; its figures mean
-nothing.
+`--size toy` runs the same at a size that any machine computes, nearly all of its minutes going
+into compiling; its figures mean nothing.
 """
 
 import argparse
