@@ -32,7 +32,7 @@ working sizes for an H200 that is not there (see gpu_compile.py for what it need
 what compiles there is what a first run on a GPU would time.
 
 Record (2026-11-26, two idle EPYC cores): at 9 % of the tiles xla_chunked takes 12 times less than
-dense attention forward and 9 times less with the backward pass, and FlexAttention (PyTorch 2.14)
+dense attention forward and 11 times less with the backward pass, and FlexAttention (PyTorch 2.14)
 18 times less forward; at 25 % they take 6 and 8 times less forward, when all tiles are active 1.5
 and 2.1 times less. Tiles of 64 are the fastest for the correspondence mask. FlexAttention has no
 backward pass on CPUs. Nothing was measured on a GPU.
