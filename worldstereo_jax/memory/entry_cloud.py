@@ -23,7 +23,7 @@ CERTAIN, GIVEN = 0.6, 0.1
 image put there that the memory began with. Its depth is given where theirs is estimated, so it is
 doubted only where it is contradicted. Chosen on scenes that no table uses."""
 
-_MOST = 20_000_000  # points: about 1 GB while they are made
+_MOST = 20_000_000  # points that may be asked for: about 3 GB while they are made
 
 
 class SurfaceCloud(NamedTuple):
@@ -74,7 +74,7 @@ def surface_cloud(
     # Rounded with room for error: a piece seen head-on is one point.
     counts = np.maximum(np.ceil(sides / step - 1e-4), 1.0)
     total = counts.prod(-1).sum()
-    if total > _MOST:
+    if spacing is not None and total > _MOST:
         raise InputError(
             f"surfaces with points {spacing:g} apart would have {total:,.0f} points; ask for a "
             f"wider spacing ({_MOST:,} points are the most)"
