@@ -71,6 +71,8 @@ def main() -> None:
     parser.add_argument("--lpips", type=Path, help="weights of LPIPS, which adds its column")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if min(options.scenes, options.region_scenes) < 2:
+        parser.error("intervals need at least two scenes of either kind")
     lpips_weights = None if options.lpips is None else load_lpips(options.lpips)
     world, params = load_world("tiny", **({"weights": options.weights} if options.weights else {}))
     sizes = world.rollout

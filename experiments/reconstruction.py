@@ -299,6 +299,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if options.scenes < 2:
+        parser.error("intervals need at least two scenes")
     world, params = load_world("tiny")
     sizes = world.rollout
     rollout = alternative_rollout(world, compile_rollout(world, params))
