@@ -16,9 +16,8 @@ an argument of the program: its lists and the bits of its partial tiles, once fo
 much it leaves of dense attention's work is counted on a procedural scene: the token pairs of the
 active tiles, over all pairs.
 
-Record (2026-11-26, two cores shared with other jobs): dense attention takes 8.4 GB per chip on
-eight chips of v5e and 38.2 GB on one H200; the correspondence pattern 9.2 GB on v5e and v5p, 9.1 GB
-on v6e, 39.1 GB on the H200.
+Record (2026-11-26): on eight chips dense attention takes 8.4 GB per chip of v5e and 8.6 of v6e and
+v5p, the correspondence pattern 8.4, 8.6 and 9.0; on one H200 38.2 and 39.0 GB.
 """
 
 import argparse
