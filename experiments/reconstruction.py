@@ -235,7 +235,7 @@ def draw(
 
 
 def _aside(w2c: np.ndarray, distance: float) -> np.ndarray:
-    """Cameras carried a quarter of the scene's depth to the side and up, looking at its middle."""
+    """Cameras turned by 14 degrees around the vertical through what lies `distance` before them."""
     turn = np.eye(4, dtype=np.float32)
     angle = np.radians(14.0)
     turn[:3, :3] = [
