@@ -61,7 +61,10 @@ def add_official_options(parser: argparse.ArgumentParser) -> None:
         help="keep the model's matrices in 8 bits (needs the quantise extra)",
     )
     add("--size", metavar="HxW", help="instead of the checkpoint's nearest, for instance 480x832")
-    add("--text-cache", type=Path, metavar="DIR", help="keep text states here, and look here first")
+    add(
+        "--text-cache", type=Path, metavar="DIR",
+        help="keep text states here, and look here first; prompts found need no text encoder",
+    )  # fmt: skip
     add("--clips", type=Path, metavar="DIR", help="keep clips here as they finish, and go on here")
     add("--lora", type=Path, metavar="FILE", help="a low-rank adapter to merge")
     add("--vae-tile", type=count, metavar="N", help="VAE in tiles of N latent pixels (official 32)")

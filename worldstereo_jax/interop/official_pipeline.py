@@ -59,8 +59,9 @@ class OfficialFiles:
         model, base: folder or hub id of the checkpoint and of the base model.
         dinov2_source, depth_source: of the networks for retrieval and depth, None without.
         settings: the checkpoint's config.json.
-        denoiser, vae, text_encoder, image_encoder, dinov2, depth: sizes; the image encoder is None
-            for a transformer without image tokens.
+        denoiser, vae, text_encoder, image_encoder, dinov2, depth: sizes; the text encoder is None
+            for a base folder without, which serves prompts of a cache alone; the image encoder for
+            a transformer without image tokens.
         scheduler: the base model's noise schedule; None for a distilled checkpoint, which has its
             own.
     """
@@ -72,7 +73,7 @@ class OfficialFiles:
     settings: WorldStereoSettings
     denoiser: ModelConfig
     vae: WanVAEConfig
-    text_encoder: UMT5Config
+    text_encoder: UMT5Config | None
     image_encoder: CLIPVisionConfig | None
     dinov2: Dinov2Config | None
     depth: DepthAnythingConfig | None
@@ -121,8 +122,9 @@ def open_official(
     if base is None:
         raise InputError(f"{model}: needs a base model for its VAE and encoders; name one")
     has_image = opened.config.image_width is not None
-    text = _config(base, "text_encoder")
-    check_text_encoder(opened.config, text, str(model))
+    text = _text_config(base)
+    if text is not None:
+        check_text_encoder(opened.config, text, str(model))
     return OfficialFiles(
         model=model,
         base=base,
@@ -144,6 +146,11 @@ def _config(source: PathOrId, kind: str):
         return read_component_config(resolve(source, patterns=["config.json"]), kind)
     folder = resolve(source, patterns=[f"{kind}/config.json"])
     return read_component_config(folder / kind, kind)
+
+
+def _text_config(base: PathOrId) -> UMT5Config | None:
+    folder = resolve(base, patterns=["text_encoder/config.json"]) / "text_encoder"
+    return read_component_config(folder, "text_encoder") if folder.is_dir() else None
 
 
 def _metric(config: DepthAnythingConfig, source: str) -> DepthAnythingConfig:
@@ -268,10 +275,14 @@ def text_states(
         progress: show a bar.
 
     Raises:
-        InputError: for every fault of the encoder's, tokenizer's or cache's files.
+        InputError: for every fault of the encoder's, tokenizer's or cache's files; and where the
+            base has no encoder, for a prompt that is not in the cache.
     """
 
     def make_encode() -> Encode:
+        if files.text_encoder is None:
+            where = "there is no cache" if cache is None else f"not all prompts are in {cache}"
+            raise InputError(f"{files.base}: has no folder text_encoder, and {where}")
         tokenizer = load_tokenizer(files.base)
         encoder = load_component(
             files.base, "text_encoder", dtype=dtype, placement=_split(mesh), progress=progress
@@ -280,4 +291,10 @@ def text_states(
 
     if cache is None:
         return make_encode()(prompts)
-    return TextCache(cache, f"{files.base} {dtype}", make_encode)(prompts)
+    states = TextCache(cache, f"{files.base} {dtype}", make_encode)(prompts)
+    if states.shape[-1] != files.denoiser.text_dim:
+        raise InputError(
+            f"{cache}: holds states of {states.shape[-1]} channels for {files.base}, the "
+            f"transformer expects {files.denoiser.text_dim}"
+        )
+    return states
