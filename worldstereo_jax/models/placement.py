@@ -10,6 +10,13 @@ Placement = Callable[[str, tuple[int, ...]], Sharding]
 """Where a parameter goes, from its path and shape."""
 
 
+def axis_size(mesh: Mesh, axis: str | tuple[str, ...] | None) -> int:
+    """Devices along an axis of a mesh, or along several together; 1 for None."""
+    if axis is None:
+        return 1
+    return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
+
+
 def one_device(path: str, shape: tuple[int, ...]) -> Sharding:
     """Everything on the default device."""
     del path, shape
@@ -62,11 +69,7 @@ def tensor_parallel(mesh: Mesh, axis: str) -> Placement:
     return place
 
 
-# Arrays of fewer elements are on all devices: to fetch them in every layer would only cost time.
-_SMALLEST = 1 << 14
-
-
-def fully_sharded(mesh: Mesh, axis: str, within: Placement, smallest: int = _SMALLEST) -> Placement:
+def fully_sharded(mesh: Mesh, axis: str, within: Placement, smallest: int) -> Placement:
     """Split parameters over one more mesh axis than another placement does.
 
     So every device holds a share of each large array, and of all that an optimiser keeps about it,
