@@ -128,18 +128,23 @@ class TrainLayout:
         """`init_train_state` with every array made where it lies.
 
         Args:
-            params: the parameters, on the host or on the devices of the mesh.
+            params: the parameters, where they belong on the mesh (as a loader with
+                `place_parameter` puts them), or the same on every host.
             optimizer: keeps what it keeps.
             key: typed random key of the run.
             with_ema: keep a running average.
         """
 
-        def init(params: PyTree, key: jax.Array) -> TrainState:
+        # A typed key cannot be laid over the devices of other hosts, its words can.
+        kind, words = jax.random.key_impl(key), np.asarray(jax.random.key_data(key))
+
+        def init(params: PyTree, words: jax.Array) -> TrainState:
+            key = jax.random.wrap_key_data(words, impl=kind)
             return init_train_state(params, optimizer, key, with_ema=with_ema)
 
-        places = self.state(jax.eval_shape(init, params, key))
-        placed = jax.device_put((params, key), (places.params, self.whole))
-        return jax.jit(init, out_shardings=places)(*placed)
+        places = self.state(jax.eval_shape(init, params, words))
+        placed = jax.tree.map(_lay_out, params, places.params)
+        return jax.jit(init, out_shardings=places)(placed, _lay_out(words, self.whole))
 
     def rows(self, batch: int) -> range:
         """Which samples of a global batch this host's devices hold.
@@ -181,6 +186,14 @@ class TrainLayout:
     @property
     def _batch_sharding(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(SAMPLES))
+
+
+def _lay_out(x: typing.Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every host has as one that lies on all their devices."""
+    if isinstance(x, jax.Array) and x.sharding == sharding:
+        return x
+    value = np.asarray(x)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def parse_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
