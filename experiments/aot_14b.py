@@ -7,7 +7,7 @@ One denoising step: 21 latent frames of 60 x 104 (32,760 target tokens), 8 refer
 text and 257 image tokens, bfloat16 parameters. First traced on abstract values (eval_shape), then
 compiled for TPU slices by XLA:TPU and Mosaic (jax 0.10.2 with libtpu), or for one H200 by XLA,
 Mosaic GPU and ptxas (jax 0.12; the packages that gpu_compile.py names, and nvidia-cudnn-cu13).
-Parameters are split by heads and hidden channels (`streaming.tensor_parallel`), attention by heads
+Parameters are split by heads and hidden channels (`placement.tensor_parallel`), attention by heads
 (`AttentionSharding`), and by query tiles where there are more chips than that divides. The bytes
 per chip are the compiled program's.
 
@@ -46,7 +46,7 @@ from worldstereo_jax.config import get_preset
 from worldstereo_jax.evaluation.report import Table, write_section
 from worldstereo_jax.interop.layer_stacks import from_flat
 from worldstereo_jax.interop.official import parameter_shapes
-from worldstereo_jax.interop.streaming import tensor_parallel
+from worldstereo_jax.models.placement import tensor_parallel
 from worldstereo_jax.models.worldstereo import ControlInput, References, WorldStereo
 
 RESULTS = Path(__file__).with_name("RESULTS.md")

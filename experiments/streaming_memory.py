@@ -104,8 +104,9 @@ def load(folder: Path, kept: str) -> None:
     from jax.sharding import Mesh
 
     from worldstereo_jax.interop.official import model_places, parameter_shapes
-    from worldstereo_jax.interop.streaming import one_device, split_widest_axis, stream_params
+    from worldstereo_jax.interop.streaming import stream_params
     from worldstereo_jax.interop.tensor_source import open_weights
+    from worldstereo_jax.models.placement import one_device, split_widest_axis
     from worldstereo_jax.models.quantised import quantise_params, quantiser
 
     devices = jax.devices()

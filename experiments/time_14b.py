@@ -37,8 +37,8 @@ from worldstereo_jax.data.scene_source import SceneClips
 from worldstereo_jax.evaluation.report import Table, write_section
 from worldstereo_jax.interop.layer_stacks import from_flat
 from worldstereo_jax.interop.official import parameter_shapes
-from worldstereo_jax.interop.streaming import one_device, tensor_parallel
 from worldstereo_jax.models.clip_vision import CLIPVision, CLIPVisionConfig
+from worldstereo_jax.models.placement import one_device, tensor_parallel
 from worldstereo_jax.models.umt5 import UMT5Config, UMT5Encoder, zero_past_prompt
 from worldstereo_jax.models.wan_vae import WanVAEConfig
 from worldstereo_jax.models.wan_vae_clips import init_vae_params

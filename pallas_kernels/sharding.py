@@ -8,6 +8,7 @@ every chip then holds all keys. The batch is split as data always is.
 
 import dataclasses
 import functools
+import math
 import typing
 
 import jax
@@ -30,7 +31,7 @@ class AttentionSharding:
     mesh     the chips, which the kernel is chosen for.
     heads    axis over the attention heads; its size must divide their number.
     queries  axis over the tiles of queries.
-    batch    axis over the samples; its size must divide their number.
+    batch    axis over the samples, or several; their size must divide the number of samples.
 
     Raises ValueError for an axis that the mesh has not, or that is given twice.
     """
@@ -38,19 +39,25 @@ class AttentionSharding:
     mesh: Mesh
     heads: str | None = None
     queries: str | None = None
-    batch: str | None = None
+    batch: str | tuple[str, ...] | None = None
 
     def __post_init__(self):
-        axes = [x for x in (self.heads, self.queries, self.batch) if x is not None]
+        axes = [name for x in (self.heads, self.queries, self.batch) for name in _names(x)]
         for axis in axes:
             if axis not in self.mesh.axis_names:
                 raise ValueError(f"the mesh has axes {self.mesh.axis_names}, and not {axis!r}")
             if axes.count(axis) > 1:
                 raise ValueError(f"mesh axis {axis!r} cannot split two things")
 
-    def parts(self, axis: str | None) -> int:
-        """Chips along an axis, 1 for None."""
-        return 1 if axis is None else self.mesh.shape[axis]
+    def parts(self, axis: str | tuple[str, ...] | None) -> int:
+        """Chips along an axis or several, 1 for None."""
+        return math.prod(self.mesh.shape[name] for name in _names(axis))
+
+
+def _names(axis: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    if axis is None:
+        return ()
+    return (axis,) if isinstance(axis, str) else axis
 
 
 def sharded_attention(

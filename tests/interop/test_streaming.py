@@ -19,14 +19,9 @@ from worldstereo_jax.interop.official import (
     parameter_shapes,
 )
 from worldstereo_jax.interop.safetensors_io import write_safetensors
-from worldstereo_jax.interop.streaming import (
-    _ByteBudget,
-    one_device,
-    split_widest_axis,
-    stream_params,
-    tensor_parallel,
-)
+from worldstereo_jax.interop.streaming import _ByteBudget, stream_params
 from worldstereo_jax.interop.tensor_source import TensorSource, open_weights
+from worldstereo_jax.models.placement import one_device, split_widest_axis, tensor_parallel
 from worldstereo_jax.models.quantised import quantise_params, quantiser
 
 CONFIG = SMALL
@@ -92,22 +87,6 @@ def test_parameters_are_split_over_a_mesh_in_the_type_asked_for(folder, params):
     assert up.addressable_shards[0].data.shape == (1, 24, 8)
     bias = flat["blocks/layers/backbone/ffn/up/bias"]
     assert bias.sharding.is_fully_replicated
-
-
-def test_heads_and_hidden_channels_are_split_for_tensor_parallelism():
-    place = tensor_parallel(Mesh(np.array(jax.devices()[:4]), ("model",)), "model")
-    block = "blocks/layers/backbone/"
-    for path, shape, spec in (
-        ("self_attention/query/kernel", (3, 24, 24), (None, None, "model")),
-        ("cross_attention/image_value/bias", (3, 24), (None, "model")),
-        ("self_attention/out/kernel", (3, 24, 24), (None, "model", None)),
-        ("self_attention/out/bias", (3, 24), (None, None)),
-        ("self_attention/query_norm/scale", (3, 24), (None, None)),
-        ("ffn/up/kernel", (24, 32), (None, "model")),
-        ("ffn/down/kernel", (32, 24), ("model", None)),
-        ("ffn/up/kernel", (24, 30), (None, None)),
-    ):
-        assert place(block + path, shape).spec == PartitionSpec(*spec), path
 
 
 def test_a_checkpoint_lies_over_its_base(tmp_path, folder, official, params):

@@ -28,11 +28,11 @@ from worldstereo_jax.interop.pretrained import (
     load_tokenizer,
     open_model,
 )
-from worldstereo_jax.interop.streaming import Placement, one_device, tensor_parallel
 from worldstereo_jax.interop.text_cache import Encode, TextCache, make_text_encoder
 from worldstereo_jax.models.clip_vision import CLIPVisionConfig
 from worldstereo_jax.models.depth_anything import DepthAnythingConfig
 from worldstereo_jax.models.dinov2 import Dinov2Config
+from worldstereo_jax.models.placement import Placement, one_device, tensor_parallel
 from worldstereo_jax.models.umt5 import UMT5Config
 from worldstereo_jax.models.wan_vae import WanVAEConfig
 from worldstereo_jax.sampling.official_world import (

@@ -32,11 +32,12 @@ from worldstereo_jax.interop.model_configs import (
 )
 from worldstereo_jax.interop.official import infer_config, model_places, parameter_shapes
 from worldstereo_jax.interop.official_config import read_json
-from worldstereo_jax.interop.streaming import Placement, one_device, stream_params
+from worldstereo_jax.interop.streaming import stream_params
 from worldstereo_jax.interop.tensor_source import LaidOver, TensorSource, open_weights
 from worldstereo_jax.interop.tokenizer import Tokenizer
 from worldstereo_jax.interop.wan_vae_names import wan_vae_table
 from worldstereo_jax.models.depth_anything import DepthAnythingConfig
+from worldstereo_jax.models.placement import Placement, one_device
 from worldstereo_jax.models.quantised import quantiser
 
 HEAD_SIZE = 128
@@ -95,7 +96,7 @@ def from_pretrained(
             these keep the files' own).
         weights: "int8" or "float8" brings each matrix into that type as it is read; the parameters
             are then those of `quantised.quantised_model`.
-        placement: device layout, for instance `streaming.tensor_parallel(mesh, "model")`.
+        placement: device layout, for instance `placement.tensor_parallel(mesh, "model")`.
         lora: a low-rank adapter in the diffusers format to merge.
         lora_scale: its strength.
         threads: tensors read at a time.

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 from tqdm import tqdm
 
@@ -24,9 +24,7 @@ from worldstereo_jax.interop.layer_stacks import from_flat
 from worldstereo_jax.interop.official import check_names_and_shapes
 from worldstereo_jax.interop.official_names import Place, is_ignored
 from worldstereo_jax.interop.tensor_source import TensorSource
-
-Placement = Callable[[str, tuple[int, ...]], Sharding]
-"""Where a parameter goes, from its path and shape."""
+from worldstereo_jax.models.placement import Placement, one_device
 
 Keep = Callable[[str, jax.Array], PyTree]
 """The form in which a parameter is kept, from its path and its array, of a stack one layer's."""
@@ -47,58 +45,6 @@ class Loaded(typing.NamedTuple):
     params: PyTree
     unused: list[str]
     overlaid: list[str]
-
-
-def one_device(path: str, shape: tuple[int, ...]) -> Sharding:
-    """Everything on the default device."""
-    del path, shape
-    return SingleDeviceSharding(jax.devices()[0])
-
-
-def split_widest_axis(mesh: Mesh, axis: str) -> Placement:
-    """Split every matrix over one mesh axis, along its widest axis that divides evenly.
-
-    Vectors, and arrays that do not divide, are on all devices. The leading axis of a stack of
-    layers is never split.
-    """
-    count = mesh.shape[axis]
-
-    def place(path: str, shape: tuple[int, ...]) -> Sharding:
-        first = 1 if "layers/" in path else 0
-        sizes = {i: shape[i] for i in range(first, len(shape)) if shape[i] % count == 0}
-        spec: list[str | None] = [None] * len(shape)
-        if len(shape) - first > 1 and sizes:
-            spec[max(sizes, key=lambda i: sizes[i])] = axis
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
-    return place
-
-
-_GATHERING = ("out", "down")
-"""Linear maps whose input is split where tensor parallelism splits the output of others."""
-
-
-def tensor_parallel(mesh: Mesh, axis: str) -> Placement:
-    """Split attention heads and hidden channels over one mesh axis.
-
-    Linear maps into heads and hidden channels are split along their outputs, with their biases;
-    those out of them along their inputs, so that a layer needs one sum over the axis for its
-    attention and one for its feed-forward part. What does not divide evenly, and all else, is on
-    all devices.
-    """
-    count = mesh.shape[axis]
-    entering = ("query", "key", "value", "image_key", "image_value", "up", "gate")
-
-    def place(path: str, shape: tuple[int, ...]) -> Sharding:
-        *_, owner, kind = ("", *path.split("/"))
-        spec: list[str | None] = [None] * len(shape)
-        if owner in entering and shape[-1] % count == 0:
-            spec[-1] = axis
-        elif owner in _GATHERING and kind == "kernel" and shape[-2] % count == 0:
-            spec[-2] = axis
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
-    return place
 
 
 def stream_params(

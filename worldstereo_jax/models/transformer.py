@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import AttentionSharding, BlockMask
 from worldstereo_jax.array_types import Array, Float, Int
@@ -23,6 +24,7 @@ from worldstereo_jax.models.attention import (
 )
 from worldstereo_jax.models.control import ControlBlock
 from worldstereo_jax.models.layers import ZERO_INIT, FeedForward, LayerNorm, linear
+from worldstereo_jax.models.placement import axis_size
 from worldstereo_jax.models.rope import Rotary
 
 CONTROLLED = "controlled"
@@ -82,6 +84,8 @@ class LayerInputs:
         warped_log_weight: [b, t, k], -inf where a candidate does not exist.
         control_scale: factor on the control residuals [b].
         sharding: static; how attention is split over the chips of a mesh, None for one chip.
+        stream_sharding: static; how the streams lie on a mesh between layers, None to leave it to
+            XLA.
         entries: surface entries with keys and values of their own.
     """
 
@@ -98,7 +102,27 @@ class LayerInputs:
     warped_log_weight: jax.Array | None
     control_scale: jax.Array | None
     sharding: AttentionSharding | None = struct.field(pytree_node=False, default=None)
+    stream_sharding: NamedSharding | None = struct.field(pytree_node=False, default=None)
     entries: EntryKeys | None = None
+
+
+def laid_out(stream: Stream, sharding: NamedSharding | None) -> Stream:
+    """The streams as they lie on a mesh between layers, which is what a backward pass keeps.
+
+    `sharding` is of arrays [b, n, c]; axes that do not divide a stream leave it whole.
+    """
+    if sharding is None:
+        return stream
+
+    def lay(x: Array) -> Array:
+        spec = (
+            axis if size % axis_size(sharding.mesh, axis) == 0 else None
+            for size, axis in zip(x.shape, sharding.spec, strict=True)
+        )
+        split = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+        return jax.lax.with_sharding_constraint(x, split)
+
+    return jax.tree.map(lay, stream)
 
 
 def add_to_target(
@@ -223,7 +247,7 @@ class Layer(nn.Module):
             if inputs.control_scale is not None:
                 residual = residual * inputs.control_scale[:, None, None].astype(dtype)
             tokens = add_to_target(tokens, residual, count)
-        return Stream(tokens, control), None
+        return laid_out(Stream(tokens, control), inputs.stream_sharding), None
 
 
 _POLICIES = {

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax.sharding import NamedSharding
 
 from pallas_kernels import (
     AttentionSharding,
@@ -47,6 +48,7 @@ from worldstereo_jax.models.transformer import (
     LayerInputs,
     LayerStack,
     Stream,
+    laid_out,
 )
 
 __all__ = [
@@ -140,10 +142,13 @@ class WorldStereo(nn.Module):
         config: sizes and choices.
         sharding: how attention is split over the chips of a mesh, which a kernel must be told and
             XLA's own operations need not; None for one chip.
+        stream_sharding: how tokens [b, n, c] lie on a mesh between layers, for training: what the
+            backward pass keeps is split so. None leaves it to XLA.
     """
 
     config: ModelConfig
     sharding: AttentionSharding | None = None
+    stream_sharding: NamedSharding | None = None
 
     @nn.compact
     def __call__(
@@ -274,11 +279,13 @@ class WorldStereo(nn.Module):
             warped_log_weight=None if log_weight is None else _permute(log_weight, order.target),
             control_scale=control_scale,
             sharding=self.sharding,
+            stream_sharding=self.stream_sharding,
             entries=None
             if entries is None
             else _entry_keys(config, entries, entry_mask, order.target),
         )
-        stream, split = Stream(tokens, control_tokens), config.controlled_layers
+        stream = laid_out(Stream(tokens, control_tokens), self.stream_sharding)
+        split = config.controlled_layers
         if split > 0:
             stream = LayerStack(config, True, config.layer_patterns[:split], name=CONTROLLED)(
                 stream, inputs

@@ -164,15 +164,26 @@ class ClipCache(grain.sources.RandomAccessDataSource):
 
 
 def cached_batches(
-    sources: Sequence[ClipCache], batch_size: int, seed: int
+    sources: Sequence[ClipCache], batch_size: int, seed: int, *, rows: range | None = None
 ) -> grain.DatasetIterator:
     """Endless shuffled batches from all caches, whose position can be saved.
 
-    A pure function of `seed` and the caches in their order, all made with the same sizes.
+    A pure function of `seed` and the caches in their order, all made with the same sizes: which
+    clips a batch holds does not depend on how many hosts read it.
+
+    Args:
+        sources: caches.
+        batch_size: clips of a batch, of all hosts together.
+        seed: of the order.
+        rows: which of a batch's clips this host reads (`sharding.TrainLayout.rows`), None for all.
     """
     parts = [grain.MapDataset.source(source) for source in sources]
-    data = grain.MapDataset.concatenate(parts).seed(seed).shuffle().repeat().batch(batch_size)
-    return iter(data.to_iter_dataset())
+    data = grain.MapDataset.concatenate(parts).seed(seed).shuffle().repeat()
+    if rows is None:
+        return iter(data.batch(batch_size).to_iter_dataset())
+    # A batch's equal shares follow one another: this host's are every so many of them.
+    shares = data.batch(len(rows))[rows.start // len(rows) :: batch_size // len(rows)]
+    return iter(shares.to_iter_dataset())
 
 
 def _existing(path: Path, shape: tuple[int, ...], mode: Any) -> np.memmap:

@@ -1,4 +1,9 @@
-"""The training loop: steps, progress bar, log, checkpoints, and a clean stop on SIGTERM."""
+"""The training loop: steps, progress bar, log, checkpoints, and a clean stop on SIGTERM.
+
+On several hosts every one runs the same loop after `jax.distributed.initialize()`, with `out` on
+storage that all of them see. The first one writes the log and shows the bar; all write their parts
+of the checkpoints. A SIGTERM to any of them stops all at one and the same step.
+"""
 
 import contextlib
 import json
@@ -12,11 +17,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from worldstereo_jax.files import atomic_write
 from worldstereo_jax.training.batches import Batches
 from worldstereo_jax.training.checkpoint import Checkpoints
+from worldstereo_jax.training.sharding import TrainLayout
 from worldstereo_jax.training.state import TrainState
 
 Step = Callable[[TrainState, typing.Any], tuple[TrainState, dict[str, jax.Array]]]
@@ -42,6 +49,7 @@ def train(
     log_every: int = 20,
     evaluate: Evaluate | None = None,
     evaluate_every: int = 500,
+    layout: TrainLayout | None = None,
 ) -> TrainState:
     """Train from `state` until `steps` steps were taken in all, and return the last state.
 
@@ -51,26 +59,34 @@ def train(
     are cut away, so that a run that was killed ends bitwise equal to one that was not. SIGTERM
     saves after the step in flight and raises `Stopped`.
 
+    With `layout`, `batches` give this host's rows of each batch (`TrainLayout.rows`), and `state`
+    lies on the mesh.
+
     Raises InputError when `resume` finds no checkpoint, or one of another model.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     log = out / "log.jsonl"
-    with Checkpoints(out / "checkpoints") as checkpoints, _sigterm() as stop:
+    place = layout.batch if layout is not None else lambda batch: batch
+    writes = jax.process_index() == 0
+    with Checkpoints(out / "checkpoints") as checkpoints, _sigterm() as should_stop:
         if resume:
             state = checkpoints.restore(state, batches)
         done = int(state.step)
-        _cut_log(log, done)
+        if writes:
+            _cut_log(log, done)
         pending: list[dict[str, jax.Array]] = []
         since = time.perf_counter()
-        with tqdm(total=steps, initial=done, unit="step", smoothing=0.05) as bar:
+        with tqdm(
+            total=steps, initial=done, unit="step", smoothing=0.05, disable=not writes
+        ) as bar:
             while done < steps:
-                state, metrics = step(state, next(batches))
+                state, metrics = step(state, place(next(batches)))
                 done += 1
                 pending.append(metrics)
                 bar.update()
                 # Read once: a signal that comes during the save below waits for the next step.
-                stopping = stop.is_set()
+                stopping = should_stop(done)
                 last = done == steps or stopping
                 judged = evaluate is not None and (done % evaluate_every == 0 or done == steps)
                 if done % log_every == 0 or judged or last:
@@ -78,7 +94,8 @@ def train(
                     record["seconds_per_step"] = (time.perf_counter() - since) / len(pending)
                     if evaluate is not None and judged:
                         record |= evaluate(state)
-                    _append(log, {"step": done} | record)
+                    if writes:
+                        _append(log, {"step": done} | record)
                     bar.set_postfix_str(f"loss {record['loss']:.4g}")
                     pending, since = [], time.perf_counter()
                 if done % save_every == 0 or last:
@@ -89,15 +106,22 @@ def train(
 
 
 @contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM sets; outside the main thread, signals are left alone."""
+def _sigterm() -> Iterator[Callable[[int], bool]]:
+    """Yield a function of the steps taken: whether to stop behind them, for a SIGTERM.
+
+    Between several hosts jax's own service catches the signal, and names a step that none of them
+    has passed. Outside the main thread, signals are left alone.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield lambda _: stop.is_set()
         return
     previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        yield stop
+        yield lambda _: stop.is_set()
     finally:
         signal.signal(signal.SIGTERM, previous)
 

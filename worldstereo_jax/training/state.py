@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from worldstereo_jax.errors import InputError
 
@@ -108,10 +109,13 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     ema_decay: float = 0.999,
+    places: TrainState | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Return a jitted `step(state, batch) -> (state, metrics)`, which reuses the state's buffers.
 
     `loss_fn(params, batch, key) -> (loss, metrics)`. The metrics gain `loss` and `grad_norm`.
+    `places` holds the sharding of every array of the state, for a run on a mesh
+    (`sharding.TrainLayout.state`); what goes in must lie so, and comes out so.
     The average warms up, as min(ema_decay, (1 + step) / (10 + step)), so that a short run's
     average does not remember the initial parameters.
     """
@@ -130,4 +134,9 @@ def make_train_step(
         new_state = state.replace(params=params, opt_state=opt_state, step=state.step + 1, ema=ema)
         return new_state, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    if places is None:
+        return jax.jit(step, donate_argnums=0)
+    mesh = places.step.mesh
+    return jax.jit(
+        step, donate_argnums=0, out_shardings=(places, NamedSharding(mesh, PartitionSpec()))
+    )

@@ -1,0 +1,83 @@
+"""One host of a small training run on a mesh of eight devices, for `test_hosts.py`.
+
+    python hosts.py OUT STEPS RESUME PORT COUNT INDEX
+
+Prints each batch's number, and at the end what the state is.
+"""
+
+import dataclasses
+import hashlib
+import os
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec
+
+from worldstereo_jax.training.batches import SeededBatches
+from worldstereo_jax.training.loop import train
+from worldstereo_jax.training.sharding import TrainLayout, parse_mesh
+from worldstereo_jax.training.state import make_train_step
+
+OPTIMIZER = optax.adam(0.01)
+BATCH = 8
+
+
+def loss_fn(params, batch, key):
+    noise = 0.1 * jax.random.normal(key, batch.shape)
+    hidden = jnp.tanh((batch + noise) @ params["query"]["kernel"]) @ params["out"]["kernel"]
+    return jnp.mean((hidden - batch) ** 2), {}
+
+
+class Rows:
+    """This host's rows of seeded batches; slow, so that a signal finds the run under way."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.inner = SeededBatches(lambda rng: rng.normal(size=(BATCH, 16)).astype("float32"), 0)
+        self.get_state, self.set_state = self.inner.get_state, self.inner.set_state
+
+    def __next__(self):
+        time.sleep(float(os.environ.get("SECONDS_PER_STEP", "0")))
+        print("batch", self.inner.get_state()["position"], flush=True)
+        return next(self.inner)[self.rows.start : self.rows.stop]
+
+
+def main(out, steps, resume, port, count, index):
+    if count > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"localhost:{port}", count, index)
+    layout = dataclasses.replace(TrainLayout(parse_mesh("data=2,fsdp=2,model=2")), smallest=1)
+    rng = np.random.default_rng(1)
+    params = {
+        "query": {"kernel": rng.normal(size=(16, 32)).astype("float32") / 4},
+        "out": {"kernel": rng.normal(size=(32, 16)).astype("float32") / 6},
+    }
+    state = layout.init_state(params, OPTIMIZER, jax.random.key(0))
+    assert state.params["query"]["kernel"].sharding.spec == PartitionSpec("fsdp", "model")
+    state = train(
+        state,
+        make_train_step(loss_fn, OPTIMIZER, places=layout.state(state)),
+        Rows(layout.rows(BATCH)),
+        steps=steps,
+        out=out,
+        resume=bool(resume),
+        save_every=10,
+        log_every=5,
+        layout=layout,
+    )
+    state = state.replace(key=jax.random.key_data(state.key))
+    everywhere = jax.jit(lambda x: x, out_shardings=layout.whole)(state)
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(everywhere):
+        digest.update(np.asarray(leaf.addressable_data(0)).tobytes())
+    params = jax.tree.leaves(everywhere.params)
+    total = sum(float(np.abs(x.addressable_data(0)).sum()) for x in params)
+    print("state", int(state.step), total, digest.hexdigest(), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -1,0 +1,237 @@
+"""Training on the devices of a mesh, of one host or of many: what lies where.
+
+| mesh axis | what it splits |
+| --- | --- |
+| data | the samples of a batch |
+| fsdp | the samples too, and every large parameter with all that the optimiser keeps of it |
+| model | heads and hidden channels, as in sampling; between layers, the tokens of a sample |
+
+Parameters are fetched along "fsdp" layer by layer (ZeRO stage 3, Rajbhandari et al. 2020); along
+"model" a layer's activations are joined for its attention and feed-forward part and split again
+behind them (Shoeybi et al. 2019, "Megatron-LM"; Korthikanti et al. 2022, "Reducing activation
+recomputation in large transformer models"). So the batch is a whole multiple of data x fsdp, and
+the fast links belong to "model", then to "fsdp"; "data" may run over slow ones.
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import optax
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from pallas_kernels import AttentionSharding
+from worldstereo_jax.array_types import PyTree
+from worldstereo_jax.config import ModelConfig
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.models.placement import axis_size, fully_sharded, tensor_parallel
+from worldstereo_jax.models.worldstereo import WorldStereo
+from worldstereo_jax.training.state import TrainState, init_train_state
+
+DATA, FSDP, MODEL = "data", "fsdp", "model"
+AXES = (DATA, FSDP, MODEL)
+SAMPLES = (DATA, FSDP)
+"""Mesh axes over the samples of a batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainLayout:
+    """How a training run lies on a mesh with the axes data, fsdp and model.
+
+    Attributes:
+        mesh: all devices of all hosts.
+        smallest: arrays of fewer elements a layer are not split over "fsdp": to fetch them would
+            take longer than they are worth.
+
+    Raises:
+        InputError: for a mesh with other axes.
+    """
+
+    mesh: Mesh
+    smallest: int = 1 << 14
+
+    def __post_init__(self) -> None:
+        if tuple(self.mesh.axis_names) != AXES:
+            raise InputError(f"mesh has axes {self.mesh.axis_names}, expected {AXES}")
+
+    def model(self, config: ModelConfig) -> WorldStereo:
+        """The transformer whose attention and streams are split over the mesh.
+
+        Raises:
+            InputError: when the axis "model" does not divide the heads of both branches.
+        """
+        parts = self.mesh.shape[MODEL]
+        heads = [config.num_heads, *([config.control.num_heads] if config.control else [])]
+        if any(count % parts for count in heads):
+            raise InputError(
+                f"mesh: model={parts} does not divide the {' and '.join(map(str, heads))} heads of "
+                "the transformer and its control branch"
+            )
+        attention = AttentionSharding(self.mesh, heads=MODEL, batch=SAMPLES)
+        stream = NamedSharding(self.mesh, PartitionSpec(SAMPLES, MODEL, None))
+        return WorldStereo(config, attention, stream)
+
+    def place_parameter(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
+        """Where a parameter lies, from its path and shape: a `Placement`."""
+        place = fully_sharded(self.mesh, FSDP, tensor_parallel(self.mesh, MODEL), self.smallest)
+        return typing.cast(NamedSharding, place(path, shape))
+
+    @property
+    def whole(self) -> NamedSharding:
+        """Where small things lie: on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def parameters(self, params: PyTree) -> PyTree:
+        """Where each array of a tree of parameters lies; arrays or their shapes."""
+
+        def place(path: typing.Any, leaf: typing.Any) -> NamedSharding:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return self.place_parameter(name, leaf.shape)
+
+        return jax.tree_util.tree_map_with_path(place, params)
+
+    def state(self, state: TrainState) -> TrainState:
+        """Where each array of a training state lies; arrays or their shapes.
+
+        What an optimiser keeps in the form of a parameter, under the same path and of the same
+        shape, lies where the parameter lies; all else is on every device.
+        """
+        places = {
+            tuple(path): (leaf.shape, self.place_parameter(
+                jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape
+            ))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+        }  # fmt: skip
+
+        def place(path: typing.Any, leaf: typing.Any) -> NamedSharding:
+            for start in range(len(path)):
+                shape, found = places.get(tuple(path[start:]), (None, self.whole))
+                if shape == leaf.shape:
+                    return found
+            return self.whole
+
+        # Over the whole state: a parameter's own path in it ends in the parameter's path as well.
+        return jax.tree_util.tree_map_with_path(place, state)
+
+    def init_state(
+        self,
+        params: PyTree,
+        optimizer: optax.GradientTransformation,
+        key: jax.Array,
+        *,
+        with_ema: bool = True,
+    ) -> TrainState:
+        """`init_train_state` with every array made where it lies.
+
+        Args:
+            params: the parameters, where they belong on the mesh (as a loader with
+                `place_parameter` puts them), or the same on every host.
+            optimizer: keeps what it keeps.
+            key: typed random key of the run.
+            with_ema: keep a running average.
+        """
+
+        # A typed key cannot be laid over the devices of other hosts, its words can.
+        kind, words = jax.random.key_impl(key), np.asarray(jax.random.key_data(key))
+
+        def init(params: PyTree, words: jax.Array) -> TrainState:
+            key = jax.random.wrap_key_data(words, impl=kind)
+            return init_train_state(params, optimizer, key, with_ema=with_ema)
+
+        places = self.state(jax.eval_shape(init, params, words))
+        placed = jax.tree.map(_lay_out, params, places.params)
+        return jax.jit(init, out_shardings=places)(placed, _lay_out(words, self.whole))
+
+    def rows(self, batch: int) -> range:
+        """Which samples of a global batch this host's devices hold.
+
+        Raises:
+            InputError: when the batch does not divide over the devices.
+        """
+        parts = axis_size(self.mesh, SAMPLES)
+        if batch % parts:
+            raise InputError(
+                f"batch of {batch} samples, expected a multiple of {parts} (data x fsdp)"
+            )
+        held = self._batch_sharding.addressable_devices_indices_map((batch,))
+        starts = sorted({index[0].indices(batch)[:2] for index in held.values() if index})
+        rows = range(starts[0][0], starts[-1][1])
+        if len(rows) != sum(stop - start for start, stop in starts) or rows.start % len(rows):
+            raise InputError(
+                f"mesh: this host's devices hold the samples {starts} of a batch, which do not "
+                "follow each other; order the devices by host"
+            )
+        return rows
+
+    def batch(self, local: PyTree) -> PyTree:
+        """A global batch from this host's `rows` of it, split over data and fsdp.
+
+        Args:
+            local: arrays with a leading axis of samples.
+        """
+        parts = axis_size(self.mesh, SAMPLES)
+        hosts = parts // len(self.rows(parts))
+
+        def place(x: typing.Any) -> jax.Array:
+            x = np.asarray(x)
+            shape = (hosts * x.shape[0], *x.shape[1:])
+            return jax.make_array_from_process_local_data(self._batch_sharding, x, shape)
+
+        return jax.tree.map(place, local)
+
+    @property
+    def _batch_sharding(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(SAMPLES))
+
+
+def _lay_out(x: typing.Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every host has as one that lies on all their devices."""
+    if isinstance(x, jax.Array) and x.sharding == sharding:
+        return x
+    value = np.asarray(x)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def parse_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh from its description, such as "data=2,fsdp=-1,model=4".
+
+    Args:
+        text: sizes of the axes that are not 1; one may be -1, for what the devices leave.
+        devices: to use, all of them; by default all that there are.
+
+    Raises:
+        InputError: for an unknown axis, a size that is no number, or sizes that do not use the
+            devices up.
+    """
+    count = len(jax.devices() if devices is None else devices)
+    sizes = dict.fromkeys(AXES, 1)
+    given: set[str] = set()
+    for part in text.split(","):
+        name, _, value = (word.strip() for word in part.partition("="))
+        if name not in AXES or name in given:
+            raise InputError(f"mesh is {text!r}, expected each of {', '.join(AXES)} once at most")
+        given.add(name)
+        if not value.lstrip("-").isdecimal() or (int(value) < 1 and int(value) != -1):
+            raise InputError(f"mesh is {text!r}: {name} is {value!r}, expected a number or -1")
+        sizes[name] = int(value)
+    if list(sizes.values()).count(-1) > 1:
+        raise InputError(f"mesh is {text!r}, expected -1 once at most")
+    known = math.prod(size for size in sizes.values() if size > 0)
+    shape = [count // known if size == -1 else size for size in sizes.values()]
+    if math.prod(shape) != count:
+        raise InputError(f"mesh is {text!r}, expected it to use the {count} devices up")
+    chosen = jax.devices() if devices is None else devices
+    slices = len({getattr(device, "slice_index", 0) for device in chosen})
+    if shape[0] % slices:
+        raise InputError(
+            f"mesh is {text!r}: data={shape[0]}, expected a multiple of the {slices} slices, "
+            "between which the links are slow"
+        )
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=chosen)
+    within = (shape[0] // slices, *shape[1:])
+    return Mesh(create_hybrid_device_mesh(within, (slices, 1, 1), chosen), AXES)
