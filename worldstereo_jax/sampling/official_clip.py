@@ -9,26 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pallas_kernels import (
-    BlockMask,
-    bounding_box,
-    order_geometry,
-    order_tokens,
-    pack_partial_tiles,
-)
 from worldstereo_jax.array_types import Array, Float, Key, PyTree
-from worldstereo_jax.memory.masks import reference_block_mask
 from worldstereo_jax.models.clip_vision import CLIPVision, CLIPVisionConfig, clip_pixels
 from worldstereo_jax.models.wan_vae_clips import decode_clip, decode_frames
 from worldstereo_jax.models.wan_vae_tiles import decode_frames_sharded, decode_tiled
-from worldstereo_jax.models.worldstereo import (
-    ControlInput,
-    References,
-    StreamOrder,
-)
 from worldstereo_jax.sampling.guidance import guide_one_batch, guide_two_pass
 from worldstereo_jax.sampling.loop import sample
 from worldstereo_jax.sampling.official_conditions import OfficialConditions, tile_stride
+from worldstereo_jax.sampling.official_denoise import denoise_official, reading_pattern
 from worldstereo_jax.sampling.official_world import MODEL_AXIS, OfficialWorld, Prompt
 from worldstereo_jax.sampling.solvers import SolverFactory, euler, unipc
 
@@ -61,50 +49,35 @@ def velocity_function(
         conditions: of one clip, without a batch axis.
         image: tokens of the input image, for models that take them.
     """
-    mask, order = _pattern(conditions)
+    clip = _repeat(conditions, 1)
+    pattern = reading_pattern(clip)
     if world.mesh is not None:
         # Whole on every device: split over them, the words of the mask would have to be joined by
         # an "or" across devices, which not every backend has.
         everywhere = NamedSharding(world.mesh, PartitionSpec())
-        mask, order = jax.lax.with_sharding_constraint((mask, order), everywhere)
+        pattern = jax.lax.with_sharding_constraint(pattern, everywhere)
     model = world.transformer
+    told = dataclasses.replace(conditions, target_geometry=None, reference_geometry=None)
     # The official choice takes some view for every frame: a single slot is never empty, and
     # attention without a mask is faster.
     only_slot = conditions.reference_valid.shape[0] == 1
-    always_there = only_slot and world.choices.retrieval == "official"
+    if only_slot and world.choices.retrieval == "official":
+        told = dataclasses.replace(told, reference_valid=None)
 
     def velocity(text: Array, x: Array, timestep: Array, sigma: Array) -> Array:
         del sigma
         batch = x.shape[0]
-        shared: OfficialConditions = _repeat(conditions, batch)
-        latent = jnp.concatenate([x, shared.condition], axis=-1)
-        control = ControlInput(
-            render_latent=shared.render_latent,
-            render_mask=shared.render_mask[..., None],
-            plucker=shared.plucker,
-        )
-        references = camera = None
-        if world.has_references:
-            references = References(
-                latent=shared.reference,
-                index=shared.reference_index,
-                camera=shared.reference_camera,
-                valid=None if always_there else shared.reference_valid,
-            )
-            camera = shared.camera
-        out = model.apply(
-            {"params": params},
-            latent,
+        return denoise_official(
+            model,
+            world.denoiser,
+            params,
+            x,
             jnp.broadcast_to(timestep, (batch,)),
+            _repeat(told, batch),
             text,
             None if image is None else _repeat(image, batch),
-            control=control,
-            references=references,
-            camera=camera,
-            block_mask=mask,
-            token_order=None if order is None else jax.tree.map(lambda a: _spread(a, batch), order),
+            pattern,
         )
-        return typing.cast(Array, out)
 
     return velocity
 
@@ -182,31 +155,6 @@ def decode_latent(
     )[0]
 
 
-def _pattern(conditions: OfficialConditions) -> tuple[BlockMask | None, StreamOrder | None]:
-    """Mask and token order of the correspondence pattern, batch 1; None for the dense one.
-
-    Its bits have room for every pair of tokens, so that none is ever lost: 256 MB at the working
-    size of 45,240 tokens, of which a scene fills a fifteenth.
-    """
-    wanted, seen = conditions.target_geometry, conditions.reference_geometry
-    if wanted is None or seen is None:
-        return None, None
-    box = bounding_box(seen, wanted)
-    seen_order = order_tokens(seen, box=box, major=seen.frame)
-    wanted_order = order_tokens(wanted, box=box)
-    mask = reference_block_mask(
-        order_geometry(seen, seen_order), order_geometry(wanted, wanted_order)
-    )
-    return pack_partial_tiles(mask), StreamOrder(target=wanted_order, references=seen_order)
-
-
 def _repeat(tree: typing.Any, batch: int) -> typing.Any:
-    """A leading batch axis before every array; geometry, which the mask holds, is left out."""
-    if isinstance(tree, OfficialConditions):
-        tree = dataclasses.replace(tree, target_geometry=None, reference_geometry=None)
+    """A leading batch axis before every array."""
     return jax.tree.map(lambda a: jnp.broadcast_to(a[None], (batch, *a.shape)), tree)
-
-
-def _spread(array: Array, batch: int) -> Array:
-    """A batch of one repeated."""
-    return jnp.broadcast_to(array, (batch, *array.shape[1:]))

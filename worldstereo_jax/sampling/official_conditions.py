@@ -240,6 +240,14 @@ def tile_stride(tile: int) -> int:
     return max(1, 3 * tile // 4)
 
 
+def encode_video(
+    world: OfficialWorld, vae_params: PyTree, video: Float[Array, "F h w 3"]
+) -> Float[Array, "f lh lw 16"]:
+    """The latent of a clip: that of each frame for keyframes, else of the whole."""
+    encode = encode_images if world.frame_stride == 1 else _encode_clip
+    return encode(world, vae_params, video)
+
+
 def _encode_clip(
     world: OfficialWorld, vae_params: PyTree, clip: Float[Array, "F h w 3"]
 ) -> Float[Array, "f lh lw 16"]:

@@ -20,6 +20,7 @@ from worldstereo_jax.models.dinov2 import retrieval_features
 from worldstereo_jax.sampling.official_clip import decode_latent, denoise_clip, image_tokens
 from worldstereo_jax.sampling.official_conditions import (
     ChosenViews,
+    OfficialConditions,
     Renders,
     choose_views,
     draw_renders,
@@ -50,11 +51,27 @@ class OfficialClip:
     views: ChosenViews
 
 
+class Told(typing.NamedTuple):
+    """What a clip's model is told, and what of the memory that came from.
+
+    Attributes:
+        conditions: the transformer's, without a batch axis.
+        image: tokens of the first image [m, ci], None for models without.
+        renders: what the global memory shows of the path.
+        views: the stored views that the clip attends to.
+    """
+
+    conditions: OfficialConditions
+    image: jax.Array | None
+    renders: Renders
+    views: ChosenViews
+
+
 @dataclasses.dataclass(frozen=True)
 class OfficialRollout:
     """The stages of a world's clips, each compiled when it is first called.
 
-    `clip` makes one, `remember` writes it into the memory.
+    `read` says what a clip's model is told, `clip` makes one, `remember` writes it into the memory.
     """
 
     world: OfficialWorld
@@ -67,6 +84,41 @@ class OfficialRollout:
     decode: Callable[..., Array]
     estimate: Callable[..., Array]
     align: Callable[..., Array]
+
+    def read(
+        self,
+        params: OfficialParams,
+        memory: WorldMemory,
+        cameras: Cameras,
+        first_image: Float[Array, "h w 3"],
+        *,
+        bonus: Float[Array, "t v"] | None = None,
+        renders: Renders | None = None,
+    ) -> Told:
+        """What the memories say of a path, as the transformer takes it; for training too.
+
+        Args:
+            params: of the world's networks; the transformer's are not read.
+            memory: both memories; at least one view must be stored.
+            cameras: the path, `world.rollout.frames` cameras.
+            first_image: the clip's first frame, in [-1, 1].
+            bonus: for views known to belong, see `choose_views`.
+            renders: renders made elsewhere, in place of the global memory's own; their depth is
+                not read.
+        """
+        world = self.world
+        drawn = self.draw(memory, cameras, first_image)
+        if renders is not None:
+            drawn = dataclasses.replace(renders, depth=drawn.depth)
+        features = self.describe(params.dinov2, memory.stereo.images)
+        if bonus is None:
+            bonus = jnp.zeros((world.latent_frames - 1, memory.stereo.capacity))
+        views = self.choose(memory.stereo, features, cameras, bonus)
+        conditions = self.encode(params.vae, memory.stereo, cameras, drawn, views)
+        image = None
+        if world.image_encoder is not None:
+            image = self.see(params.image_encoder, first_image)
+        return Told(conditions, image, drawn, views)
 
     def clip(
         self,
@@ -84,27 +136,14 @@ class OfficialRollout:
 
         Args:
             params: of the world's networks.
-            memory: both memories; at least one view must be stored.
-            cameras: the path, `world.rollout.frames` cameras.
+            memory, cameras, first_image: see `read`.
             prompt: text encoder's output.
-            first_image: the clip's first frame, in [-1, 1].
             key: random key of the noise.
-            bonus: for views known to belong, see `choose_views`.
-            renders: renders made elsewhere, in place of the global memory's own; their depth is
-                not read.
+            bonus, renders: see `read`.
         """
-        world = self.world
-        drawn = self.draw(memory, cameras, first_image)
-        if renders is not None:
-            drawn = dataclasses.replace(renders, depth=drawn.depth)
-        features = self.describe(params.dinov2, memory.stereo.images)
-        if bonus is None:
-            bonus = jnp.zeros((world.latent_frames - 1, memory.stereo.capacity))
-        views = self.choose(memory.stereo, features, cameras, bonus)
-        conditions = self.encode(params.vae, memory.stereo, cameras, drawn, views)
-        image = None
-        if world.image_encoder is not None:
-            image = self.see(params.image_encoder, first_image)
+        conditions, image, drawn, views = self.read(
+            params, memory, cameras, first_image, bonus=bonus, renders=renders
+        )
         latent = self.denoise(params.denoiser, conditions, prompt, image, key)
         video = self.decode(params.vae, latent)
         depth = self.complete_depth(params.depth, video, drawn.depth)

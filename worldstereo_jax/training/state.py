@@ -53,14 +53,24 @@ def init_train_state(
     )
 
 
-def only(params: Params, module: str) -> Params:
-    """Which parameters belong to the modules of that name: a tree of booleans like `params`.
+def only(params: Params, *modules: str) -> Params:
+    """Which parameters belong to any of these modules: a tree of booleans like `params`.
 
-    Raises InputError when none does.
+    A module is named by its name, or by those of several that lie in each other, such as
+    "backbone/ffn"; it counts wherever it lies. Raises InputError for one that has no parameters.
     """
+    chosen = [_belonging(params, module) for module in modules]
+    return jax.tree.map(lambda *each: any(each), *chosen)
 
+
+def all_but(params: Params, *modules: str) -> Params:
+    """Which parameters belong to none of these modules; see `only`."""
+    return jax.tree.map(lambda inside: not inside, only(params, *modules))
+
+
+def _belonging(params: Params, module: str) -> Params:
     def belongs(path: tuple[typing.Any, ...], _: typing.Any) -> bool:
-        return module in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        return f"/{module}/" in f"/{jax.tree_util.keystr(path, simple=True, separator='/')}/"
 
     chosen = jax.tree_util.tree_map_with_path(belongs, params)
     if not any(jax.tree.leaves(chosen)):
@@ -79,6 +89,19 @@ def train_only(
     """An optimiser that leaves parameters alone that are not chosen, weight decay included."""
     labels = jax.tree.map(lambda keep: "train" if keep else "keep", chosen)
     return optax.multi_transform({"train": optimizer, "keep": optax.set_to_zero()}, labels)
+
+
+def averaged(state: TrainState, chosen: Params | None = None) -> Params:
+    """The averaged parameters; those that were not chosen for training as they are, to the bit.
+
+    Of a parameter that never changes the average differs from it by rounding. Without an average
+    the parameters themselves.
+    """
+    if state.ema is None or chosen is None:
+        return state.params if state.ema is None else state.ema
+    return jax.tree.map(
+        lambda mean, last, keep: mean if keep else last, state.ema, state.params, chosen
+    )
 
 
 def make_train_step(

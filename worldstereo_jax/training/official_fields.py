@@ -1,0 +1,113 @@
+"""Training clips of official models as the named arrays of a `ClipCache`, and back.
+
+A clip of 81 frames has 390 MB of rays, which two matrices a frame say as well: these are kept, and
+the rays drawn when a step needs them. Holes are kept as bits, latents and tokens in half precision.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels import TokenGeometry
+from worldstereo_jax.array_types import Array, ndarray
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.cameras import plucker_rays
+from worldstereo_jax.geometry.normalisation import normalise_unified
+from worldstereo_jax.sampling.official_conditions import OfficialConditions
+from worldstereo_jax.sampling.world import Cameras
+from worldstereo_jax.training.official_objective import TrainingClip
+
+_HALF = ("condition", "render_latent", "reference", "text", "image", "target")
+_WHOLE = ("camera", "reference_index", "reference_camera", "reference_valid")
+_GEOMETRY = ("target_geometry", "reference_geometry")
+
+
+def to_fields(clip: TrainingClip, cameras: Cameras) -> dict[str, np.ndarray]:
+    """One clip, without a batch axis, as flat named arrays.
+
+    Args:
+        clip: of `Preparation.clip`.
+        cameras: the path that it runs along.
+
+    Raises:
+        InputError: for a value that half precision does not hold.
+    """
+    conditions = clip.conditions
+    parts = {**_shallow(conditions), **_shallow(clip)}
+    fields = {}
+    for name in _HALF:
+        if parts[name] is not None:
+            fields[name] = _half(name, parts[name])
+    fields |= {name: np.asarray(parts[name]) for name in _WHOLE}
+    fields["render_holes"] = np.packbits(np.asarray(conditions.render_mask) > 0.5, axis=-1)
+    # In the normalised frame already, as the rays are.
+    fields["w2c"] = np.asarray(normalise_unified(cameras.w2c, cameras.w2c[:1])[0])
+    fields["intrinsics"] = np.asarray(cameras.intrinsics)
+    for side in _GEOMETRY:
+        if parts[side] is not None:
+            for name, array in _shallow(parts[side]).items():
+                fields[f"{side}.{name}"] = np.asarray(array)
+    return fields
+
+
+def from_fields(
+    fields: Mapping[str, Array | ndarray], *, height: int, width: int, ray_x_offset: float
+) -> TrainingClip:
+    """A batch of clips as the loss takes it; for use inside jit.
+
+    Args:
+        fields: of `to_fields`, with a leading batch axis.
+        height, width: image pixels.
+        ray_x_offset: see `official_world.Quirks`.
+
+    Raises:
+        InputError: for clips that lack a field.
+    """
+
+    def get(name: str, dtype: jax.typing.DTypeLike | None = None) -> Array:
+        if name not in fields:
+            raise InputError(f"prepared clips have no field {name!r}: build their cache again")
+        array = jnp.asarray(fields[name])
+        return array if dtype is None else array.astype(dtype)
+
+    def geometry(side: str) -> TokenGeometry | None:
+        if f"{side}.valid" not in fields:
+            return None
+        names = [field.name for field in dataclasses.fields(TokenGeometry)]
+        return TokenGeometry(**{name: get(f"{side}.{name}") for name in names})
+
+    def rays(w2c: Array, intrinsics: Array) -> Array:
+        return plucker_rays(w2c, intrinsics, height, width, x_offset=ray_x_offset)
+
+    holes = jnp.unpackbits(get("render_holes"), axis=-1, count=width)
+    conditions = OfficialConditions(
+        condition=get("condition", jnp.float32),
+        render_latent=get("render_latent", jnp.float32),
+        render_mask=holes.astype(jnp.float32),
+        plucker=jax.vmap(rays)(get("w2c"), get("intrinsics")),
+        reference=get("reference", jnp.float32),
+        **{name: get(name) for name in _WHOLE},
+        target_geometry=geometry("target_geometry"),
+        reference_geometry=geometry("reference_geometry"),
+    )
+    return TrainingClip(
+        conditions=conditions,
+        text=get("text", jnp.float32),
+        image=get("image", jnp.float32) if "image" in fields else None,
+        target=get("target", jnp.float32),
+    )
+
+
+def _shallow(tree: object) -> dict[str, Array]:
+    """The fields of a dataclass by name."""
+    return {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}  # pyright: ignore[reportArgumentType]
+
+
+def _half(name: str, array: Array) -> np.ndarray:
+    found = np.asarray(array, np.float32).astype(np.float16)
+    if not np.isfinite(found).all():
+        raise InputError(f"field {name!r} holds a value that half precision does not")
+    return found

@@ -1,0 +1,192 @@
+"""The loss of the official models: flow matching under a clip's conditions, and what trains when.
+
+The path is that of Lipman et al. 2023 ("Flow Matching"), as for sampling (`prediction.py` there):
+the network is told the noise level as a timestep 0 .. 1000 and predicts noise - x0.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from worldstereo_jax.array_types import Array, Float, Key, PyTree
+from worldstereo_jax.config import nearest_hint
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.models.worldstereo import WorldStereo
+from worldstereo_jax.sampling.official_conditions import OfficialConditions
+from worldstereo_jax.sampling.official_denoise import denoise_official, reading_pattern
+from worldstereo_jax.sampling.prediction import add_noise, flow_target
+from worldstereo_jax.sampling.schedules import TRAIN_TIMESTEPS, shift_sigmas
+from worldstereo_jax.training.state import all_but, only
+
+# Which shift the official models were trained with is not published; this is that of the base
+# model's sampler at 480 x 832.
+SHIFT = 3.0
+# How often a clip has no text, for guidance without a classifier (Ho and Salimans 2022), and how
+# often no stored views, so that the model still works on the first clip of a scene.
+DROP_TEXT = 0.1
+DROP_REFERENCES = 0.1
+
+STAGES: Mapping[str, Callable[[PyTree], PyTree]] = {
+    # The control branch alone, over the video model as it is.
+    "camera": lambda params: only(params, "control", "residual"),
+    # From clips to keyframes: everything but the backbone's cross-attention and feed-forward part.
+    "keyframes": lambda params: all_but(params, "backbone/cross_attention", "backbone/ffn"),
+    # Attending to stored views: everything but cross-attention.
+    "memory": lambda params: all_but(params, "backbone/cross_attention"),
+}
+"""What of a model trains in each of the published stages: its parameters to a tree of booleans."""
+
+
+def stage_parameters(params: PyTree, stage: str) -> PyTree:
+    """Which parameters train in a stage: a tree of booleans, for `train_only` and `freeze_rest`.
+
+    Raises:
+        InputError: for an unknown stage, or a model without the parts that it trains or freezes.
+    """
+    if stage not in STAGES:
+        raise InputError(f"unknown stage {stage!r}{nearest_hint(stage, list(STAGES))}")
+    return STAGES[stage](params)
+
+
+@struct.dataclass
+@typing.no_type_check
+class TrainingClip:
+    """What a training step reads of clips; each array with a leading batch axis.
+
+    Attributes:
+        conditions: what the memories say of them.
+        text: text encoder's output [b, l, ct].
+        image: tokens of the first images [b, m, ci], None for models without.
+        target: true latents [b, f, lh, lw, 16].
+    """
+
+    conditions: OfficialConditions
+    text: jax.Array
+    image: jax.Array | None
+    target: jax.Array
+
+
+def drop_inputs(
+    clip: TrainingClip,
+    null_text: Float[Array, "l ct"],
+    key: Key[Array, ""],
+    *,
+    drop_text: float = DROP_TEXT,
+    drop_references: float = DROP_REFERENCES,
+) -> TrainingClip:
+    """Per clip of a batch and independently, take away the text, or all stored views.
+
+    Args:
+        clip: a batch.
+        null_text: text encoder's output of the empty prompt, which stands for no text.
+        key: random key.
+        drop_text, drop_references: how often.
+    """
+    text_key, view_key = jax.random.split(key)
+    batch = clip.text.shape[:1]
+    silent = jax.random.bernoulli(text_key, drop_text, batch)
+    alone = jax.random.bernoulli(view_key, drop_references, batch)
+    conditions = dataclasses.replace(
+        clip.conditions,
+        reference_valid=clip.conditions.reference_valid & ~alone[:, None],
+    )
+    text = jnp.where(silent[:, None, None], null_text[None].astype(clip.text.dtype), clip.text)
+    return dataclasses.replace(clip, conditions=conditions, text=text)
+
+
+def stratified_sigmas(key: Key[Array, ""], batch: int, shift: float) -> Float[Array, "b"]:
+    """Noise levels of a batch, one in each of its equal strata, then shifted.
+
+    Strata leave less variance from step to step than independent draws.
+    """
+    u = (jnp.arange(batch) + jax.random.uniform(key, (batch,))) / batch
+    return shift_sigmas(u, shift)
+
+
+def velocity_error(
+    model: WorldStereo,
+    params: PyTree,
+    clip: TrainingClip,
+    sigma: Float[Array, "b"],
+    noise: Float[Array, "b f lh lw 16"],
+) -> Float[Array, "b"]:
+    """Mean squared error of the predicted velocity of each clip, in float32.
+
+    Args:
+        model: the transformer; its type, rematerialisation and sharding are the caller's choice.
+        params: its parameters.
+        clip: a batch.
+        sigma: noise levels, 0 .. 1.
+        noise: standard normal.
+    """
+    target = clip.target.astype(jnp.float32)
+    x = add_noise(target, noise, sigma)
+    told = clip.conditions
+    output = denoise_official(
+        model,
+        model.config,
+        params,
+        x,
+        sigma * TRAIN_TIMESTEPS,
+        told,
+        clip.text,
+        clip.image,
+        reading_pattern(told),
+    )
+    error = output.astype(jnp.float32) - flow_target(target, noise)
+    return (error**2).mean((1, 2, 3, 4))
+
+
+def official_loss(
+    model: WorldStereo,
+    params: PyTree,
+    clip: TrainingClip,
+    null_text: Float[Array, "l ct"],
+    key: Key[Array, ""],
+    *,
+    shift: float = SHIFT,
+    drop_text: float = DROP_TEXT,
+    drop_references: float = DROP_REFERENCES,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Flow-matching loss of a batch at random noise levels.
+
+    Args:
+        model, params, clip: see `velocity_error`.
+        null_text: see `drop_inputs`.
+        key: random key of noise levels, noise and what is taken away.
+        shift: flow shift of the noise levels.
+        drop_text, drop_references: how often text and stored views are taken away.
+
+    Returns:
+        The loss, and for each third of the noise levels what it adds to the loss (`error_low` ..)
+        and its share of the clips (`share_low` ..). A third may be empty in one batch, so their
+        ratio is taken of means over many steps: the mean error there.
+    """
+    drop_key, sigma_key, noise_key = jax.random.split(key, 3)
+    clip = drop_inputs(
+        clip, null_text, drop_key, drop_text=drop_text, drop_references=drop_references
+    )
+    sigma = stratified_sigmas(sigma_key, clip.target.shape[0], shift)
+    noise = jax.random.normal(noise_key, clip.target.shape, jnp.float32)
+    error = velocity_error(model, params, clip, sigma, noise)
+    third = jnp.minimum(jnp.floor(3 * sigma), 2)
+    metrics = {}
+    for number, name in enumerate(("low", "middle", "high")):
+        inside = third == number
+        metrics[f"error_{name}"] = jnp.where(inside, error, 0.0).mean()
+        metrics[f"share_{name}"] = inside.mean(dtype=jnp.float32)
+    return error.mean(), metrics
+
+
+def in_compute_type(params: PyTree, dtype: jax.typing.DTypeLike) -> PyTree:
+    """Parameters brought into the type that is computed in, once before all layers.
+
+    The model then holds them as sampling does; their gradients arrive in the type of `params`.
+    """
+    return jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params
+    )
