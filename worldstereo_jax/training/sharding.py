@@ -21,8 +21,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import optax
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels import AttentionSharding
 from worldstereo_jax.array_types import PyTree
@@ -240,7 +240,12 @@ def parse_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
             f"mesh is {text!r}: data={shape[0]}, expected a multiple of the {slices} slices, "
             "between which the links are slow"
         )
-    if slices == 1:
-        return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=chosen)
     within = (shape[0] // slices, *shape[1:])
-    return Mesh(create_hybrid_device_mesh(within, (slices, 1, 1), chosen), AXES)
+    if slices == 1:
+        # A torus of 4 x 4 x 4 chips has no axis of 8 without.
+        array = create_device_mesh(within, chosen, allow_split_physical_axes=True)
+    else:
+        array = create_hybrid_device_mesh(
+            within, (slices, 1, 1), chosen, allow_split_physical_axes=True
+        )
+    return Mesh(array, AXES)

@@ -1,0 +1,224 @@
+"""A training step of the 14B memory model at its working size, compiled for pods that are not here.
+
+    python experiments/aot_train_14b.py [--pods 0 1 ...] [--patterns dense correspondence]
+
+One step of the "memory" stage (all but cross-attention trains): flow-matching loss, gradients,
+clipping, AdamW; float32 parameters and moments, bfloat16 computation, every layer computed again on
+the way back. Per sample 21 latent frames of 60 x 104 (32,760 target tokens), 8 references (12,480),
+512 text and 257 image tokens. The layout is `training.sharding.TrainLayout`'s, the step that
+`training.state.make_train_step` makes; XLA:TPU and Mosaic compile it whole (jax 0.10.2 with
+libtpu), and the bytes per chip are the compiled program's. The correspondence pattern builds its
+masks in the step, from the geometry of the samples' tokens.
+
+Nothing is timed: there is no pod. Collectives are counted in the compiled program, where a scanned
+layer stands once for all.
+"""
+
+import argparse
+import collections
+import os
+import re
+import time
+import typing
+from pathlib import Path
+
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Another process may hold libtpu's lock; nothing here touches a chip.
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+import pallas_kernels as pk
+from worldstereo_jax.config import get_preset
+from worldstereo_jax.evaluation.report import Table, write_section
+from worldstereo_jax.interop.layer_stacks import from_flat
+from worldstereo_jax.interop.official import parameter_shapes
+from worldstereo_jax.sampling.official_conditions import OfficialConditions
+from worldstereo_jax.training.official_objective import (
+    TrainingClip,
+    in_compute_type,
+    official_loss,
+    stage_parameters,
+)
+from worldstereo_jax.training.sharding import SAMPLES, TrainLayout, parse_mesh
+from worldstereo_jax.training.state import (
+    TrainState,
+    freeze_rest,
+    init_train_state,
+    make_train_step,
+    train_only,
+)
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+TITLE = "A training step of the 14B memory model, ahead of time"
+FRAMES, ROWS, COLUMNS, VIEWS = 21, 60, 104, 8
+STAGE = "memory"
+PATTERNS = ("dense", "correspondence")
+
+
+class Pod(typing.NamedTuple):
+    """Chips: topology, mesh, gigabytes of each."""
+
+    topology: str
+    mesh: str
+    capacity: int
+
+
+PODS = (
+    Pod("v5p:2x2x2", "fsdp=1,model=8", 95),
+    Pod("v5p:4x4x4", "fsdp=8,model=8", 95),
+    Pod("v6e:8x8", "fsdp=8,model=8", 32),
+    Pod("v5e:16x16", "fsdp=32,model=8", 16),
+    Pod("v5p:4x4x4", "data=2,fsdp=8,model=4", 95),
+)
+HEADER = (
+    "pod", "mesh", "samples", "pattern", "GB per chip", "state and batch GB", "temporary GB",
+    "together GB", "attention kernels", "all-gather", "reduce-scatter", "all-reduce", "other",
+    "compile seconds",
+)  # fmt: skip
+
+
+def abstract_clip(batch: int, pattern: str) -> TrainingClip:
+    """Shapes of a batch."""
+
+    def array(*shape: int, dtype: typing.Any = jnp.float32) -> typing.Any:
+        return jax.ShapeDtypeStruct((batch, *shape), dtype)
+
+    latent, pixels = (FRAMES, ROWS, COLUMNS), (FRAMES, 8 * ROWS, 8 * COLUMNS)
+
+    def geometry(frames: int, views: int) -> typing.Any:
+        position = array(frames * ROWS * COLUMNS // 4, 3)
+        return jax.eval_shape(
+            lambda x: pk.make_token_geometry(x, radius=1.0, views=views), position
+        )
+
+    masked = pattern == "correspondence"
+    conditions = OfficialConditions(
+        condition=array(*latent, 20),
+        render_latent=array(*latent, 16),
+        render_mask=array(*pixels, dtype=jnp.bfloat16),
+        plucker=array(*pixels, 6, dtype=jnp.bfloat16),
+        camera=array(FRAMES, 7),
+        reference=array(VIEWS, ROWS, COLUMNS, 36),
+        reference_index=array(VIEWS, dtype=jnp.int32),
+        reference_camera=array(VIEWS, 7),
+        reference_valid=array(VIEWS, dtype=jnp.bool_),
+        # One geometry of all frames a clip, which the model's call merges.
+        target_geometry=geometry(FRAMES, VIEWS) if masked else None,
+        reference_geometry=geometry(VIEWS, FRAMES) if masked else None,
+    )
+    return TrainingClip(
+        conditions=conditions,
+        text=array(512, 4096, dtype=jnp.bfloat16),
+        image=array(257, 1280, dtype=jnp.bfloat16),
+        target=array(*latent, 16),
+    )
+
+
+def lowered_step(layout: TrainLayout, batch: int, pattern: str) -> typing.Any:
+    """The training step for a layout, lowered with abstract state and batch."""
+    config = get_preset("wan_14b_memory").replace(attention_pattern=pattern)
+    model = layout.model(config)
+    shapes = parameter_shapes(config)
+    params = from_flat({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()})
+    chosen = stage_parameters(params, STAGE)
+    optimizer = train_only(
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5, weight_decay=0.01)), chosen
+    )
+
+    def loss(params: typing.Any, given: typing.Any, key: jax.Array) -> typing.Any:
+        clip, null_text = given
+        params = in_compute_type(freeze_rest(params, chosen), config.compute_dtype)
+        return official_loss(model, params, clip, null_text, key)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state: TrainState = jax.eval_shape(
+        lambda params, key: init_train_state(params, optimizer, key, with_ema=False), params, key
+    )
+    places = layout.state(state)
+
+    def laid(x: typing.Any, sharding: NamedSharding) -> typing.Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    samples = NamedSharding(layout.mesh, PartitionSpec(SAMPLES))
+    clip = jax.tree.map(lambda x: laid(x, samples), abstract_clip(batch, pattern))
+    null_text = jax.ShapeDtypeStruct((512, 4096), jnp.bfloat16, sharding=layout.whole)
+    step: typing.Any = make_train_step(loss, optimizer, places=places)
+    return step.lower(jax.tree.map(laid, state, places), (clip, null_text))
+
+
+def collectives_in(program: str) -> dict[str, int]:
+    """How often the compiled program exchanges data, by kind."""
+    kinds = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+    found = re.findall(rf"= \S+ ({'|'.join(kinds)})(?:-start)?\(", program)
+    return collections.Counter(found)
+
+
+def row_of(pod: Pod, pattern: str) -> tuple[str, ...]:
+    """Compile for one pod."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=pod.topology).devices
+    layout = TrainLayout(parse_mesh(pod.mesh, devices))
+    # One sample for every chip along data and fsdp.
+    batch = int(np.prod([layout.mesh.shape[axis] for axis in SAMPLES]))
+    start = time.perf_counter()
+    lowered = lowered_step(layout, batch, pattern)
+    name = (pod.topology, pod.mesh, str(batch), pattern, str(pod.capacity))
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        # Expected where a pod is too small: the compiler says by how much.
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(*name, str(error)[:600], flush=True)
+        return (*name, *["does not fit"] * 3, *[""] * 6)
+    seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    sizes = (memory.argument_size_in_bytes, memory.temp_size_in_bytes)
+    text = compiled.as_text()
+    found = collectives_in(text)
+    kernels = len(re.findall(r'custom_call_target="tpu_custom_call"', text))
+    named = [found.pop(kind, 0) for kind in ("all-gather", "reduce-scatter", "all-reduce")]
+    row = (
+        *name, *(f"{x / 1e9:.2f}" for x in (*sizes, sum(sizes))), str(kernels),
+        *map(str, named), str(sum(found.values())), f"{seconds:.0f}",
+    )  # fmt: skip
+    print(*row, flush=True)
+    return row
+
+
+def main() -> None:
+    """Compile, record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--pods", type=int, nargs="*", default=list(range(len(PODS))))
+    parser.add_argument("--patterns", nargs="*", choices=PATTERNS, default=list(PATTERNS))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    rows: list[tuple[str, ...]] = []
+    for pod in (PODS[index] for index in options.pods):
+        for pattern in options.patterns:
+            rows.append(row_of(pod, pattern))
+            about = (
+                f"The stage {STAGE!r} of {FRAMES} latent frames and {VIEWS} references, one sample "
+                "for every chip along data and fsdp. Gigabytes (10^9) per chip as the compiled "
+                "program states them; the state is given back in place. Kernels and collectives "
+                "are counted in the compiled program, where a scanned layer stands once. Nothing "
+                "was timed."
+            )
+            # After every program: a later one may take the whole machine down.
+            table = Table(HEADER, rows)
+            write_section(
+                options.results,
+                TITLE,
+                [about, table],
+                command="python experiments/aot_train_14b.py",
+            )
+
+
+if __name__ == "__main__":
+    main()
