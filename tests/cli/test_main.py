@@ -86,7 +86,7 @@ def test_an_interruption_says_so_and_a_bug_is_not_hidden(capsys, monkeypatch):
 
     _install(monkeypatch, interrupted)
     assert main(["fake"]) == 130
-    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert "interrupted before its result was complete" in capsys.readouterr().err
 
     def broken(options):
         raise ValueError("a bug")

@@ -42,7 +42,7 @@ def folder(tmp_path):
 def test_inspect_prints_and_draws(folder, capsys):
     assert main(["memory", "inspect", str(folder)]) == 0
     said = capsys.readouterr().out
-    assert "2 of 3 (2 of clip 7), 32 x 48 pixels" in said
+    assert "2 of 3 (2 of clip 1), 32 x 48 pixels" in said
     assert "made by model tiny" in said
     assert "descriptor.census uint32 5 x 2" in said
     assert "entries     5, 0 found no room" in said

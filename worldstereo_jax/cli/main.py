@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{program}: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; nothing was written", file=sys.stderr)
+        print(f"{program}: interrupted before its result was complete", file=sys.stderr)
         return 130
 
 

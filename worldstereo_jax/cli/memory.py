@@ -89,7 +89,12 @@ def describe(
     optional: dict[str, np.ndarray],
 ) -> str:
     """The figures as text, a section for each memory."""
-    sources = ", ".join(f"{count} of clip {number}" for number, count in report.sources.items())
+    # Numbers in the memory only tell clips apart; here they count the clips that are left.
+    later = (count for number, count in report.sources.items() if number > 0)
+    sources = ", ".join(
+        ([f"{report.sources[0]} of the beginning"] if 0 in report.sources else [])
+        + [f"{count} of clip {place}" for place, count in enumerate(later, start=1)]
+    )
     height, width = stereo.images.shape[1:3]
     lines = [
         f"{folder}, made by model {model}",
