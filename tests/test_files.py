@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 from pathlib import Path
@@ -117,3 +118,20 @@ def test_a_relative_folder_is_where_it_was_named(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path / "elsewhere")
         (temporary / "file").write_text("f")
     assert _names(tmp_path) == ["elsewhere", "out"]
+
+
+@pytest.mark.parametrize("write", [atomic_write, atomic_folder])
+def test_a_refusal_names_the_result_and_not_a_temporary_file(tmp_path, write):
+    def refused(path: Path, number: int, name: str | None):
+        with pytest.raises(OSError, match=r".*") as found, write(path):
+            raise OSError(number, os.strerror(number), name)
+        assert _names(tmp_path) == []
+        return found.value
+
+    full = refused(tmp_path / "out", errno.ENOSPC, None)
+    assert (full.errno, full.filename) == (errno.ENOSPC, str(tmp_path / "out"))
+    missing = refused(tmp_path / "out", errno.ENOENT, "input")
+    assert missing.filename == "input"
+    with pytest.raises(OSError, match="too long") as found, write(tmp_path / ("a" * 300)):
+        pass
+    assert found.value.filename == str(tmp_path / ("a" * 300))

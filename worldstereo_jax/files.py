@@ -1,11 +1,27 @@
 """Writing files and folders so that a crash never leaves half of one under the final name."""
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+REFUSALS = frozenset(
+    {
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.ENAMETOOLONG,
+        errno.ENOSPC,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+"""Numbers of the OSErrors by which a disk, or who owns it, refuses a file: nothing is wrong with
+the program."""
 
 
 @contextlib.contextmanager
@@ -13,22 +29,24 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it onto `path` when the block succeeds.
 
     The temporary name keeps the suffix, since writers such as PyAV choose a format by it.
-    When the block raises, the temporary file is removed and `path` is left as it was.
+    When the block raises, the temporary file is removed and `path` is left as it was. An OSError of
+    `REFUSALS` names `path`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix or ".tmp"
-    )
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp makes private files; give the result the permissions any new file would have.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix or ".tmp"
+        )
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            # mkstemp makes private files; give the result the permissions any new file would have.
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -36,9 +54,15 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; swap it in for `path` when the block succeeds.
 
     A folder already at `path` is replaced only after everything was written. When the block
-    raises, the temporary folder is removed, and parents that were made for it, too.
+    raises, the temporary folder is removed, and parents that were made for it, too. An OSError of
+    `REFUSALS` names `path`.
     """
-    path = Path(path).resolve()
+    with _naming(Path(path)), _swapped_in(Path(path).resolve()) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def _swapped_in(path: Path) -> Iterator[Path]:
     made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     # Holds the new folder and, for a moment, the old one; removed whatever happens.
@@ -66,6 +90,17 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             # Fails where something was written, which is then to stay.
             with contextlib.suppress(OSError):
                 parent.rmdir()
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let a refusal name the result that was to be written, instead of a temporary file or none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def _umask() -> int:

@@ -136,7 +136,7 @@ def test_the_clip_is_drawn_beside_the_entries_it_was_made_from(first):
 def test_the_same_seed_gives_the_same_bytes_and_replaces_what_was_there(first, room):
     out = room / "again"
     (out / "stale").mkdir(parents=True)
-    (out / "run.json").write_text("{}")
+    (out / "run.json").write_text('{"clips": ["stale"]}')
     _generate(room / "image.png", *_arguments(room), "--overwrite", "--out", out)
     for name in ("video.mp4", "render.mp4", "points.ply", "memory/spatial_stereo.safetensors"):
         assert (out / name).read_bytes() == (first / name).read_bytes()

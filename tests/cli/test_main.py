@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -85,7 +86,7 @@ def test_an_interruption_says_so_and_a_bug_is_not_hidden(capsys, monkeypatch):
 
     _install(monkeypatch, interrupted)
     assert main(["fake"]) == 130
-    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert "interrupted before its result was complete" in capsys.readouterr().err
 
     def broken(options):
         raise ValueError("a bug")
@@ -95,19 +96,78 @@ def test_an_interruption_says_so_and_a_bug_is_not_hidden(capsys, monkeypatch):
         main(["fake"])
 
 
-def test_sigterm_passes_through_cleanup_and_the_handler_is_put_back(monkeypatch):
+def test_a_refusing_disk_is_one_sentence_and_other_errors_stay(capsys, monkeypatch):
+    def full(options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/x")
+
+    _install(monkeypatch, full)
+    assert main(["fake"]) == 2
+    assert capsys.readouterr().err == "worldstereo fake: out/x: No space left on device\n"
+
+    def broken(options):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "a bug")
+
+    _install(monkeypatch, broken)
+    with pytest.raises(FileNotFoundError, match="a bug"):
+        main(["fake"])
+
+
+_PRINTING = """
+import sys, types
+from worldstereo_jax.cli import main as command_line
+fake = types.ModuleType("fake_command")
+fake.parser = lambda: types.SimpleNamespace(parse_args=list)
+fake.run = lambda options: print("\u2588" * 100_000)
+sys.modules["fake_command"] = fake
+command_line.COMMANDS["fake"] = ("fake_command", "")
+command_line._start_quickly = lambda: None
+sys.argv = ["worldstereo", "fake"]
+sys.exit(command_line.main())
+"""
+
+
+@pytest.mark.parametrize(("reader", "codes"), [("head -c 3", "141 0"), ("cat > /dev/null", "0 0")])
+def test_output_may_go_to_few_characters_or_to_nobody(reader, codes):
+    line = f'"{sys.executable}" -c "$PROGRAM" | {reader}; echo "${{PIPESTATUS[@]}}"'
+    variables = os.environ | {"PROGRAM": _PRINTING, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        ["bash", "-c", line], env=variables, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1].endswith(codes)
+    assert done.stderr == ""
+
+
+def _signalled(monkeypatch, number: int) -> tuple[object, list[bool]]:
+    """What a command ends with that sends itself a signal, and whether it cleaned up."""
     cleaned = []
 
     def run(options):
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         finally:
             cleaned.append(True)
 
-    before = signal.getsignal(signal.SIGTERM)
     _install(monkeypatch, run)
-    with pytest.raises(SystemExit) as end:
-        main(["fake"])
-    assert end.value.code == 143
-    assert cleaned == [True]
-    assert signal.getsignal(signal.SIGTERM) is before
+    try:
+        return main(["fake"]), cleaned
+    except SystemExit as end:
+        return end.code, cleaned
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_pass_through_cleanup_and_the_handler_is_put_back(monkeypatch, number):
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        assert _signalled(monkeypatch, number) == (128 + number, [True])
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_command_outlives_its_terminal_where_asked_to(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert _signalled(monkeypatch, signal.SIGHUP) == (0, [True])
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

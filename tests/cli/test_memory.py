@@ -42,7 +42,7 @@ def folder(tmp_path):
 def test_inspect_prints_and_draws(folder, capsys):
     assert main(["memory", "inspect", str(folder)]) == 0
     said = capsys.readouterr().out
-    assert "2 of 3 (2 of clip 7), 32 x 48 pixels" in said
+    assert "2 of 3 (2 of clip 1), 32 x 48 pixels" in said
     assert "made by model tiny" in said
     assert "descriptor.census uint32 5 x 2" in said
     assert "entries     5, 0 found no room" in said
@@ -61,6 +61,26 @@ def test_the_picture_goes_where_it_is_wanted(folder, tmp_path, capsys):
     assert main(["memory", "inspect", str(folder), "--picture", str(tmp_path / "p.png")]) == 0
     assert (tmp_path / "p.png").is_file()
     assert not (tmp_path / "memory.png").exists()
+
+
+def test_the_picture_is_named_after_the_folder(folder, capsys):
+    # Dollar signs in the title are no formula.
+    other = folder.rename(folder.with_name("of $\\x$"))
+    assert main(["memory", "inspect", str(other)]) == 0
+    assert other.with_name(f"{other.name}.png").is_file()
+    assert not other.with_name("memory.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("photo.jpg", "must end in .png"), ("photo.jpg/a.png", "is a file")]
+)
+def test_a_picture_replaces_no_photograph(folder, tmp_path, capsys, name, said):
+    (tmp_path / "photo.jpg").write_text("mine")
+    assert main(["memory", "inspect", str(folder), "--picture", str(tmp_path / name)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert (tmp_path / "photo.jpg").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

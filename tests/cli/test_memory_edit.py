@@ -64,9 +64,9 @@ def test_prune_and_select_keep_what_was_asked(folders, tmp_path):
     chosen = ["--views", "0", "1"]
     assert main(["memory", "select", str(folders[2]), *chosen, "--out", str(tmp_path / "s")]) == 0
     assert held(tmp_path / "s") == held(folders[1])
-    box = ["--box", "50", "50", "50", "60", "60", "60"]
+    box = ["--box", "-50", "-50", "-50", "50", "50", "50"]
     assert main(["memory", "select", str(folders[2]), *box, "--out", str(tmp_path / "b")]) == 0
-    assert held(tmp_path / "b") == (0, 0, 0)
+    assert held(tmp_path / "b") == held(folders[2])
     assert views == 4
 
 
@@ -86,6 +86,8 @@ def test_merge_joins_two_memories(folders, tmp_path):
         (["prune", "2"], "needs a budget"),
         (["select", "2", "--views", "7"], "views 0 to 3"),
         (["select", "2"], "required"),
+        (["select", "2", "--box", *"000001"], "would be left; it holds 4 views, and points from"),
+        (["select", "2", "--box", *"00000", "nan"], "--box: its corners must be finite"),
         (["merge", "2", "nowhere"], "does not exist"),
     ],
 )
@@ -97,6 +99,17 @@ def test_mistakes_are_one_sentence(folders, tmp_path, capsys, arguments, said):
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_places_where_nothing_can_be_written_are_named_first(folders, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for action in ("undo", "surface"):
+        out = tmp_path / "file" / "x.ply"
+        assert main(["memory", action, str(folders[2]), "--out", str(out)]) == 2
+        assert f"--out {out} cannot be made: {tmp_path / 'file'} is a file" in (
+            capsys.readouterr().err
+        )
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_nothing_is_overwritten_and_a_broken_record_is_named(folders, tmp_path, capsys):

@@ -4,7 +4,13 @@ import os
 import jax.numpy as jnp
 import pytest
 
-from worldstereo_jax.cli.outputs import RUN_FILE, check_output_folder, params_hash, write_run
+from worldstereo_jax.cli.outputs import (
+    RUN_FILE,
+    check_output_folder,
+    params_hash,
+    results_folder,
+    write_run,
+)
 from worldstereo_jax.errors import InputError
 
 
@@ -24,7 +30,40 @@ def test_results_are_replaced_only_when_asked_and_other_files_never(tmp_path):
     (tmp_path / RUN_FILE).write_text("{}")
     with pytest.raises(InputError, match="already holds files"):
         check_output_folder(tmp_path, overwrite=False)
+    with pytest.raises(InputError, match=r"also holds photo\.jpg"):
+        check_output_folder(tmp_path, overwrite=True)
+    (tmp_path / "photo.jpg").unlink()
     check_output_folder(tmp_path, overwrite=True)
+
+
+def test_a_run_replaces_the_clips_that_its_record_tells_of(tmp_path):
+    for name in ("view0", "memory", "other"):
+        (tmp_path / name).mkdir()
+    record = tmp_path / RUN_FILE
+    record.write_text(json.dumps({"clips": ["view0/traj0"]}))
+    with pytest.raises(InputError, match="also holds other"):
+        check_output_folder(tmp_path, overwrite=True)
+    (tmp_path / "other").rmdir()
+    check_output_folder(tmp_path, overwrite=True)
+    for nonsense in ("[]", "{", '{"clips": 3}'):
+        record.write_text(nonsense)
+        with pytest.raises(InputError, match="no record of a run"):
+            check_output_folder(tmp_path, overwrite=True)
+
+
+def test_results_of_a_command_that_was_faster_stay(tmp_path):
+    def run(*, overwrite: bool, faster: bool):
+        with results_folder(tmp_path / "out", overwrite=overwrite) as folder:
+            (folder / RUN_FILE).write_text("{}")
+            if faster:
+                run(overwrite=False, faster=False)
+                (tmp_path / "out" / "video.mp4").write_text("of the other")
+
+    with pytest.raises(InputError, match="already holds files"):
+        run(overwrite=False, faster=True)
+    assert (tmp_path / "out" / "video.mp4").read_text() == "of the other"
+    run(overwrite=True, faster=False)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", RUN_FILE]
 
 
 def test_places_where_no_folder_can_be_made_are_refused(tmp_path, monkeypatch):

@@ -59,3 +59,26 @@ def test_what_the_user_has_set_stays(tmp_path, chosen):
 def test_without_a_cache_variable_the_home_folder_holds_it(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder({}) == tmp_path / ".cache" / "worldstereo_jax" / "compiled"
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("worldstereo_jax.cli.process.Path.home", no_home)
+    assert cache_folder({}) is None
+
+
+def test_a_cache_that_cannot_be_made_is_done_without_and_without_a_warning(tmp_path):
+    (tmp_path / "file").write_text("")
+    inherited = {
+        name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=inherited | {"XDG_CACHE_HOME": str(tmp_path / "file")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""

@@ -57,6 +57,22 @@ def test_grey_alpha_and_sixteen_bits_become_rgb(tmp_path):
         np.testing.assert_allclose(read, 51 / 127.5 - 1, atol=1e-5)
 
 
+def test_floating_point_grey_is_refused_instead_of_turning_black(tmp_path):
+    Image.fromarray(np.full((4, 6), 0.5, np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(InputError, match=r"a\.tiff holds floating-point grey"):
+        images.read_image(tmp_path / "a.tiff")
+
+
+def test_a_large_photograph_is_read_without_a_warning(tmp_path, monkeypatch, recwarn):
+    Image.fromarray(_picture(8, 20)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert images.read_image(tmp_path / "a.png").shape == (8, 20, 3)
+    assert not recwarn.list
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(InputError, match=r"a\.png cannot be read as an image"):
+        images.read_image(tmp_path / "a.png")
+
+
 def test_a_turned_photograph_is_read_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise by a quarter

@@ -96,8 +96,20 @@ def test_a_bare_picture_is_a_scene_without_cameras(tmp_path):
     images.write_image(tmp_path / "holiday.png", _image())
     scene = scene_folders.read_scene(tmp_path / "holiday.png", (12, 20))
     assert isinstance(scene, scene_folders.SingleViewScene)
-    assert (scene.name, scene.prompt, scene.w2c, scene.intrinsics) == ("holiday", "", None, None)
+    assert (scene.name, scene.prompt, scene.w2c) == ("holiday", "", None)
     assert scene.image.shape == (12, 20, 3)
+
+
+def test_a_resized_picture_is_seen_under_the_angles_it_was_taken_under(tmp_path):
+    images.write_image(tmp_path / "wide.png", np.zeros((20, 200, 3), np.float32))
+    scene = scene_folders.read_scene(tmp_path / "wide.png", (12, 20))
+    assert isinstance(scene, scene_folders.SingleViewScene)
+    tangents = np.array([20, 12]) / (2 * scene.intrinsics[0, [0, 1], [0, 1]])
+    across, up = 2 * np.degrees(np.arctan(tangents))
+    np.testing.assert_allclose(across, 60, rtol=1e-5)
+    np.testing.assert_allclose(tangents[0], 10 * tangents[1], rtol=1e-5)
+    assert up < 7
+    np.testing.assert_allclose(scene.intrinsics[0, :2, 2], [10, 6])
 
 
 def test_default_intrinsics_span_sixty_degrees_over_the_longer_side():

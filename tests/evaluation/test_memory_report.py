@@ -73,7 +73,7 @@ def test_an_empty_memory_has_no_figures():
 @pytest.mark.parametrize("shifts", [[0.0], [0.0, 3.0], [0.0, 0.3, 0.6]])
 def test_any_memory_can_be_drawn(shifts):
     memory = _wall(shifts)
-    picture = memory_picture(memory, report_memory(memory), title="a wall")
+    picture = memory_picture(memory, report_memory(memory), title="of $\\x$ \udcff")
     assert picture.shape[2] == 4
     assert picture.dtype == np.uint8
     assert len(np.unique(picture.reshape(-1, 4), axis=0)) > 20

@@ -120,6 +120,7 @@ def test_spline_runs_from_first_to_last_keyframe_in_the_first_ones_frame():
         ({"name": "orbit", "frames": 9, "pivot_depth": 0.0}, "pivot depth"),
         ({"name": "orbit", "frames": 9, "amplitude": float("nan")}, "amplitude"),
         ({"name": "dolly", "frames": 9, "amplitude": 1e3}, None),
+        ({"name": "dolly", "frames": 9, "amplitude": -1e30}, "from -1000 to 1000"),
         ({"name": "up", "frames": 9, "amplitude": 5.6}, "too large"),
         ({"name": "spline", "frames": 9}, "cameras to pass through"),
         ({"name": "spline", "frames": 9, "keyframes": np.eye(4)[None]}, "at least 2"),

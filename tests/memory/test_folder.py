@@ -1,5 +1,7 @@
+import errno
 import json
 import re
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +55,18 @@ def test_saved_and_loaded_is_the_same_bit_by_bit(memories, folder):
         np.testing.assert_array_equal(a, b)
     assert int(loaded[1].overflow) == 1
     assert load_optional_fields(folder) == {}
+
+
+def test_a_disk_that_refuses_leaves_nothing_and_says_why(memories, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            save_memory(tmp_path / "memory", *memories, model="tiny-1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / "memory"))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.row("S33")

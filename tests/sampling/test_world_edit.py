@@ -1,15 +1,21 @@
 """A world's whole memory edited: points, keyframes and entries stay in step."""
 
+import dataclasses
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.small_world import ROLLOUT
+from tests.small_world import ROLLOUT, WORLD
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import project
 from worldstereo_jax.memory.entry_views import has_view
-from worldstereo_jax.sampling.world import Cameras, empty_memory, remember_frames
+from worldstereo_jax.sampling.compiled import CompiledRollout
+from worldstereo_jax.sampling.official_rollout import OfficialClip, OfficialRollout
+from worldstereo_jax.sampling.rollout import Clip, write_back
+from worldstereo_jax.sampling.world import Cameras, WorldMemory, empty_memory, remember_frames
 from worldstereo_jax.sampling.world_edit import (
     begin_clip,
     forget_last_clip,
@@ -88,6 +94,33 @@ def test_a_history_undoes_whatever_was_done(scene, first):
 
 
 @pytest.mark.row("S30")
+def _goes_on(scene, memory, frame: int) -> list[WorldMemory]:
+    """The memory after a clip of one frame, as every rollout remembers it."""
+    part = jnp.asarray([frame] * 2)  # the first of a clip is never a keyframe
+    config = dataclasses.replace(ROLLOUT, frames=2, keyframes=1)
+    cameras = Cameras(w2c=scene["w2c"][part], intrinsics=scene["intrinsics"][part])
+    video, depth = scene["image"][part], scene["depth"][part]
+    clip = Clip(video, depth, cameras, None)
+    world = dataclasses.replace(WORLD, rollout=config)
+    compiled = types.SimpleNamespace(config=config)
+    official = types.SimpleNamespace(world=world)
+    return [
+        write_back(world, memory, clip),
+        CompiledRollout.remember(compiled, memory, clip),
+        OfficialRollout.remember(official, memory, OfficialClip(video, depth, cameras, None, None)),
+    ]
+
+
+@pytest.mark.row("S33")
+def test_after_a_selection_the_clip_that_comes_next_is_the_one_undone(scene, second):
+    # Views of the beginning and of clip 2: as many as there are clips.
+    chosen = replay_keyframes(ROLLOUT, second, np.isin(np.arange(second.stereo.capacity), [0, 3]))
+    assert np.asarray(chosen.stereo.source[:2]).tolist() == [0, 2]
+    for grown in _goes_on(scene, chosen, 1):
+        assert np.asarray(grown.stereo.source[:3]).tolist() == [0, 2, 3]
+        assert_same(forget_last_clip(ROLLOUT, grown), chosen)
+
+
 @pytest.mark.row("S33")
 def test_a_pruned_world_grows_on_with_its_entries_in_step(scene, second):
     budget = int(second.entries.count) // 2

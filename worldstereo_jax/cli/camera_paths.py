@@ -80,7 +80,7 @@ def plan_jobs(
             Job(_label(t), t.prompt, spread(t.w2c, t.intrinsics, frames))
             for t in _choose(scene, trajectories)
         ]
-    if scene.w2c is None or scene.intrinsics is None:
+    if scene.w2c is None:
         raise InputError(
             f"{scene.name} is a bare image: --camera FILE or one of {', '.join(path_names())} "
             "is needed"

@@ -19,6 +19,7 @@ from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.outputs import (
     check_output_folder,
     params_hash,
+    results_folder,
     write_clip,
     write_memory,
     write_run,
@@ -33,7 +34,6 @@ from worldstereo_jax.evaluation.memory_gain import (
     revisit_metrics,
     told_as,
 )
-from worldstereo_jax.files import atomic_folder
 from worldstereo_jax.interop.shipped import load_world
 from worldstereo_jax.sampling.compiled import compile_rollout
 from worldstereo_jax.sampling.rollout import Clip
@@ -100,7 +100,10 @@ def run(options: argparse.Namespace) -> None:
                     **revisit_metrics(scene, clip.video, first.video),
                     **frame_metrics(clip.video, scene["revisit_image"]),
                 }
-        with stages.stage("writing"), atomic_folder(options.out) as folder:
+        with (
+            stages.stage("writing"),
+            results_folder(options.out, overwrite=options.overwrite) as folder,
+        ):
             write_clip(folder / "first", first, "The first clip, from one image and its depth")
             write_clip(folder / "revisit", clips[BOTH], "The second clip, with both memories")
             write_memory(folder, rollout.remember(memory, clips[BOTH]), world.name)

@@ -18,6 +18,7 @@ from worldstereo_jax.cli.outputs import (
     check_output_folder,
     memory_counts,
     params_hash,
+    results_folder,
     write_agreement,
     write_clip,
     write_memory,
@@ -31,7 +32,6 @@ from worldstereo_jax.cli.scene_input import (
 )
 from worldstereo_jax.data.scene_folders import PanoramaScene
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.files import atomic_folder
 from worldstereo_jax.geometry.trajectories import path_names, unknown_name
 from worldstereo_jax.interop.shipped import SHIPPED, load_world
 from worldstereo_jax.sampling.compiled import compile_rollout
@@ -137,7 +137,10 @@ def run(options: argparse.Namespace) -> None:
     def tell(step: int) -> None:
         stages.note(f" step {step + 1} of {config.steps}")
 
-    with Stages(3 * len(jobs) + 2) as stages, atomic_folder(options.out) as folder:
+    with (
+        Stages(3 * len(jobs) + 2) as stages,
+        results_folder(options.out, overwrite=options.overwrite) as folder,
+    ):
         stages.seconds["reading and loading"] = reading
         with stages.stage("beginning the memory"), ThreadPoolExecutor(1) as aside:
             on_step = tell if config.steps > 1 else None

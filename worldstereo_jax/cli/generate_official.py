@@ -22,6 +22,7 @@ from worldstereo_jax.cli.official_options import parse_size
 from worldstereo_jax.cli.outputs import (
     check_output_folder,
     memory_counts,
+    results_folder,
     write_clip,
     write_memory,
     write_run,
@@ -34,7 +35,6 @@ from worldstereo_jax.data.scene_folders import (
     read_scene,
 )
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.files import atomic_folder
 from worldstereo_jax.geometry.splat import OFFICIAL_RADIUS_NDC
 from worldstereo_jax.interop.official_pipeline import (
     OFFICIAL_SCALE,
@@ -129,7 +129,10 @@ def run_official(options: argparse.Namespace) -> None:
         "choices": _recorded(choices),
         "clips": [job.name for job in jobs],
     }
-    with Stages(3 + 2 * len(jobs) + 1) as stages, atomic_folder(options.out) as folder:
+    with (
+        Stages(3 + 2 * len(jobs) + 1) as stages,
+        results_folder(options.out, overwrite=options.overwrite) as folder,
+    ):
         stages.seconds["reading"] = round(time.perf_counter() - started, 3)
         with stages.stage("encoding the prompts"):
             prompts = _prompts(files, jobs, options, dtype, mesh)

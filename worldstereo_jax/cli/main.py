@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 import worldstereo_jax
 from worldstereo_jax.cli.arguments import ArgumentParser
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.files import REFUSALS
 
 # name -> (module, one line). A module is imported only when chosen, since jax takes seconds to
 # load; it has `parser()` and `run(options)`, which may return an exit code.
@@ -30,7 +32,8 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; returns the process's exit code.
 
-    Input that a person can mend ends in one sentence on standard error and exit code 2.
+    What a person can mend, be it input or a full disk, ends in one sentence on standard error and
+    exit code 2. A reader that has gone (`| head`) ends it without a word.
     """
     own_process = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -42,14 +45,34 @@ def main(arguments: list[str] | None = None) -> int:
                 _no_command(command, arguments)
             module = importlib.import_module(COMMANDS[command][0])
             if own_process:
+                _print_anything()
                 _start_quickly()
-            return module.run(module.parser().parse_args(arguments[1:])) or 0
+            code = module.run(module.parser().parse_args(arguments[1:])) or 0
+            # Now, since at exit a reader that has gone can no longer be answered.
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code
     except InputError as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        sys.stdout = None
+        return 141
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        print(f"{program}: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; nothing was written", file=sys.stderr)
+        print(f"{program}: interrupted before its result was complete", file=sys.stderr)
         return 130
+
+
+def _print_anything() -> None:
+    """Let a terminal or file of few characters get a ? for others, instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _start_quickly() -> None:
@@ -79,15 +102,23 @@ def _no_command(command: str, arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def _removing_traces() -> Iterator[None]:
-    """Turn SIGTERM into an exit that passes through the code which removes temporary files."""
+    """Turn SIGTERM and SIGHUP into an exit that passes through the removal of temporary files.
+
+    SIGHUP comes when a terminal closes; where it is ignored (nohup), it stays so.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in known}
+    heard = [number for number in known if before[number] is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 if __name__ == "__main__":

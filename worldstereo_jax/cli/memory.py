@@ -9,6 +9,7 @@ from worldstereo_jax.array_types import UInt8, ndarray
 from worldstereo_jax.cli.arguments import ArgumentParser
 from worldstereo_jax.cli.memory_edit import add_edits
 from worldstereo_jax.cli.memory_surface import add_surface
+from worldstereo_jax.cli.outputs import check_can_be_made
 from worldstereo_jax.data.images import write_uint8_image
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.bank_agreement import (
@@ -40,8 +41,8 @@ def parser() -> argparse.ArgumentParser:
         "--picture",
         type=Path,
         metavar="FILE",
-        help="where to draw it, a PNG (default: memory.png beside the folder); how its views agree "
-        "with its entries is drawn beside it",
+        help="where to draw it, a .png file (default: beside the folder, under its name); how its "
+        "views agree with its entries is drawn beside it",
     )
     inspect.set_defaults(act=inspect_memory)
     add_surface(actions)
@@ -59,9 +60,13 @@ def inspect_memory(options: argparse.Namespace) -> None:
     model = model_of_memory(options.folder)
     points, stereo = load_memory(options.folder, model=model)
     optional = load_optional_fields(options.folder)
-    picture = options.picture or options.folder.resolve().parent / "memory.png"
+    own = options.folder.resolve()
+    picture = options.picture or own.with_name(f"{own.name}.png")
     if picture.is_dir():
         raise InputError(f"--picture {picture} is a folder; it must be a file to write")
+    if picture.suffix.lower() != ".png":
+        raise InputError(f"--picture {picture} must end in .png")
+    check_can_be_made(picture, "--picture")
     report = report_memory(stereo)
     print(describe(options.folder, model, points, stereo, report, optional))
     if report.views:
@@ -84,7 +89,12 @@ def describe(
     optional: dict[str, np.ndarray],
 ) -> str:
     """The figures as text, a section for each memory."""
-    sources = ", ".join(f"{count} of clip {number}" for number, count in report.sources.items())
+    # Numbers in the memory only tell clips apart; here they count the clips that are left.
+    later = (count for number, count in report.sources.items() if number > 0)
+    sources = ", ".join(
+        ([f"{report.sources[0]} of the beginning"] if 0 in report.sources else [])
+        + [f"{count} of clip {place}" for place, count in enumerate(later, start=1)]
+    )
     height, width = stereo.images.shape[1:3]
     lines = [
         f"{folder}, made by model {model}",

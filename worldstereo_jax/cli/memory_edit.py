@@ -10,7 +10,7 @@ import numpy as np
 
 from worldstereo_jax.cli.arguments import count
 from worldstereo_jax.cli.memory_input import read_any_memory, with_room
-from worldstereo_jax.cli.outputs import RUN_FILE, memory_counts, save_world
+from worldstereo_jax.cli.outputs import RUN_FILE, check_can_be_made, memory_counts, save_world
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.memory.folder import model_of_memory
 from worldstereo_jax.sampling.world import RolloutConfig, WorldMemory
@@ -69,12 +69,15 @@ def _edit(options: argparse.Namespace) -> None:
     """Read, change by `options.edit`, write; the old memory stays as it is."""
     if options.out.exists():
         raise InputError(f"--out {options.out} is there already; name a new folder")
+    check_can_be_made(options.out, "--out")
     model = model_of_memory(options.folder)
     edit: Callable[[argparse.Namespace, RolloutConfig, WorldMemory], WorldMemory] = options.edit
     memory = read_any_memory(options.folder, model)
     found = edit(options, _sizes(options.folder), memory)
-    save_world(options.out, found, model)
     before, after = memory_counts(memory), memory_counts(found)
+    if not any(after[name] for name in ("points", "keyframes", "entries")):
+        raise InputError(f"nothing of {options.folder} would be left; {_extent(memory)}")
+    save_world(options.out, found, model)
     for name in before:
         print(f"{name}: {before[name]:,} -> {after[name]:,}")
     print(options.out)
@@ -92,6 +95,8 @@ def _prune(options: argparse.Namespace, _: RolloutConfig, memory: WorldMemory) -
 
 def _select(options: argparse.Namespace, config: RolloutConfig, memory: WorldMemory) -> WorldMemory:
     if options.box is not None:
+        if not np.isfinite(options.box).all():
+            raise InputError("--box: its corners must be finite numbers")
         corners = jnp.asarray(options.box, jnp.float32).reshape(2, 3)
         return select_world(memory, corners.min(0), corners.max(0))
     held = int(memory.stereo.count)
@@ -111,6 +116,16 @@ def _merge(options: argparse.Namespace, config: RolloutConfig, memory: WorldMemo
         entry_capacity=int(memory.entries.count) + int(other.entries.count) + 1,
     )
     return merge_worlds(config, with_room(memory, roomy), other)
+
+
+def _extent(memory: WorldMemory) -> str:
+    """What a memory holds, in the terms of what can be asked of it."""
+    views = np.asarray(memory.stereo.source)[np.asarray(memory.stereo.valid)]
+    points = np.asarray(memory.points.positions)[np.asarray(memory.points.valid)]
+    if len(points) == 0:
+        return f"it holds {len(views)} views and no points"
+    corners = [" ".join(f"{x:.3g}" for x in corner) for corner in (points.min(0), points.max(0))]
+    return f"it holds {len(views)} views, and points from {corners[0]} to {corners[1]}"
 
 
 def _sizes(folder: Path) -> RolloutConfig:

@@ -11,7 +11,7 @@ import numpy as np
 
 from worldstereo_jax.array_types import Array, Float, ndarray
 from worldstereo_jax.cli.scene_input import AnyScene, image_size, middle_depth
-from worldstereo_jax.data.scene_folders import SingleViewScene, default_intrinsics
+from worldstereo_jax.data.scene_folders import SingleViewScene
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.panorama_depth import agree_on_depth, share_a_centre
 from worldstereo_jax.geometry.pivot import pivot_depth
@@ -60,7 +60,10 @@ def read_memory(folder: Path, model: str, scene: AnyScene) -> WorldMemory:
     image = scene.image if isinstance(scene, SingleViewScene) else scene.bank.images[0]
     difference = np.abs(np.asarray(stereo.images) - image[None]).mean((1, 2, 3))
     if not np.any(np.asarray(stereo.valid) & (difference < _SAME_IMAGE)):
-        raise InputError(f"--memory {folder} was begun from another image than {scene.name}'s")
+        raise InputError(
+            f"--memory {folder} was begun from another image than {scene.name}'s, or holds its "
+            "view no more"
+        )
     return memory
 
 
@@ -114,7 +117,7 @@ def begin_memory(
     """The memory that a scene starts with: its image, or the panorama's views.
 
     The image of a single view stands at the first camera of its path, or, without a path, at the
-    world's origin with `default_intrinsics`. Depth that is not given is estimated: views of one
+    world's origin with assumed intrinsics. Depth that is not given is estimated: views of one
     centre are made to agree, and all is brought to the unit of `paths`, the cameras to come that
     are given in the scene's world.
     """
@@ -135,10 +138,7 @@ def starting_views(
     if not isinstance(scene, SingleViewScene):
         return scene.bank.images, scene.bank.w2c, scene.bank.intrinsics
     w2c = np.eye(4, dtype=np.float32)[None] if scene.w2c is None else scene.w2c[:1]
-    intrinsics = scene.intrinsics
-    if intrinsics is None:
-        intrinsics = default_intrinsics(*image_size(scene))[None]
-    return scene.image[None], w2c, intrinsics[:1]
+    return scene.image[None], w2c, scene.intrinsics[:1]
 
 
 def depth_for_paths(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from worldstereo_jax.cli.memory_input import read_any_memory
-from worldstereo_jax.cli.outputs import write_surface
+from worldstereo_jax.cli.outputs import check_can_be_made, write_surface
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.memory.entry_cloud import CERTAIN, surface_cloud
 from worldstereo_jax.memory.folder import model_of_memory
@@ -42,6 +42,7 @@ def _write(options: argparse.Namespace) -> None:
         raise InputError(f"--out {options.out} must end in .ply")
     if options.out.exists():
         raise InputError(f"--out {options.out} is there already; name a new file")
+    check_can_be_made(options.out, "--out")
     if not 0 <= options.least_confidence <= 1:
         raise InputError(f"--least-confidence {options.least_confidence} is not within 0 to 1")
     entries = read_any_memory(options.folder, model_of_memory(options.folder)).entries

@@ -24,6 +24,7 @@ from worldstereo_jax.sampling.world import (
     Cameras,
     WorldMemory,
     empty_memory,
+    next_clip,
     remember_frames,
     same_camera,
 )
@@ -66,7 +67,7 @@ class ClipMaker:
         trajectory = self.trajectories.get(job.name)
         if trajectory is not None:
             key = trajectory.view, trajectory.name
-            self.clips[key] = int(memory.stereo.count)
+            self.clips[key] = int(next_clip(memory))
             self.last[key] = clip.video[-1]
         return clip, self.rollout.remember(memory, clip)
 

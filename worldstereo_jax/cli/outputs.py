@@ -1,11 +1,12 @@
 """The files a finished run leaves in its folder."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from worldstereo_jax.data.video_io import write_mask_video, write_video
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.bank_agreement import agreement_picture, clip_agreement
 from worldstereo_jax.evaluation.contact_sheet import contact_sheet
+from worldstereo_jax.files import atomic_folder
 from worldstereo_jax.geometry.camera_io import write_cameras_json
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_cloud import SurfaceCloud, surface_cloud
@@ -32,13 +34,26 @@ from worldstereo_jax.sampling.world import WorldMemory
 FRAMES_PER_SECOND = 6
 _COMPARED = 4  # frames beside the entries
 RUN_FILE = "run.json"
+_OF_A_CLIP = frozenset(
+    {
+        "video.mp4",
+        "render.mp4",
+        "render_mask.mp4",
+        "contact_sheet.png",
+        "agreement.png",
+        "cameras.json",
+    }
+)
+_OF_A_RUN = frozenset({RUN_FILE, "memory", "points.ply", "surface.ply"})
+# Of the demo, and what `memory inspect` draws.
+_OF_OTHERS = frozenset({"first", "revisit", "comparison.png", "memory.png", "memory_agreement.png"})
 
 
 def check_output_folder(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder that holds something, or in which nothing can be written.
 
-    With `overwrite` a folder is accepted that holds an earlier run's results (a run.json); never
-    another one, since all it holds would be lost.
+    With `overwrite` a folder is accepted that holds an earlier run's results (a run.json) and
+    nothing else; never another one, since all it holds would be lost.
 
     Raises:
         InputError: naming the folder.
@@ -59,11 +74,53 @@ def check_output_folder(folder: Path, *, overwrite: bool) -> None:
                 f"--out {folder} holds files of something else than an earlier run (there is no "
                 f"{RUN_FILE}); choose another folder"
             )
-    nearest = next(path for path in whole.parents if path.exists())
+        if foreign := _foreign_names(folder):
+            raise InputError(
+                f"--out {folder} also holds {foreign[0]}, which no run wrote and --overwrite would "
+                "remove; move it, or choose another folder"
+            )
+    check_can_be_made(folder, "--out")
+
+
+@contextlib.contextmanager
+def results_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A new folder for a run's results, which takes the place of `folder` once the block is done.
+
+    Raises:
+        InputError: when another command has put its results there meanwhile, see
+            `check_output_folder`; they stay.
+    """
+    with atomic_folder(folder) as temporary:
+        yield temporary
+        check_output_folder(folder, overwrite=overwrite)
+
+
+def check_can_be_made(path: Path, argument: str) -> None:
+    """Refuse a file or folder for which there is no writable folder.
+
+    Args:
+        path: to be written; its folders may be missing.
+        argument: that names it.
+
+    Raises:
+        InputError: naming the argument and what is in the way.
+    """
+    nearest = next(parent for parent in path.resolve().parents if parent.exists())
     if not nearest.is_dir():
-        raise InputError(f"--out {folder} cannot be made: {nearest} is a file")
+        raise InputError(f"{argument} {path} cannot be made: {nearest} is a file")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"--out {folder} cannot be made: {nearest} is not writable")
+        raise InputError(f"{argument} {path} cannot be made: {nearest} is not writable")
+
+
+def _foreign_names(folder: Path) -> list[str]:
+    """What lies in the folder of a run beside the results that its record tells of."""
+    try:
+        clips = json.loads((folder / RUN_FILE).read_text()).get("clips", [])
+        own = {Path(str(clip)).parts[0] for clip in clips if clip}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{folder / RUN_FILE} is no record of a run: {error}") from error
+    own |= _OF_A_CLIP | _OF_A_RUN | _OF_OTHERS
+    return sorted(path.name for path in folder.iterdir() if path.name not in own)
 
 
 def write_clip(folder: Path, clip: Clip | OfficialClip, title: str) -> None:

@@ -4,6 +4,7 @@ A command runs each of its programs once or twice, so compiling is most of what 
 Imported once jax has been; `main` calls it when the process is the command's own.
 """
 
+import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -26,8 +27,9 @@ def ask_for_quick_start(environment: MutableMapping[str, str]) -> None:
         environment: the process's variables; `XLA_FLAGS` is extended in place, which counts until
             jax is first asked for a device.
     """
-    if "JAX_COMPILATION_CACHE_DIR" not in environment:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder(environment)))
+    folder = cache_folder(environment)
+    if "JAX_COMPILATION_CACHE_DIR" not in environment and folder and _can_hold_files(folder):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST_SECONDS)
     given = environment.get("XLA_FLAGS", "")
     new = [flag for flag in quick_compiler_flags() if flag.split("=")[0] not in given]
@@ -35,7 +37,24 @@ def ask_for_quick_start(environment: MutableMapping[str, str]) -> None:
         environment["XLA_FLAGS"] = " ".join([given, *new]).strip()
 
 
-def cache_folder(environment: MutableMapping[str, str]) -> Path:
-    """Where compiled programs are kept: below `XDG_CACHE_HOME`, or `.cache` in the home folder."""
-    base = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def _can_hold_files(folder: Path) -> bool:
+    """Whether files can be written there; jax would warn of each program that cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def cache_folder(environment: MutableMapping[str, str]) -> Path | None:
+    """Where compiled programs are kept: below `XDG_CACHE_HOME`, or `.cache` in the home folder.
+
+    None for a user without a home, as in a container that runs under a number without a name.
+    """
+    base = environment.get("XDG_CACHE_HOME")
+    if not base:
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:
+            return None
     return Path(base) / "worldstereo_jax" / "compiled"

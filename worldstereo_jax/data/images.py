@@ -4,6 +4,7 @@ In memory an image is float32 [h, w, 3] in [-1, 1].
 """
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,11 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file.")
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
+        # Pillow warns of large photographs, and refuses those twice as large.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is not an image of a known format.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -37,10 +41,14 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 def read_image(path: str | os.PathLike[str]) -> Float[ndarray, "h w 3"]:
     """Colours [h, w, 3] in [-1, 1], float32, of an image file; grey becomes RGB, alpha is dropped.
 
-    Raises InputError as `open_image` does.
+    Raises InputError as `open_image` does, and for floating-point grey, whose white is not told.
     """
     image = open_image(path)
-    if image.mode.startswith(("I", "F")):
+    if image.mode == "F":
+        raise InputError(
+            f"{path} holds floating-point grey; save it with 8 or 16 bits a channel instead."
+        )
+    if image.mode.startswith("I"):
         # Pillow clips 16-bit grey to 8 bits; scale it instead.
         grey = np.asarray(image, np.float32) / np.float32(65535)
         return np.repeat(np.clip(grey, 0, 1)[..., None] * 2 - 1, 3, axis=-1)

@@ -42,14 +42,14 @@ class SingleViewScene:
         image: colours [h, w, 3] in [-1, 1].
         prompt: the caption, empty for a bare picture.
         w2c: world-to-camera matrices [f, 4, 4] of the path, None for a bare picture.
-        intrinsics: [f, 3, 3] in pixels of `image`, None for a bare picture.
+        intrinsics: [f, 3, 3] in pixels of `image`; of a bare picture the assumed ones, [1, 3, 3].
     """
 
     name: str
     image: Float[ndarray, "h w 3"]
     prompt: str
     w2c: Float[ndarray, "f 4 4"] | None
-    intrinsics: Float[ndarray, "f 3 3"] | None
+    intrinsics: Float[ndarray, "f 3 3"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,10 @@ def read_scene(
     """
     path = Path(path)
     if path.is_file():
-        return SingleViewScene(path.stem, _image(path, size)[0], "", None, None)
+        image, own = _image(path, size)
+        # Of the picture as it was taken: its pixels are square, those of a resized one need not be.
+        assumed = _scale(default_intrinsics(*own)[None], own, (image.shape[0], image.shape[1]))
+        return SingleViewScene(path.stem, image, "", None, assumed)
     if not path.is_dir():
         raise InputError(f"{path} does not exist: a picture or a scene folder was expected.")
     if (path / _BANK).is_dir():

@@ -37,7 +37,9 @@ def memory_picture(
     """
     figure = Figure(figsize=(13, 9.5), facecolor="#faf9f6")
     canvas = FigureCanvasAgg(figure)
-    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    # A folder's name may hold what is no character, or dollar signs, which are no formula there.
+    name = title.encode("utf-8", "replace").decode()
+    figure.suptitle(name, x=0.02, ha="left", fontsize=11, parse_math=False)
     axes = figure.subplots(2, 2)
     random = np.random.default_rng(seed)
     held = np.flatnonzero(np.asarray(memory.valid))

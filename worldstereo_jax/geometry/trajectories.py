@@ -27,6 +27,9 @@ _DOLLY = 0.35
 _SPIRAL_RADIUS = 0.22
 _LOOP_RADII = (0.25, 0.12)
 
+LARGEST_AMPLITUDE = 1000
+"""Far beyond any use; cameras still farther away are lost to float32."""
+
 # A preset takes (t[f] in 0..1, amplitude) and gives eyes and targets [f, 3] for a pivot at depth 1.
 _Preset = Callable[[ndarray, float], tuple[ndarray, ndarray]]
 
@@ -134,9 +137,10 @@ def make_path(
         raise InputError(unknown_name("camera path", name, PATHS))
     if frames < 2:
         raise InputError(f"A camera path needs at least 2 frames, not {frames}.")
-    if not math.isfinite(amplitude):
+    if not abs(amplitude) <= LARGEST_AMPLITUDE:
         raise InputError(
-            f"The amplitude of a camera path must be a finite number, not {amplitude}."
+            f"The amplitude of a camera path must be a finite number from {-LARGEST_AMPLITUDE} to "
+            f"{LARGEST_AMPLITUDE}, not {amplitude}."
         )
     if not (math.isfinite(pivot_depth) and pivot_depth > 0):
         raise InputError(f"The pivot depth of a camera path must be positive, not {pivot_depth}.")

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from worldstereo_jax.array_types import Shaped, ndarray
 from worldstereo_jax.errors import InputError
@@ -87,7 +87,9 @@ def save_memory(
         }
     with atomic_folder(folder) as temporary:
         for name, tensors in arrays.items():
-            save_file(tensors, temporary / f"{name}.safetensors", metadata={"format": NAME})
+            # Written here, since `save_file` hides why a disk refuses.
+            content = save(tensors, metadata={"format": NAME})
+            (temporary / f"{name}.safetensors").write_bytes(content)
         (temporary / _HEADER).write_text(json.dumps(header, indent=2) + "\n")
 
 

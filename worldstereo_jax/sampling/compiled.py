@@ -24,6 +24,7 @@ from worldstereo_jax.sampling.world import (
     WorldMemory,
     WorldParams,
     empty_memory,
+    next_clip,
     remember_frames,
 )
 
@@ -78,7 +79,7 @@ class CompiledRollout:
     def remember(self, memory: WorldMemory, clip: Clip) -> WorldMemory:
         """The memory after a clip, as `write_back` leaves it."""
         frames = keyframes_of(self.config, clip)
-        return remember_frames(self.config, memory, *frames, memory.stereo.count)
+        return remember_frames(self.config, memory, *frames, next_clip(memory))
 
 
 def compile_rollout(

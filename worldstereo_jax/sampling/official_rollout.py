@@ -28,7 +28,7 @@ from worldstereo_jax.sampling.official_conditions import (
     latent_cameras,
 )
 from worldstereo_jax.sampling.official_world import OfficialParams, OfficialWorld, Prompt
-from worldstereo_jax.sampling.world import Cameras, WorldMemory, remember_frames
+from worldstereo_jax.sampling.world import Cameras, WorldMemory, next_clip, remember_frames
 
 
 @struct.dataclass
@@ -184,7 +184,7 @@ class OfficialRollout:
         chosen = jnp.asarray(keyframe_indices(config.frames, config.keyframes))
         cameras = Cameras(w2c=clip.cameras.w2c[chosen], intrinsics=clip.cameras.intrinsics[chosen])
         frames = clip.video[chosen], clip.depth[chosen], cameras
-        return remember_frames(config, memory, *frames, memory.stereo.count)
+        return remember_frames(config, memory, *frames, next_clip(memory))
 
 
 def make_official_rollout(

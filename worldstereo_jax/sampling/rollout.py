@@ -31,6 +31,7 @@ from worldstereo_jax.sampling.world import (
     World,
     WorldMemory,
     WorldParams,
+    next_clip,
     remember,
 )
 
@@ -160,10 +161,10 @@ def write_back(
     world: World,
     memory: WorldMemory,
     clip: Clip,
-    source: Array | int,
 ) -> WorldMemory:
     """Let `keyframes` frames of a finished clip into both memories, spread as officially."""
-    return remember(world.rollout, memory, *keyframes_of(world.rollout, clip), source)
+    frames = keyframes_of(world.rollout, clip)
+    return remember(world.rollout, memory, *frames, next_clip(memory))
 
 
 def keyframes_of(config: RolloutConfig, clip: Clip) -> tuple[Array, Array, Cameras]:
@@ -195,6 +196,6 @@ def make_rollout(
         video = generate_clip(world, params, conditions, guidance, key, on_step=on_step)
         depth = complete_depth(world, params, video, guidance.depth)
         clip = Clip(video=video, depth=depth, cameras=cameras, guidance=guidance)
-        return clip, write_back(world, memory, clip, memory.stereo.count)
+        return clip, write_back(world, memory, clip)
 
     return rollout

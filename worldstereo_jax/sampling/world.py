@@ -181,6 +181,18 @@ def remember_frames(
     return memory
 
 
+@jax.jit
+def next_clip(memory: WorldMemory) -> Int[Array, ""]:
+    """Number of the clip that comes next: greater than that of every keyframe's clip.
+
+    The number of keyframes is, unless the memory was selected from a larger one: its keyframes keep
+    their clips' numbers, so that undoing gives back what was there before, bit by bit.
+    """
+    stereo = memory.stereo
+    latest = jnp.max(jnp.where(stereo.valid, stereo.source, -1))
+    return jnp.maximum(stereo.count, latest + 1)
+
+
 @functools.partial(jax.jit, static_argnames="config")
 def _remember_frame(
     config: RolloutConfig,
