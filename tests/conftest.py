@@ -16,6 +16,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
+import jaxtyping
 import pytest
 
 from pallas_kernels.compat import quick_compiler_flags
@@ -49,6 +50,14 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def goldens_dir(shared_dir: Path) -> Path:
     return shared_dir / "goldens"
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations are not checked, as outside of tests: the package's own words are heard."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # The small world takes seconds to compile, so all tests of a worker share one. Imported when asked

@@ -1,8 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.memory import entry_scene as es
+from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import project, unproject
 from worldstereo_jax.memory.entry_frame import (
     frame_surface,
@@ -64,3 +66,27 @@ def test_confidence_comes_from_the_depth_when_not_given(room):
     assert 0.0 <= float(made.confidence.min()) < 0.3
     assert 0.8 < float(made.confidence.max()) <= 1.0
     assert (int(made.view), int(made.source)) == (3, 2)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_frame_is_float32_whatever_it_is_made_of():
+    """Or a scan that carries a bank would change its types."""
+    image, depth = np.zeros((6, 8, 3)), np.full((6, 8), 2.0)
+    camera = np.eye(4), np.diag([8.0, 8.0, 1.0])
+    with jax.enable_x64(True):
+        frame = make_entry_frame(image, depth, *camera, view=0, confidence=np.ones((6, 8)))
+        surface = frame_surface(frame)
+    half = make_entry_frame(jnp.asarray(image, jnp.bfloat16), depth, *camera, view=0)
+    for leaf in jax.tree.leaves((frame, surface, half)):
+        assert leaf.dtype in (jnp.float32, jnp.int32)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_frame_is_named():
+    image, depth, w2c, lens = np.zeros((6, 8, 3)), np.ones((6, 8)), np.eye(4), np.eye(3)
+    with pytest.raises(InputError, match=r"depth must have shape \[6, 8\], got \[4, 8\]"):
+        make_entry_frame(image, depth[:4], w2c, lens, view=0)
+    with pytest.raises(InputError, match=r"w2c must have shape \[4, 4\], got \[3, 4\]"):
+        make_entry_frame(image, depth, w2c[:3], lens, view=0)
+    with pytest.raises(InputError, match=r"confidence must have shape \[6, 8\], got \[6\]"):
+        make_entry_frame(image, depth, w2c, lens, view=0, confidence=depth[:, 0])

@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.memory import entry_scene as es
 from worldstereo_jax.memory.entry_prune import prune_entries
+from worldstereo_jax.memory.entry_views import used_views
 from worldstereo_jax.memory.entry_warp import warp_entries
 
 
@@ -51,3 +52,11 @@ def test_drawn_over_eight_devices_is_drawn_on_one(bank, spread, room):
     np.testing.assert_array_equal(alone.mask, together.mask)
     np.testing.assert_allclose(alone.depth, together.depth, rtol=1e-5)
     np.testing.assert_allclose(alone.features, together.features, atol=1e-5)
+
+
+@pytest.mark.row("S33")
+def test_views_in_use_are_told_over_eight_devices(bank, spread):
+    """Merging asks for them; a mesh of CPUs has no `or` over whole words."""
+    found = jax.jit(used_views)(spread.views)
+    assert int(found.sum()) == 3
+    np.testing.assert_array_equal(found, used_views(bank.views))

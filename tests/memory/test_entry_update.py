@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 
@@ -380,3 +381,19 @@ def test_frames_without_a_bit_are_fused_and_counted(stacked):
     np.testing.assert_array_equal(bank.views, np.stack([0 * first, first << 31], -1))
     again = es.build(beyond, [1], bank)
     assert (int(again.uncounted), int(again.count)) == (2, int(bank.count))
+
+
+def test_features_of_other_widths_than_the_banks_are_refused(stacked):
+    narrow = init_entries(dataclasses.replace(es.CONFIG, widths=(5, 6)))
+    with pytest.raises(InputError, match=r"widths \(27, 27, 27\), but the bank holds \(5, 6\)"):
+        update_entries(narrow, es.one(stacked, 0))
+
+
+def test_a_scan_over_frames_keeps_its_types_where_float64_is_enabled(stacked):
+    """The bank is float32 and stays so, whatever numpy's arrays are."""
+    with jax.enable_x64(True):
+        bank = init_entries(es.CONFIG)
+        after = jax.eval_shape(build_entries, bank, stacked)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), bank) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), after
+    )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import CorrespondenceRule
+from worldstereo_jax.errors import InputError
 from worldstereo_jax.memory.correspondence import dense_correspondence, patch_correspondence
 from worldstereo_jax.memory.masks import (
     TOKEN,
@@ -228,3 +229,21 @@ def test_both_sides_at_once_are_what_they_are_one_by_one(room):
     for found, wanted in zip(together, (_geometry(one, other), _geometry(other, one)), strict=True):
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.row("S36")
+@pytest.mark.parametrize("unknown", [0.0, np.nan, np.inf, -1.0])
+def test_a_view_without_depth_there_hides_nothing(room, unknown):
+    wall = _wall(room, [0.0, 0.0, 0.0], [0.0, 0.0, 6.0])
+    seen = jnp.array([[0.0, 0.0, 100.0]])
+    hidden = visibility_words(seen, wall, jnp.zeros((1,)))
+    assert int(hidden[0, 0]) == 0
+    blind = wall._replace(depth=jnp.full_like(wall.depth, unknown))
+    assert int(visibility_words(seen, blind, jnp.zeros((1,)))[0, 0]) == 1
+
+
+def test_views_that_are_not_made_of_whole_tokens_are_refused(room):
+    wall = _wall(room, [0.0, 0.0, 0.0], [0.0, 0.0, 6.0])
+    cut = wall._replace(depth=wall.depth[:, :-1])
+    with pytest.raises(InputError, match=r"multiples of 16, got \[1, 79, 112\]"):
+        token_geometry(cut, wall)

@@ -118,3 +118,24 @@ def test_the_bank_exports_as_points_on_the_surface(room):
 def test_sizes_must_be_positive():
     with pytest.raises(InputError, match="at least 1"):
         init_spatial_memory(0, 80, 112)
+
+
+@pytest.mark.row("S36")
+def test_depth_that_is_no_depth_is_stored_as_unknown(room):
+    """Readers of the bank ask for 0: a number that is none would hide what lies behind it."""
+    images, depth, w2c, intrinsics = _frames(room.bank, 0)
+    none = jnp.array([jnp.nan, jnp.inf, -1.0])
+    odd = depth.at[0, 10, :3].set(none)
+    memory = _insert(init_spatial_memory(6, 80, 112), images, odd, w2c, intrinsics)
+    np.testing.assert_array_equal(memory.depth[0], depth[0].at[10, :3].set(0.0))
+    np.testing.assert_array_equal(memory.confidence[0, 10, :3], 0.0)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_frames_that_do_not_fit_the_bank_are_named(room):
+    images, depth, w2c, intrinsics = _frames(room.bank, 0, 1)
+    memory = init_spatial_memory(6, 80, 112)
+    with pytest.raises(InputError, match=r"image must have shape \[2, 80, 112, 3\], got \[2, 64,"):
+        _insert(memory, images[:, :64], depth[:, :64], w2c, intrinsics)
+    with pytest.raises(InputError, match=r"intrinsics must have shape \[2, 3, 3\], got \[3, 3\]"):
+        _insert(memory, images, depth, w2c, intrinsics[0])

@@ -1,10 +1,14 @@
 """A clip from a memory and the memory after it: pure, repeatable, compiled once."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
+from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import keyframe_indices
+from worldstereo_jax.memory.spatial_stereo import init_spatial_memory
 from worldstereo_jax.sampling.world import Cameras
 
 
@@ -58,3 +62,18 @@ def test_known_depth_is_kept_and_the_rest_is_estimated(finished):
         np.asarray(clip.depth)[known], np.asarray(clip.guidance.depth)[known]
     )
     assert (~known).any()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_path_or_a_memory_of_other_sizes_is_named(rollout, params, memory, cameras):
+    key = jax.random.key(0)
+    frames = len(cameras.w2c)
+    short = jax.tree.map(lambda x: x[1:], cameras)
+    with pytest.raises(InputError, match=rf"w2c must have shape \[{frames}, 4, 4\], got"):
+        jax.eval_shape(rollout, params, memory, short, key)
+    one_lens = Cameras(w2c=cameras.w2c, intrinsics=cameras.intrinsics[0])
+    with pytest.raises(InputError, match=rf"intrinsics must have shape \[{frames}, 3, 3\], got"):
+        jax.eval_shape(rollout, params, memory, one_lens, key)
+    other = dataclasses.replace(memory, stereo=init_spatial_memory(4, 32, 32))
+    with pytest.raises(InputError, match="memory holds views of 32x32 pixels, but the rollout is"):
+        jax.eval_shape(rollout, params, other, cameras, key)

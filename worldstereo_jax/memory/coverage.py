@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.geometry.cameras import pixel_grid, project, unproject
+from worldstereo_jax.geometry.frame_check import check_cameras
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
 
 
@@ -50,6 +51,7 @@ def view_coverage(
         0 where a view does not show the cell, else its resolution there over the target's, at
         most 1.
     """
+    check_cameras(w2c, intrinsics, leading=("f",))
     views, height, width = memory.depth.shape
     rows, columns = -(-height // cell), -(-width // cell)
     grid = pixel_grid(height, width)[stride // 2 :: stride, stride // 2 :: stride]

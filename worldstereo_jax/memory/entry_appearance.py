@@ -120,7 +120,7 @@ def _explained(slope: Float[Array, "n 3 3"], crossed: Float[Array, "n 3 3"]) -> 
 
 def _inverse(spread: Float[Array, "n 3 3"]) -> Float[Array, "n 3 3"]:
     """Of the covariance plus `_STEADY` on the diagonal, by cofactors: batched solvers are slow."""
-    a, b, c = (spread[:, i] + _STEADY * jnp.eye(3)[i][None] for i in range(3))
+    a, b, c = (spread[:, i] + _STEADY * jnp.eye(3, dtype=jnp.float32)[i][None] for i in range(3))
     cofactors = jnp.stack([jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)], -1)
     # No smaller than without any spread, whatever rounding did to the moments.
     return cofactors / jnp.maximum((a * cofactors[..., 0]).sum(-1), _STEADY**3)[:, None, None]

@@ -9,8 +9,9 @@ import typing
 import flax.struct
 import jax.numpy as jnp
 
-from worldstereo_jax.array_types import Array, Bool, Float, Int
+from worldstereo_jax.array_types import Array, Bool, Float, Int, ndarray
 from worldstereo_jax.geometry.cameras import camera_centers, project, unproject
+from worldstereo_jax.geometry.frame_check import check_frame, check_shape
 from worldstereo_jax.geometry.points import normals_from_depth
 from worldstereo_jax.memory.entry_features import PYRAMID, Level, feature_pyramid
 from worldstereo_jax.memory.spatial_stereo import depth_confidence
@@ -44,10 +45,10 @@ class EntryFrame:
 
 
 def make_entry_frame(
-    image: Float[Array, "h w 3"],
-    depth: Float[Array, "h w"],
-    w2c: Float[Array, "4 4"],
-    intrinsics: Float[Array, "3 3"],
+    image: Float[Array | ndarray, "h w 3"],
+    depth: Float[Array | ndarray, "h w"],
+    w2c: Float[Array | ndarray, "4 4"],
+    intrinsics: Float[Array | ndarray, "3 3"],
     *,
     view: Int[Array, ""] | int,
     source: Int[Array, ""] | int = 0,
@@ -67,15 +68,24 @@ def make_entry_frame(
         confidence: of the depth, 0 .. 1; from `depth_confidence` when not given.
         learned: a learned map over the picture at any resolution (row S2).
         levels: of the pyramid.
+
+    Raises:
+        InputError: when an array has another shape, or does not hold floats.
     """
+    check_frame(image, depth, w2c, intrinsics)
+    # Banks hold float32: wider or narrower input must not change what a scan carries.
+    image, depth, w2c, intrinsics = (
+        jnp.asarray(value, jnp.float32) for value in (image, depth, w2c, intrinsics)
+    )
     if confidence is None:
         confidence = depth_confidence(depth, w2c, intrinsics)
+    check_shape("confidence", confidence, depth.shape)
     return EntryFrame(
         features=feature_pyramid(image, learned, levels=levels),
         depth=depth,
-        confidence=confidence,
-        w2c=jnp.asarray(w2c, jnp.float32),
-        intrinsics=jnp.asarray(intrinsics, jnp.float32),
+        confidence=jnp.asarray(confidence, jnp.float32),
+        w2c=w2c,
+        intrinsics=intrinsics,
         view=jnp.asarray(view, jnp.int32),
         source=jnp.asarray(source, jnp.int32),
     )

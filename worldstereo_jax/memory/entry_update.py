@@ -93,7 +93,15 @@ def update_entries(
         rule: static.
         candidates: the entries that may be in view, each once, others out of range, for instance
             from a frustum query; all when None. The cost then no longer grows with the bank.
+
+    Raises:
+        InputError: when the frame's pyramid is not as wide as the bank's.
     """
+    widths = tuple(level.shape[-1] for level in frame.features)
+    if widths != bank.config.widths:
+        raise InputError(
+            f"frame has features of widths {widths}, but the bank holds {bank.config.widths}"
+        )
     surface = frame_surface(frame, jump=rule.gate)
     part = bank if candidates is None else take_entries(bank, candidates)
     sighting = sight_entries(part, surface, gate=rule.gate)

@@ -50,9 +50,14 @@ def share_beyond(
 
 def used_views(bits: UInt32[Array, "n words"]) -> Bool[Array, " views"]:
     """Which of the 32 * words views left a bit in any of n bitsets."""
-    number = jnp.arange(32 * bits.shape[-1], dtype=jnp.int32)
-    any_of = lax.reduce(bits, jnp.uint32(0), lax.bitwise_or, (0,))
-    return ((any_of[number // 32] >> (number % 32).astype(jnp.uint32)) & 1) > 0
+    place = jnp.arange(32, dtype=jnp.uint32)
+
+    def word(bits: UInt32[Array, " n"]) -> Bool[Array, "32"]:
+        # Not one `or` of whole words: over a mesh XLA:CPU has no such sum.
+        return ((bits[:, None] >> place[None]) & 1).astype(bool).any(0)
+
+    # Word by word: all places at once would take 32 times the bitsets' memory.
+    return lax.map(word, bits.T).reshape(-1)
 
 
 def move_views(

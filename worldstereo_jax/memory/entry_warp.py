@@ -19,6 +19,7 @@ from jax import lax
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.geometry.cameras import camera_centers, pixel_grid, unproject
+from worldstereo_jax.geometry.frame_check import check_cameras
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_appearance import appearance_change
 from worldstereo_jax.memory.entry_features import PYRAMID, Level
@@ -138,6 +139,7 @@ def warp_layers(
     Arguments as in `warp_entries`. Fields of the result have a leading axis of 2: what is not
     transparent first; the second is all hole where the bank knows no transparent surface.
     """
+    check_cameras(w2c, intrinsics)
     pane = see_through(bank)
     draw = functools.partial(
         _draw,
@@ -150,15 +152,17 @@ def warp_layers(
         rule=rule,
     )
 
-    def step(number: Array, layers: Warped) -> Warped:
-        part = dataclasses.replace(bank, valid=bank.valid & (pane == (number == 1)))
-        return jax.tree.map(lambda all_, one: all_.at[number].set(one), layers, draw(part))
+    def nothing(_: EntryBank) -> Warped:
+        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(draw, bank))
+        return dataclasses.replace(empty, mask=jnp.ones_like(empty.mask))
 
-    empty = jax.eval_shape(draw, bank)
-    layers = jax.tree.map(lambda x: jnp.zeros((2, *x.shape), x.dtype), empty)
-    layers = dataclasses.replace(layers, mask=jnp.ones_like(layers.mask))
-    # Mostly there is no pane, and nothing is drawn for it.
-    return lax.fori_loop(0, 1 + pane.any().astype(jnp.int32), step, layers)
+    def step(_: None, is_pane: Array) -> tuple[None, Warped]:
+        part = dataclasses.replace(bank, valid=bank.valid & (pane == is_pane))
+        # Mostly there is no pane, and nothing is drawn for it.
+        return None, lax.cond(~is_pane | pane.any(), draw, nothing, part)
+
+    # A scan, not a loop of as many steps as there are layers: that has no reverse derivative.
+    return lax.scan(step, None, jnp.array([False, True]))[1]
 
 
 def compose_layers(layers: Warped) -> Warped:

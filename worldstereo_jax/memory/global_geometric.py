@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from worldstereo_jax.array_types import Array, Bool, Float, ndarray
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import camera_centers, project
+from worldstereo_jax.geometry.frame_check import check_frame
 from worldstereo_jax.geometry.points import (
     CONTRACTION_MEDIANS,
     PointCloud,
@@ -181,8 +182,10 @@ def update_global_memory(
             more than this share, static; ``math.inf`` turns this off.
 
     Raises:
-        InputError: when edges is none of the two names.
+        InputError: when edges is none of the two names, an array has another shape, or does not
+            hold floats.
     """
+    check_frame(image, depth, w2c, intrinsics)
     image, depth = jnp.asarray(image, jnp.float32), jnp.asarray(depth, jnp.float32)
     w2c, intrinsics = jnp.asarray(w2c, jnp.float32), jnp.asarray(intrinsics, jnp.float32)
     height, width = depth.shape

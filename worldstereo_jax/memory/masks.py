@@ -19,8 +19,9 @@ from pallas_kernels import (
     joint_correspondence,
 )
 from worldstereo_jax.array_types import Array, Bool, Float, UInt32
+from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import camera_centers, pixel_grid, project, unproject
-from worldstereo_jax.geometry.points import normals_from_depth
+from worldstereo_jax.geometry.points import normals_from_depth, valid_depth
 from worldstereo_jax.memory.surface import inverse_depth, tangent_planes
 
 TOKEN = 16
@@ -75,7 +76,15 @@ def token_surface(views: ViewSet) -> TokenSurface:
     The median is a depth that really occurs, so that a token across a depth edge stands on one of
     its surfaces and not between them; the pixel is that surface's nearest to the token's centre,
     so that the token's point lies exactly on it.
+
+    Raises:
+        InputError: when the views are not made of whole tokens.
     """
+    if views.depth.ndim != 3 or views.depth.shape[1] % TOKEN or views.depth.shape[2] % TOKEN:
+        raise InputError(
+            f"views.depth must have shape [f, h, w] with h and w multiples of {TOKEN}, got "
+            f"{list(views.depth.shape)}"
+        )
     _, height, width = views.depth.shape
     depth = _by_token(views.depth[..., None])[..., 0]
     known = depth > 0
@@ -234,7 +243,7 @@ def visibility_words(
         close = (x >= -margin) & (y >= -margin) & (x < width + margin) & (y < height + margin)
         column, row = jnp.where(inside[:, None], pixels, 0.0).astype(jnp.int32).T
         stored = jnp.where(inside, depth[row, column], 0.0)
-        return (z > 0) & close & valid & ((stored == 0) | (z <= stored + slack))
+        return (z > 0) & close & valid & (~valid_depth(stored) | (z <= stored + slack))
 
     seen = jax.lax.map(seen_in, (others.depth, others.w2c, others.intrinsics, others.valid))
     words = -(-others.depth.shape[0] // 32)

@@ -11,10 +11,16 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from worldstereo_jax.array_types import Array, Bool, Float, Int
+from worldstereo_jax.array_types import Array, Bool, Float, Int, ndarray
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import camera_centers
-from worldstereo_jax.geometry.points import PointCloud, depth_to_points, normals_from_depth
+from worldstereo_jax.geometry.frame_check import check_frame, check_shape
+from worldstereo_jax.geometry.points import (
+    PointCloud,
+    depth_to_points,
+    normals_from_depth,
+    valid_depth,
+)
 from worldstereo_jax.memory.surface import (
     between_surfaces,
     farthest_around,
@@ -109,10 +115,10 @@ def depth_confidence(
 
 def insert_keyframes(
     memory: SpatialStereoMemory,
-    images: Float[Array, "f h w 3"],
-    depth: Float[Array, "f h w"],
-    w2c: Float[Array, "f 4 4"],
-    intrinsics: Float[Array, "f 3 3"],
+    images: Float[Array | ndarray, "f h w 3"],
+    depth: Float[Array | ndarray, "f h w"],
+    w2c: Float[Array | ndarray, "f 4 4"],
+    intrinsics: Float[Array | ndarray, "f 3 3"],
     *,
     confidence: Float[Array, "f h w"] | None = None,
     source: Int[Array, ""] | Int[Array, " f"] | int = 0,
@@ -127,16 +133,27 @@ def insert_keyframes(
     Args:
         memory: the bank.
         images: in [-1, 1].
-        depth: camera z in world units, 0 = unknown.
+        depth: camera z in world units, 0 = unknown; what is negative, infinite or no number is
+            stored as 0.
         w2c: world to camera.
         intrinsics: pixels.
         confidence: 0 .. 1 per pixel; from `depth_confidence` when not given.
         source: number of the clip the frames come from, one for all or one each.
         wanted: False for frames to be passed over; all are added when not given.
+
+    Raises:
+        InputError: when an array has another shape, or does not hold floats.
     """
+    check_shape("w2c", w2c, ("f", 4, 4))
+    frames = w2c.shape[0]
+    check_frame(images, depth, w2c, intrinsics, frames=frames, size=memory.images.shape[1:3])
+    images, depth, w2c, intrinsics = (
+        jnp.asarray(value, jnp.float32) for value in (images, depth, w2c, intrinsics)
+    )
+    # One word for unknown: readers of the bank ask for 0.
+    depth = jnp.where(valid_depth(depth), depth, 0.0)
     if confidence is None:
         confidence = jax.vmap(depth_confidence)(depth, w2c, intrinsics)
-    frames = w2c.shape[0]
     source = jnp.broadcast_to(jnp.asarray(source, jnp.int32), (frames,))
     wanted = jnp.ones((frames,), bool) if wanted is None else wanted
     scale = jax.vmap(scene_scale)(depth)

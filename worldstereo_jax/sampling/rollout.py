@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from worldstereo_jax.array_types import Array, Float, Key
+from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import keyframe_indices
 from worldstereo_jax.geometry.depth_alignment import align_depth
+from worldstereo_jax.geometry.frame_check import check_cameras
 from worldstereo_jax.models.vae_tiny import decode_frames
 from worldstereo_jax.sampling.conditions import Conditions, Guidance, anchor, gather_conditions
 from worldstereo_jax.sampling.denoise import denoise
@@ -185,13 +187,15 @@ def make_rollout(
 
     Returns:
         `rollout(params, memory, cameras, key) -> (clip, memory)`; `cameras` must have the
-        `frames` of the rollout's config. A second call with other values compiles nothing.
+        `frames` of the rollout's config, and `memory` its image size, or an `InputError` says so.
+        A second call with other values compiles nothing.
     """
 
     @jax.jit
     def rollout(
         params: WorldParams, memory: WorldMemory, cameras: Cameras, key: Array
     ) -> tuple[Clip, WorldMemory]:
+        _check_fit(world.rollout, memory, cameras)
         conditions, guidance = gather_conditions(world, params.vae, memory, cameras)
         video = generate_clip(world, params, conditions, guidance, key, on_step=on_step)
         depth = complete_depth(world, params, video, guidance.depth)
@@ -199,3 +203,13 @@ def make_rollout(
         return clip, write_back(world, memory, clip)
 
     return rollout
+
+
+def _check_fit(config: RolloutConfig, memory: WorldMemory, cameras: Cameras) -> None:
+    check_cameras(cameras.w2c, cameras.intrinsics, leading=(config.frames,))
+    size = memory.stereo.images.shape[1:3]
+    if size != (config.height, config.width):
+        raise InputError(
+            f"memory holds views of {size[0]}x{size[1]} pixels, but the rollout is for "
+            f"{config.height}x{config.width}"
+        )

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from worldstereo_jax.array_types import Array, Bool, Float, Int, PyTree
+from worldstereo_jax.array_types import Array, Bool, Float, Int, PyTree, ndarray
+from worldstereo_jax.geometry.frame_check import check_frame, check_shape, check_values
 from worldstereo_jax.geometry.splat import Render, pixel_radius
 from worldstereo_jax.memory.entries import EntryBank, EntryConfig, init_entries
 from worldstereo_jax.memory.entry_frame import make_entry_frame
@@ -158,7 +159,13 @@ def remember(
 
     Returns:
         The extended memories; what no longer fits is counted in their `overflow`.
+
+    Raises:
+        InputError: when an array has another shape, or does not hold floats.
     """
+    check_shape("cameras.w2c", cameras.w2c, ("f", 4, 4))
+    size, frames = memory.stereo.images.shape[1:3], cameras.w2c.shape[0]
+    check_frame(images, depth, cameras.w2c, cameras.intrinsics, size=size, frames=frames)
 
     def add(memory: WorldMemory, frame: tuple[Array, Array, Array, Array]):
         return _remember_frame(config, memory, *frame, jnp.asarray(source, jnp.int32)), None
@@ -236,10 +243,10 @@ def _remember_frame(
 
 def init_memory(
     config: RolloutConfig,
-    image: Float[Array, "h w 3"],
-    depth: Float[Array, "h w"],
-    w2c: Float[Array, "4 4"],
-    intrinsics: Float[Array, "3 3"],
+    image: Float[Array | ndarray, "h w 3"],
+    depth: Float[Array | ndarray, "h w"],
+    w2c: Float[Array | ndarray, "4 4"],
+    intrinsics: Float[Array | ndarray, "3 3"],
 ) -> WorldMemory:
     """Both memories, begun from one image with its depth and camera.
 
@@ -249,9 +256,18 @@ def init_memory(
         depth: camera z in world units, 0 where unknown.
         w2c: world to camera of the image.
         intrinsics: pixels.
+
+    Raises:
+        InputError: naming the argument that has another shape or type, or (outside of jit, where
+            values are known) breaks these conventions: see `check_values`.
     """
-    cameras = Cameras(w2c=w2c[None], intrinsics=intrinsics[None])
-    return remember_frames(config, empty_memory(config), image[None], depth[None], cameras, 0)
+    check_frame(image, depth, w2c, intrinsics, size=(config.height, config.width))
+    check_values(image, depth, w2c, intrinsics)
+    images, depths, paths, lenses = (
+        jnp.asarray(value, jnp.float32)[None] for value in (image, depth, w2c, intrinsics)
+    )
+    cameras = Cameras(w2c=paths, intrinsics=lenses)
+    return remember_frames(config, empty_memory(config), images, depths, cameras, 0)
 
 
 def same_camera(
