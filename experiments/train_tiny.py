@@ -3,8 +3,9 @@
     python experiments/build_clip_cache.py --out runs/clips --scenes 800
     python experiments/train_tiny.py --cache runs/clips --out runs/tiny --steps 3000
 
-Seeded and resumable (`--resume`; SIGTERM saves first); the same command on CPU and GPU. Writes the
-averaged weights as `tiny_denoiser.safetensors` and the curves as `curves.png` into `--out`.
+Seeded and resumable (`--resume`; SIGTERM saves first); the same command on CPU and GPU, and with
+`--mesh data=8` or the like on several devices. Writes the averaged weights as
+`tiny_denoiser.safetensors` and the curves as `curves.png` into `--out`.
 
 Record of the shipped weights, 2026-11-22, on 2 shared cores of an Intel Xeon (no GPU), jax 0.10.2,
 3.1 million parameters, 1.4 to 2 s a step:
@@ -51,6 +52,7 @@ from worldstereo_jax.training.clip_objective import clip_loss
 from worldstereo_jax.training.clip_preparation import from_fields
 from worldstereo_jax.training.curves import draw_curves
 from worldstereo_jax.training.loop import train
+from worldstereo_jax.training.sharding import TrainLayout, parse_mesh
 from worldstereo_jax.training.state import (
     freeze_rest,
     init_train_state,
@@ -89,12 +91,19 @@ def main() -> None:
     parser.add_argument(
         "--only", help="train the modules of this name alone, the rest as in --init"
     )
+    parser.add_argument(
+        "--mesh", help="lay the run on all devices, such as data=2,fsdp=4 (default: one device)"
+    )
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
 
     init_key, train_key = jax.random.split(jax.random.key(options.seed))
+    layout = None if options.mesh is None else TrainLayout(parse_mesh(options.mesh))
+    rows = None if layout is None else layout.rows(options.batch)
     world, params = load_untrained("tiny", key=init_key)
     model, denoiser = world.denoiser, params.denoiser
+    if layout is not None:
+        model = layout.model(model.config)
     if options.init is not None:
         denoiser = load_denoiser(options.init, model.config)
     if options.only is not None and options.init is None:
@@ -122,20 +131,27 @@ def main() -> None:
     print("channel weights", [round(float(w), 2) for w in weights])
     # The step reuses the state's buffers, and what is frozen is wanted again afterwards.
     start = jax.device_get(denoiser)
-    state = init_train_state(denoiser, optimizer, train_key)
+    if layout is None:
+        state, places = init_train_state(denoiser, optimizer, train_key), None
+    else:
+        state = layout.init_state(denoiser, optimizer, train_key)
+        places = layout.state(state)
     sources = [ClipCache(folder) for folder in options.cache]
     state = train(
         state,
-        make_train_step(loss_fn, optimizer),
-        cached_batches(sources, options.batch, options.seed),
+        make_train_step(loss_fn, optimizer, places=places),
+        cached_batches(sources, options.batch, options.seed, rows=rows),
         steps=options.steps,
         out=options.out,
         resume=options.resume,
         save_every=250,
+        layout=layout,
     )
-    trained = state.ema
+    trained = state.ema if layout is None else layout.gather(state.ema)
     if chosen is not None:
         trained = jax.tree.map(lambda new, old, keep: new if keep else old, trained, start, chosen)
+    if jax.process_index() > 0:
+        return
     record = {"steps": options.steps, "batch": options.batch, "seed": options.seed}
     save_weights(
         options.out / "tiny_denoiser.safetensors",

@@ -71,6 +71,7 @@ def test_two_hosts_train_as_one_and_a_stopped_run_resumes_bitwise(tmp_path):
     # One of two is told to stop; both do, behind the same step.
     cut = tmp_path / "cut"
     with hosts(cut, 10_000, 2, SECONDS_PER_STEP="0.05") as running:
+        assert running[1].stdout is not None
         for line in running[1].stdout:
             if line == "batch 12\n":
                 break

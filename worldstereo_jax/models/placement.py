@@ -4,13 +4,20 @@ import math
 from collections.abc import Callable
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import (
+    AbstractMesh,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
 
 Placement = Callable[[str, tuple[int, ...]], Sharding]
 """Where a parameter goes, from its path and shape."""
 
 
-def axis_size(mesh: Mesh, axis: str | tuple[str, ...] | None) -> int:
+def axis_size(mesh: Mesh | AbstractMesh, axis: str | tuple[str, ...] | None) -> int:
     """Devices along an axis of a mesh, or along several together; 1 for None."""
     if axis is None:
         return 1

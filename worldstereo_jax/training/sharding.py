@@ -183,6 +183,15 @@ class TrainLayout:
 
         return jax.tree.map(place, local)
 
+    def gather(self, tree: PyTree) -> PyTree:
+        """Arrays that lie on the mesh as arrays of this host, each whole; all hosts call it."""
+
+        def fetch(x: jax.Array) -> np.ndarray:
+            everywhere = jax.jit(lambda x: x, out_shardings=self.whole)(x)
+            return np.asarray(everywhere.addressable_data(0))
+
+        return jax.tree.map(fetch, tree)
+
     @property
     def _batch_sharding(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(SAMPLES))
