@@ -49,47 +49,62 @@ def cache(weights, tmp_path_factory) -> Path:
     command(
         build_official_cache, "--clips", folder / "videos", "--model", weights / "model",
         "--out", folder / "cache", "--size", f"{HEIGHT}x{WIDTH}", "--windows", 2, "--views", 2,
-        "--attention", "correspondence",
     )  # fmt: skip
     return folder / "cache"
 
 
 def train(weights: Path, cache: Path, out: Path, *arguments: object) -> dict[str, np.ndarray]:
-    """The trained tensors."""
+    """The tensors after two steps of the memory stage."""
     command(
-        train_official, "--cache", cache, "--model", weights / "model", "--out", out, "--batch", 2,
+        train_official, "--cache", cache, "--model", weights / "model", "--out", out, "--batch", 8,
         "--dtype", "float32", "--export-dtype", "float32", "--learning-rate", 1e-2, "--warmup", 1,
-        "--log-every", 1, "--stage", "memory", *arguments,
+        "--log-every", 1, "--save-every", 1, "--remat", "none", "--stage", "memory", "--steps", 2,
+        *arguments,
     )  # fmt: skip
     return dict(SafetensorsFile(out / "worldstereo/model.safetensors"))
 
 
+@pytest.fixture(scope="module")
+def run(weights, cache, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    train(weights, cache, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(run) -> dict[str, np.ndarray]:
+    return dict(SafetensorsFile(run / "worldstereo/model.safetensors"))
+
+
 @pytest.mark.slow
-def test_video_becomes_clips_and_clips_a_checkpoint(weights, cache, tmp_path):
+def test_video_becomes_clips_and_clips_a_checkpoint(cache, run, trained):
     assert len(ClipCache(cache)) == 2
     start = toy.official_tensors()
-    whole = train(weights, cache, tmp_path / "whole", "--steps", 3)
-    assert [r["step"] for r in read_log(tmp_path / "whole/log.jsonl")] == [1, 2, 3]
-    for name, array in whole.items():
+    for name, array in trained.items():
         frozen = ".attn2." in name
         assert np.array_equal(array, start[name]) == frozen, name
-    loaded = from_pretrained(tmp_path / "whole/worldstereo", progress=False)
+    assert [r["step"] for r in read_log(run / "log.jsonl")] == [1, 2]
+    assert (run / "curves.png").is_file()
+    loaded = from_pretrained(run / "worldstereo", progress=False)
     assert loaded.settings.frames == toy.FRAMES
-
-    # Stopped and resumed, the same to the bit.
-    train(weights, cache, tmp_path / "parts", "--steps", 1)
-    resumed = train(weights, cache, tmp_path / "parts", "--steps", 3, "--resume")
-    for name, array in whole.items():
-        np.testing.assert_array_equal(resumed[name], array, err_msg=name)
-    assert (tmp_path / "whole/curves.png").is_file()
 
 
 @pytest.mark.slow
-def test_training_on_a_mesh_is_the_same_training(weights, cache, tmp_path):
-    one = train(weights, cache, tmp_path / "one", "--steps", 2)
-    two = train(weights, cache, tmp_path / "two", "--steps", 2, "--mesh", "data=1,fsdp=2,model=1")
-    for name, array in one.items():
-        np.testing.assert_allclose(two[name], array, atol=2e-3, err_msg=name)
+def test_a_run_that_stopped_and_was_resumed_writes_the_same_tensors(
+    weights, cache, run, trained, tmp_path
+):
+    shutil.copytree(run, tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts/checkpoints/2")
+    resumed = train(weights, cache, tmp_path / "parts", "--resume")
+    for name, array in trained.items():
+        np.testing.assert_array_equal(resumed[name], array, err_msg=name)
+
+
+@pytest.mark.slow
+def test_training_on_a_mesh_is_the_same_training(weights, cache, trained, tmp_path):
+    split = train(weights, cache, tmp_path / "split", "--mesh", "data=2,fsdp=4")
+    for name, array in trained.items():
+        np.testing.assert_allclose(split[name], array, atol=2e-3, err_msg=name)
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence(weights, cache, tmp_path, capsys):

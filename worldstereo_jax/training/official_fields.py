@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import TokenGeometry
-from worldstereo_jax.array_types import Array, Float, ndarray
+from worldstereo_jax.array_types import Array, Float, PyTree, ndarray
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import plucker_rays
@@ -164,13 +164,14 @@ def read_null_text(folder: Path) -> Float[Array, "l ct"]:
         raise InputError(f"{path} is missing or damaged: build the cache again") from error
 
 
-def _shallow(tree: object) -> dict[str, Array]:
+def _shallow(tree: PyTree) -> dict[str, PyTree]:
     """The fields of a dataclass by name."""
-    return {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}  # pyright: ignore[reportArgumentType]
+    return {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
 
 
 def _half(name: str, array: Array) -> np.ndarray:
-    found = np.asarray(array, np.float32).astype(np.float16)
+    with np.errstate(over="ignore"):
+        found = np.asarray(array, np.float32).astype(np.float16)
     if not np.isfinite(found).all():
         raise InputError(f"field {name!r} holds a value that half precision does not")
     return found
