@@ -4,7 +4,7 @@ In memory a clip is float32 [f, h, w, 3] in [-1, 1]; a mask clip is float32 [f, 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -56,6 +56,22 @@ def read_video(path: str | os.PathLike[str]) -> Float[ndarray, "f h w 3"]:
     return np.stack(
         [frame.astype(np.float32) / np.float32(127.5) - np.float32(1) for frame in _decode(path)]
     )
+
+
+def read_video_frames(
+    path: str | os.PathLike[str], chosen: Sequence[int], count: int
+) -> list[UInt8[ndarray, "h w 3"]]:
+    """Some frames of a video that must hold `count`, in the order asked for, 0..255.
+
+    No more frames than those are kept in memory. Raises InputError for a video of another length.
+    """
+    wanted, found, number = set(chosen), {}, -1
+    for number, frame in enumerate(_decode(path)):
+        if number in wanted:
+            found[number] = frame
+    if number + 1 != count:
+        raise InputError(f"{path} holds {number + 1} frames, but {count} cameras belong to it.")
+    return [found[index] for index in chosen]
 
 
 def read_mask_video(path: str | os.PathLike[str]) -> Float[ndarray, "f h w 1"]:

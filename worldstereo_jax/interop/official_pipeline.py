@@ -235,19 +235,34 @@ def load_official(
         InputError: for every fault of the files.
     """
 
+    denoiser = from_pretrained(
+        files.model, base=files.base, dtype=dtype, weights=weights, placement=_split(mesh),
+        lora=lora, lora_scale=lora_scale, progress=progress,
+    )  # fmt: skip
+    around = load_encoders(files, mesh=mesh, progress=progress)
+    return dataclasses.replace(around, denoiser=denoiser.params)
+
+
+def load_encoders(
+    files: OfficialFiles, *, mesh: Mesh | None = None, progress: bool = True
+) -> OfficialParams:
+    """The parameters of all networks but the transformer, which is left None.
+
+    Args as in `load_official`.
+
+    Raises:
+        InputError: for every fault of the files.
+    """
+
     def component(source: PathOrId, kind: str) -> Component:
         return load_component(
             source, kind, dtype="float32", placement=_whole(mesh), progress=progress
         )
 
-    denoiser = from_pretrained(
-        files.model, base=files.base, dtype=dtype, weights=weights, placement=_split(mesh),
-        lora=lora, lora_scale=lora_scale, progress=progress,
-    )  # fmt: skip
     image = files.image_encoder
     dinov2, depth = files.dinov2_source, files.depth_source
     return OfficialParams(
-        denoiser=denoiser.params,
+        denoiser=None,
         vae=component(files.base, "vae").params,
         image_encoder=None if image is None else component(files.base, "image_encoder").params,
         dinov2=None if dinov2 is None else component(dinov2, "dinov2").params,
@@ -279,22 +294,54 @@ def text_states(
             base has no encoder, for a prompt that is not in the cache.
     """
 
-    def make_encode() -> Encode:
-        if files.text_encoder is None:
-            where = "there is no cache" if cache is None else f"not all prompts are in {cache}"
-            raise InputError(f"{files.base}: has no folder text_encoder, and {where}")
-        tokenizer = load_tokenizer(files.base)
-        encoder = load_component(
-            files.base, "text_encoder", dtype=dtype, placement=_split(mesh), progress=progress
-        )
-        return make_text_encoder(tokenizer, encoder.params, encoder.config)
-
     if cache is None:
-        return make_encode()(prompts)
-    states = TextCache(cache, f"{files.base} {dtype}", make_encode)(prompts)
-    if states.shape[-1] != files.denoiser.text_dim:
-        raise InputError(
-            f"{cache}: holds states of {states.shape[-1]} channels for {files.base}, the "
-            f"transformer expects {files.denoiser.text_dim}"
-        )
-    return states
+        return _make_encode(files, dtype, cache, mesh, progress)(prompts)
+    return open_text_cache(files, cache, dtype=dtype, mesh=mesh, progress=progress)(prompts)
+
+
+def open_text_cache(
+    files: OfficialFiles,
+    cache: PathOrId,
+    *,
+    dtype: DTypeLike = "bfloat16",
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> Encode:
+    """`text_states` of any number of calls, for which the encoder is loaded once, or never.
+
+    Args as there.
+    """
+    states = TextCache(
+        cache,
+        f"{files.base} {dtype}",
+        lambda: _make_encode(files, dtype, cache, mesh, progress),
+    )
+
+    def encode(prompts: Sequence[str]) -> Float[Array, "n l ct"]:
+        found = states(prompts)
+        if found.shape[-1] != files.denoiser.text_dim:
+            raise InputError(
+                f"{cache}: holds states of {found.shape[-1]} channels for {files.base}, the "
+                f"transformer expects {files.denoiser.text_dim}"
+            )
+        return found
+
+    return encode
+
+
+def _make_encode(
+    files: OfficialFiles,
+    dtype: DTypeLike,
+    cache: PathOrId | None,
+    mesh: Mesh | None,
+    progress: bool,
+) -> Encode:
+    """Load the text encoder."""
+    if files.text_encoder is None:
+        where = "there is no cache" if cache is None else f"not all prompts are in {cache}"
+        raise InputError(f"{files.base}: has no folder text_encoder, and {where}")
+    tokenizer = load_tokenizer(files.base)
+    encoder = load_component(
+        files.base, "text_encoder", dtype=dtype, placement=_split(mesh), progress=progress
+    )
+    return make_text_encoder(tokenizer, encoder.params, encoder.config)

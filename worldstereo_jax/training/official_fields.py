@@ -6,13 +6,15 @@ the rays drawn when a step needs them. Holes are kept as bits, latents and token
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import TokenGeometry
-from worldstereo_jax.array_types import Array, ndarray
+from worldstereo_jax.array_types import Array, Float, PyTree, ndarray
+from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import plucker_rays
 from worldstereo_jax.geometry.normalisation import normalise_unified
@@ -22,6 +24,7 @@ from worldstereo_jax.training.official_objective import TrainingClip
 
 _HALF = ("condition", "render_latent", "reference", "text", "image", "target")
 _WHOLE = ("camera", "reference_index", "reference_camera", "reference_valid")
+_NULL_TEXT = "null_text.npy"
 _GEOMETRY = ("target_geometry", "reference_geometry")
 
 
@@ -101,13 +104,74 @@ def from_fields(
     )
 
 
-def _shallow(tree: object) -> dict[str, Array]:
+def clip_recipe(
+    config: ModelConfig, *, height: int, width: int, frames: int, ray_x_offset: float
+) -> dict[str, object]:
+    """What a cache's clips were made for, as plain json values; see `check_recipe`."""
+    stride = None if config.control is None else config.control.mask_downsample
+    return {
+        "height": height,
+        "width": width,
+        "frames": frames,
+        "frame_stride": stride,
+        "ray_x_offset": ray_x_offset,
+        "text_width": config.text_dim,
+        "image_width": config.image_width,
+        "camera_width": config.camera_width,
+    }
+
+
+def check_recipe(recipe: Mapping[str, object], config: ModelConfig, source: str) -> None:
+    """Refuse clips that were made for another model.
+
+    Args:
+        recipe: of the cache.
+        config: of the transformer that is to be trained.
+        source: what to call the cache.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    sizes = ("height", "width", "frames", "ray_x_offset")
+    missing = [name for name in sizes if name not in recipe]
+    if missing:
+        raise InputError(f"{source}: holds no clips of official models (no {missing[0]!r})")
+    wanted = clip_recipe(config, **{name: recipe[name] for name in sizes})  # pyright: ignore
+    for name, value in wanted.items():
+        if recipe.get(name) != value:
+            raise InputError(
+                f"{source}: its clips were made for a model of {name} {recipe.get(name)}, this one "
+                f"has {value}"
+            )
+
+
+def write_null_text(folder: Path, text: Float[Array, "l ct"]) -> None:
+    """Keep the text encoder's output of the empty prompt beside a cache's clips."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / _NULL_TEXT, _half("null text", text))
+
+
+def read_null_text(folder: Path) -> Float[Array, "l ct"]:
+    """What `write_null_text` kept.
+
+    Raises:
+        InputError: when it is missing or damaged.
+    """
+    path = folder / _NULL_TEXT
+    try:
+        return jnp.asarray(np.load(path), jnp.float32)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is missing or damaged: build the cache again") from error
+
+
+def _shallow(tree: PyTree) -> dict[str, PyTree]:
     """The fields of a dataclass by name."""
-    return {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}  # pyright: ignore[reportArgumentType]
+    return {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
 
 
 def _half(name: str, array: Array) -> np.ndarray:
-    found = np.asarray(array, np.float32).astype(np.float16)
+    with np.errstate(over="ignore"):
+        found = np.asarray(array, np.float32).astype(np.float16)
     if not np.isfinite(found).all():
         raise InputError(f"field {name!r} holds a value that half precision does not")
     return found

@@ -1,0 +1,143 @@
+"""From posed video to a trained checkpoint by the two commands, at toy size."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import build_official_cache, train_official
+from tests import toy_official as toy
+from worldstereo_jax.data.video_io import write_video
+from worldstereo_jax.geometry.camera_io import write_cameras_json
+from worldstereo_jax.geometry.trajectories import make_path
+from worldstereo_jax.interop.pretrained import from_pretrained
+from worldstereo_jax.interop.safetensors_io import SafetensorsFile
+from worldstereo_jax.training.clip_cache import ClipCache
+from worldstereo_jax.training.loop import read_log
+
+FRAMES, HEIGHT, WIDTH = 12, 32, 48
+
+
+def command(module, *arguments: object) -> None:
+    module.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    toy.write_base(folder / "base")
+    toy.write_checkpoint(folder / "model", toy.official_tensors(), base_model=str(folder / "base"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(weights, tmp_path_factory) -> Path:
+    """Two clips of one video of a wall, with depth and a caption."""
+    folder = tmp_path_factory.mktemp("clips")
+    clip = folder / "videos/wall"
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    phase = np.arange(FRAMES)[:, None, None] / 3
+    waves = [np.sin(x / 5 + phase), np.cos(y / 4 + phase), np.sin(x / 3 + y + phase)]
+    write_video(clip / "video.mp4", np.stack(waves, -1).astype(np.float32))
+    k = np.array([[40.0, 0, WIDTH / 2], [0, 40.0, HEIGHT / 2], [0, 0, 1]], np.float32)
+    path = make_path("right", FRAMES, amplitude=0.5)
+    write_cameras_json(clip / "cameras.json", path, np.stack([k] * FRAMES), (HEIGHT, WIDTH))
+    np.savez(clip / "depth.npz", depth=np.full((FRAMES, HEIGHT, WIDTH), 3, np.float16))
+    (clip / "prompt.json").write_text(json.dumps({"prompt": "a wall"}))
+    command(
+        build_official_cache, "--clips", folder / "videos", "--model", weights / "model",
+        "--out", folder / "cache", "--size", f"{HEIGHT}x{WIDTH}", "--windows", 2, "--views", 2,
+    )  # fmt: skip
+    return folder / "cache"
+
+
+def train(weights: Path, cache: Path, out: Path, *arguments: object) -> dict[str, np.ndarray]:
+    """The tensors after two steps of the memory stage."""
+    command(
+        train_official, "--cache", cache, "--model", weights / "model", "--out", out, "--batch", 8,
+        "--dtype", "float32", "--export-dtype", "float32", "--learning-rate", 1e-2, "--warmup", 1,
+        "--log-every", 1, "--save-every", 1, "--remat", "none", "--stage", "memory", "--steps", 2,
+        *arguments,
+    )  # fmt: skip
+    return dict(SafetensorsFile(out / "worldstereo/model.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def run(weights, cache, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    train(weights, cache, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(run) -> dict[str, np.ndarray]:
+    return dict(SafetensorsFile(run / "worldstereo/model.safetensors"))
+
+
+@pytest.mark.slow
+def test_video_becomes_clips_and_clips_a_checkpoint(cache, run, trained):
+    assert len(ClipCache(cache)) == 2
+    start = toy.official_tensors()
+    for name, array in trained.items():
+        frozen = ".attn2." in name
+        assert np.array_equal(array, start[name]) == frozen, name
+    assert [r["step"] for r in read_log(run / "log.jsonl")] == [1, 2]
+    assert (run / "curves.png").is_file()
+    loaded = from_pretrained(run / "worldstereo", progress=False)
+    assert loaded.settings.frames == toy.FRAMES
+
+
+@pytest.mark.slow
+def test_a_run_that_stopped_and_was_resumed_writes_the_same_tensors(
+    weights, cache, run, trained, tmp_path
+):
+    shutil.copytree(run, tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts/checkpoints/2")
+    resumed = train(weights, cache, tmp_path / "parts", "--resume")
+    for name, array in trained.items():
+        np.testing.assert_array_equal(resumed[name], array, err_msg=name)
+
+
+@pytest.mark.slow
+def test_training_on_a_mesh_is_the_same_training(weights, cache, trained, tmp_path):
+    split = train(weights, cache, tmp_path / "split", "--mesh", "data=2,fsdp=4")
+    for name, array in trained.items():
+        np.testing.assert_allclose(split[name], array, atol=2e-3, err_msg=name)
+
+
+def test_what_does_not_fit_is_refused_in_a_sentence(weights, cache, tmp_path, capsys):
+    def refused(*arguments: object, module=train_official) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            command(module, *arguments)
+        assert ended.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    given = ("--model", weights / "model", "--out", tmp_path / "out")
+    training = ("--stage", "memory", "--steps", 1)
+    other = tmp_path / "cache"
+    shutil.copytree(cache, other)
+    index = json.loads((other / "cache.json").read_text())
+    index["recipe"]["text_width"] = 4096
+    (other / "cache.json").write_text(json.dumps(index))
+    assert "made for a model of text_width 4096, this one has 6" in refused(
+        "--cache", other, *given, *training
+    )
+    index["recipe"] = {"scenes": 4}
+    (other / "cache.json").write_text(json.dumps(index))
+    assert "holds no clips of official models" in refused("--cache", other, *given, *training)
+    shutil.copy(cache / "cache.json", other)
+    (other / "null_text.npy").unlink()
+    assert "null_text.npy is missing" in refused("--cache", other, *given, *training)
+
+    videos = cache.parent / "videos"
+    bare = tmp_path / "videos"
+    shutil.copytree(videos, bare)
+    (bare / "wall/depth.npz").unlink()
+    build = ("--clips", bare, "--model", weights / "model", "--out", tmp_path / "new", "--size")
+    assert "has no depth; add it, or give --depth-model" in refused(
+        *build, "32x48", module=build_official_cache
+    )
+    assert "expected multiples of 16" in refused(*build, "30x48", module=build_official_cache)
