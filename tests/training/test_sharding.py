@@ -10,6 +10,8 @@ from jax.sharding import Mesh, PartitionSpec
 from tests.models.small_model import SMALL, inputs, random_params
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.models.worldstereo import WorldStereo
+from worldstereo_jax.training.batches import SeededBatches
+from worldstereo_jax.training.checkpoint import Checkpoints
 from worldstereo_jax.training.sharding import AXES, TrainLayout, parse_mesh
 from worldstereo_jax.training.state import make_train_step, only, train_only
 
@@ -78,6 +80,27 @@ def test_what_the_optimiser_keeps_lies_where_its_parameter_does():
     assert len(vectors) == 2
     assert all(x.sharding.spec == PartitionSpec(None, "model") for x in vectors)
     assert state.step.sharding.is_fully_replicated
+
+
+def test_a_run_goes_on_on_another_mesh(tmp_path):
+    params = {"query": {"kernel": jnp.arange(128.0 * 256).reshape(128, 256)}}
+    batches = SeededBatches(lambda rng: rng.normal(size=4), 0)
+
+    def state_on(text, scale):
+        given = jax.tree.map(lambda x: scale * x, params)
+        return layout_of(text).init_state(given, OPTIMIZER, jax.random.key(int(scale)))
+
+    saved = state_on("fsdp=8", 3.0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(saved, batches)
+    other = state_on("data=2,model=4", 1.0)
+    with Checkpoints(tmp_path) as checkpoints:
+        found = checkpoints.restore(other, batches)
+    np.testing.assert_array_equal(found.params["query"]["kernel"], 3.0 * params["query"]["kernel"])
+    assert jax.tree.map(lambda x: x.sharding, found.params) == jax.tree.map(
+        lambda x: x.sharding, other.params
+    )
+    assert (jax.random.key_data(found.key) == jax.random.key_data(saved.key)).all()
 
 
 def test_a_batch_is_split_over_samples_and_whole_along_the_model():
