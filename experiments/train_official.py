@@ -8,13 +8,25 @@
 
 Stages as published: "camera" trains the control branch over the frozen video model, "keyframes"
 all but the backbone's cross-attention and feed-forward parts, "memory" all but cross-attention.
-Parameters are kept in float32 and brought into `--dtype` once a step. Learning rate, shift of the
-noise levels, weight decay and how often text and views are dropped are not published; the defaults
-are choices of this project, not tuned at full size.
+What trains is kept in float32 and brought into `--dtype` once a step, what is frozen in `--dtype`
+alone. Learning rate, shift of the noise levels, weight decay and how often text and views are
+dropped are not published; the defaults are choices of this project, not tuned at full size.
 
 Seeded and resumable (`--resume`; SIGTERM saves first). Writes the averaged weights under official
 names into `--out`/worldstereo, which `worldstereo generate --model` and the official code read.
 On several hosts start the same command on each with `--distributed`, `--out` on shared storage.
+
+Record, 2026-11-27, at toy size alone (32 thousand random parameters in the official layout, clips of 5 keyframes of 48 x 80 pixels), on one shared core of an AMD EPYC, jax 0.10.2:
+
+    python experiments/build_official_cache.py --procedural 4 --model toy/model --base toy/base \
+        --size 48x80 --views 2 --out toy/clips
+    python experiments/train_official.py --cache toy/clips --model toy/model --base toy/base \
+        --out toy/run --stage memory --steps 200 --batch 4 --learning-rate 3e-3 --warmup 10
+    worldstereo generate photo.png --camera left --model toy/run/worldstereo --base toy/base ...
+
+The loss fell from 2.30 (steps 1 to 20) to 0.70 (181 to 200); 0.04 s a step behind 80 s of
+compiling; 4 clips were prepared in 45 s, nearly all of it compiling, too; the trained checkpoint
+made a clip. That shows that the parts fit each other, not what training at full size gains.
 """
 
 import argparse
@@ -43,6 +55,7 @@ from worldstereo_jax.training.official_objective import (
     DROP_TEXT,
     SHIFT,
     STAGES,
+    freeze_in,
     in_compute_type,
     official_loss,
     stage_parameters,
@@ -118,6 +131,7 @@ def run(options: argparse.Namespace) -> None:
     del loaded
     model = WorldStereo(config) if layout is None else layout.model(config)
     chosen = stage_parameters(params, options.stage)
+    params = freeze_in(config.dtype, params, chosen)
     optimizer = train_only(_optimizer(options), chosen)
     sizes = {name: recipe[name] for name in ("height", "width", "ray_x_offset")}
 

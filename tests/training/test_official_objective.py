@@ -22,6 +22,7 @@ from worldstereo_jax.training.official_objective import (
     STAGES,
     TrainingClip,
     drop_inputs,
+    freeze_in,
     in_compute_type,
     official_loss,
     stage_parameters,
@@ -251,8 +252,10 @@ def test_a_clip_is_overfitted_and_frozen_parts_stay_to_the_bit(params):
         params = in_compute_type(freeze_rest(params, chosen), "float32")
         return velocity_error(WorldStereo(MODEL), params, batch, sigma, noise).mean(), {}
 
-    before = flat_paths(jax.device_get(params))
-    state = init_train_state(jax.tree.map(jnp.array, params), optimizer, jax.random.key(0))
+    held = freeze_in("bfloat16", params, chosen)
+    before = flat_paths(jax.device_get(held))
+    assert {leaf.dtype.name for leaf in before.values()} == {"float32", "bfloat16"}
+    state = init_train_state(jax.tree.map(jnp.array, held), optimizer, jax.random.key(0))
     step = make_train_step(loss_fn, optimizer)
     losses = []
     for _ in range(30):
