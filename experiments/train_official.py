@@ -16,7 +16,8 @@ Seeded and resumable (`--resume`; SIGTERM saves first). Writes the averaged weig
 names into `--out`/worldstereo, which `worldstereo generate --model` and the official code read.
 On several hosts start the same command on each with `--distributed`, `--out` on shared storage.
 
-Record, 2026-11-27, at toy size alone (32 thousand random parameters in the official layout, clips of 5 keyframes of 48 x 80 pixels), on one shared core of an AMD EPYC, jax 0.10.2:
+Record, 2026-11-27, at toy size alone (32 thousand random parameters in the official layout, clips
+of 5 keyframes of 48 x 80 pixels), on one shared core of an AMD EPYC, jax 0.10.2:
 
     python experiments/build_official_cache.py --procedural 4 --model toy/model --base toy/base \
         --size 48x80 --views 2 --out toy/clips
