@@ -43,7 +43,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import pallas_kernels as pk
 from worldstereo_jax.config import get_preset
-from worldstereo_jax.evaluation.report import Table, write_section
+from worldstereo_jax.evaluation.report import Table, kept_rows, write_section
 from worldstereo_jax.interop.layer_stacks import from_flat
 from worldstereo_jax.interop.official import parameter_shapes
 from worldstereo_jax.models.placement import tensor_parallel
@@ -215,14 +215,9 @@ def row_of(
     return row
 
 
-def kept_rows(title: str) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Rows of a section that is there, by what they are of: an earlier run's other slices."""
-    text = RESULTS.read_text() if RESULTS.exists() else ""
-    section = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("| ")]
-    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
-    rows = [row for row in rows if len(row) == len(HEADER) and not row[0].startswith("-")]
-    return {row[:3]: row for row in rows if row != HEADER}
+def rows_with(kept: list[tuple[str, ...]], row: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """An earlier run's rows with a new one, in the place of the one of the same program."""
+    return list(({each[:3]: each for each in kept} | {row[:3]: row}).values())
 
 
 def facts(seconds: float, billions: float, tiles: Sequence[tuple[int, int]]) -> str:
@@ -276,7 +271,7 @@ def main() -> None:
         for pattern in options.patterns:
             row = row_of(each.topology, split, pattern, each.capacity, mesh)
             # After every program: a later one may take the whole machine down.
-            table = Table(HEADER, list((kept_rows(title) | {row[:3]: row}).values()))
+            table = Table(HEADER, rows_with(kept_rows(RESULTS, title, HEADER), row))
             write_section(RESULTS, title, [about, table], command=command)
 
 

@@ -33,7 +33,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import pallas_kernels as pk
 from worldstereo_jax.config import get_preset
-from worldstereo_jax.evaluation.report import Table, write_section
+from worldstereo_jax.evaluation.report import Table, kept_rows, write_section
 from worldstereo_jax.interop.layer_stacks import from_flat
 from worldstereo_jax.interop.official import parameter_shapes
 from worldstereo_jax.sampling.official_conditions import OfficialConditions
@@ -89,10 +89,9 @@ def abstract_clip(batch: int, pattern: str) -> TrainingClip:
     latent, pixels = (FRAMES, ROWS, COLUMNS), (FRAMES, 8 * ROWS, 8 * COLUMNS)
 
     def geometry(frames: int, views: int) -> typing.Any:
-        position = array(frames * ROWS * COLUMNS // 4, 3)
-        return jax.eval_shape(
-            lambda x: pk.make_token_geometry(x, radius=1.0, views=views), position
-        )
+        tokens = jax.ShapeDtypeStruct((1, frames * ROWS * COLUMNS // 4, 3), jnp.float32)
+        one = jax.eval_shape(lambda x: pk.make_token_geometry(x, radius=1.0, views=views), tokens)
+        return jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype), one)
 
     masked = pattern == "correspondence"
     conditions = OfficialConditions(
@@ -105,7 +104,6 @@ def abstract_clip(batch: int, pattern: str) -> TrainingClip:
         reference_index=array(VIEWS, dtype=jnp.int32),
         reference_camera=array(VIEWS, 7),
         reference_valid=array(VIEWS, dtype=jnp.bool_),
-        # One geometry of all frames a clip, which the model's call merges.
         target_geometry=geometry(FRAMES, VIEWS) if masked else None,
         reference_geometry=geometry(VIEWS, FRAMES) if masked else None,
     )
@@ -184,10 +182,12 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="*", choices=PATTERNS, default=list(PATTERNS))
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    rows: list[tuple[str, ...]] = []
     for pod in (PODS[index] for index in options.pods):
         for pattern in options.patterns:
-            rows.append(row_of(pod, pattern))
+            row = row_of(pod, pattern)
+            # In the place of the row of the same program, or behind those of earlier runs.
+            kept = {each[:4]: each for each in kept_rows(options.results, TITLE, HEADER)}
+            rows = list((kept | {row[:4]: row}).values())
             about = (
                 f"The stage {STAGE!r} of {FRAMES} latent frames and {VIEWS} references, one sample "
                 "for every chip along data and fsdp. Gigabytes (10^9) per chip as the compiled "

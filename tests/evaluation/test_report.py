@@ -4,7 +4,7 @@ import pytest
 
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.paired import PairedDifference
-from worldstereo_jax.evaluation.report import Table, format_difference, write_section
+from worldstereo_jax.evaluation.report import Table, format_difference, kept_rows, write_section
 
 DAY = datetime.date(2026, 1, 2)
 TABLE = Table(["method", "PSNR"], [["ours", "25.1"], ["a|b", "21.0"]], caption="Held out")
@@ -67,3 +67,16 @@ def test_bad_sections_leave_no_file(tmp_path, call):
 def test_difference_shows_both_intervals():
     difference = PairedDifference(1.234, (0.9, 1.56), (-0.92, 1.5), 20)
     assert format_difference(difference) == "+1.23 [+0.90, +1.56] (bootstrap [-0.92, +1.50])"
+
+
+def test_rows_of_an_earlier_run_are_found_again(tmp_path):
+    path, header = tmp_path / "RESULTS.md", ("a", "b")
+    rows = [("1", "x y"), ("2", "")]
+    assert kept_rows(path, "One", header) == []
+    write_section(path, "Zero", [Table(header, [("0", "0")])], command="c")
+    parts = ["Words.", Table(("p", "q"), [("5", "6")]), Table(header, rows)]
+    write_section(path, "One", parts, command="c")
+    write_section(path, "Two", [Table(header, [("3", "z")])], command="c")
+    assert kept_rows(path, "One", header) == rows
+    assert kept_rows(path, "One", ("a", "c")) == []
+    assert kept_rows(path, "Three", header) == []

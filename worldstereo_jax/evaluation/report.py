@@ -80,6 +80,23 @@ def write_section(
         temporary.write_text(_replace(before, title, section), encoding="utf-8")
 
 
+def kept_rows(
+    path: str | os.PathLike[str], title: str, header: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """Rows of a table that a section of the file already holds, none where it has no such table.
+
+    For commands that fill a table in several runs. `header` names all its columns.
+    """
+    text = Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""
+    section = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
+    if tuple(header) not in rows:
+        return []
+    rows = rows[rows.index(tuple(header)) + 2 :]
+    return [row for row in rows if len(row) == len(header)]
+
+
 def machine() -> str:
     """Return the accelerator jax runs on, or the processor, with the number of cores."""
     device = jax.devices()[0]
