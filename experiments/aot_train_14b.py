@@ -2,13 +2,13 @@
 
     python experiments/aot_train_14b.py [--pods 0 1 ...] [--patterns dense correspondence]
 
-One step of the "memory" stage (all but cross-attention trains): flow-matching loss, gradients,
-clipping, AdamW; float32 parameters and moments, bfloat16 computation, every layer computed again on
-the way back. Per sample 21 latent frames of 60 x 104 (32,760 target tokens), 8 references (12,480),
-512 text and 257 image tokens. The layout is `training.sharding.TrainLayout`'s, the step that
-`training.state.make_train_step` makes; XLA:TPU and Mosaic compile it whole (jax 0.10.2 with
-libtpu), and the bytes per chip are the compiled program's. The correspondence pattern builds its
-masks in the step, from the geometry of the samples' tokens.
+One step of the "memory" stage (all but cross-attention trains), as `train_official.py` makes it:
+flow-matching loss, gradients, clipping, AdamW, a running average; float32 for what trains and its
+moments, bfloat16 for what does not and for computing, every layer computed again on the way back.
+Per sample 21 latent frames of 60 x 104 (32,760 target tokens), 8 references (12,480), 512 text and
+257 image tokens. The layout is `training.sharding.TrainLayout`'s; XLA:TPU and Mosaic compile the
+step whole (jax 0.10.2 with libtpu), and the bytes per chip are the compiled program's. The
+correspondence pattern builds its masks in the step, from the geometry of the samples' tokens.
 
 Nothing is timed: there is no pod.
 """
@@ -39,6 +39,7 @@ from worldstereo_jax.interop.official import parameter_shapes
 from worldstereo_jax.sampling.official_conditions import OfficialConditions
 from worldstereo_jax.training.official_objective import (
     TrainingClip,
+    freeze_in,
     in_compute_type,
     official_loss,
     stage_parameters,
@@ -122,6 +123,7 @@ def lowered_step(layout: TrainLayout, batch: int, pattern: str) -> typing.Any:
     shapes = parameter_shapes(config)
     params = from_flat({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()})
     chosen = stage_parameters(params, STAGE)
+    params = jax.eval_shape(lambda x: freeze_in(config.dtype, x, chosen), params)
     optimizer = train_only(
         optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5, weight_decay=0.01)), chosen
     )
@@ -133,7 +135,7 @@ def lowered_step(layout: TrainLayout, batch: int, pattern: str) -> typing.Any:
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     state: TrainState = jax.eval_shape(
-        lambda params, key: init_train_state(params, optimizer, key, with_ema=False), params, key
+        lambda params, key: init_train_state(params, optimizer, key), params, key
     )
     places = layout.state(state)
 
