@@ -5,6 +5,7 @@ geometry alone, so that neither needs the other.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
@@ -42,17 +43,41 @@ def entry_gain(
 
 
 def in_known_light(
-    entries: EntryBank, gain: Float[Array, "3"], colours: tuple[int, ...]
+    shown: EntryBank, known: EntryBank, gain: Float[Array, "3"], colours: tuple[int, ...]
 ) -> EntryBank:
-    """Entries of one frame in the light of a bank: its gain divided out of their colours.
+    """What a frame shows of n known entries, in their light: its gain divided out (row S35).
 
+    What the frame's white has cut off is taken to be as near to what is known as it may be.
     `colours` is how many channels of each level are colours (see `EntryFrame`); learned ones stay.
     """
+
+    def agree(least: Array, most: Array, known: Array) -> Array:
+        return jnp.where(least < most, jnp.clip(known, least, most), least)
+
+    return _relit(shown, gain, colours, agree, known)
+
+
+def new_in_known_light(
+    shown: EntryBank, gain: Float[Array, "3"], colours: tuple[int, ...]
+) -> EntryBank:
+    """Entries that only this frame knows, in the light of the others: white stays white."""
+    return _relit(shown, gain, colours, lambda least, most, _: most, shown)
+
+
+def _relit(
+    shown: EntryBank,
+    gain: Float[Array, "3"],
+    colours: tuple[int, ...],
+    choose: Callable[[Array, Array, Array], Array],
+    known: EntryBank,
+) -> EntryBank:
     features = [
-        jnp.concatenate([known_light(x[:, :n], jnp.tile(gain, n // 3)), x[:, n:]], -1)
-        for x, n in zip(entries.features, colours, strict=True)
+        jnp.concatenate(
+            [choose(*known_light(x[:, :n], jnp.tile(gain, n // 3)), k[:, :n]), x[:, n:]], -1
+        )
+        for x, k, n in zip(shown.features, known.features, colours, strict=True)
     ]
-    return dataclasses.replace(entries, features=tuple(features))
+    return dataclasses.replace(shown, features=tuple(features))
 
 
 def _mean(entries: EntryBank) -> Float[Array, "n 3"]:

@@ -27,7 +27,7 @@ from worldstereo_jax.memory.entry_appearance import (
 )
 from worldstereo_jax.memory.entry_features import sample_map
 from worldstereo_jax.memory.entry_frame import EntryFrame, FrameSurface, frame_surface
-from worldstereo_jax.memory.entry_light import entry_gain, in_known_light
+from worldstereo_jax.memory.entry_light import entry_gain, in_known_light, new_in_known_light
 from worldstereo_jax.memory.entry_match import Sighting, sight_entries
 from worldstereo_jax.memory.entry_views import entry_confidence, has_view, set_view, two_depths
 from worldstereo_jax.memory.surface import tangent_planes
@@ -108,14 +108,15 @@ def update_entries(
     sighting = sight_entries(part, surface, gate=rule.gate)
     measured = _measure(frame, sighting, part.normal, rule)
     gain = _light(part, measured, frame, sighting)
-    fused = _fuse(part, in_known_light(measured, gain, frame.colours), frame, sighting, rule)
+    measured = in_known_light(measured, part, gain, frame.colours)
+    fused = _fuse(part, measured, frame, sighting, rule)
     if candidates is None:
         bank = fused
     else:
         there = (candidates >= 0) & (candidates < bank.capacity)
         bank = put_entries(bank, jnp.where(there, candidates, bank.capacity), fused)
     fresh, new = _propose(part, frame, surface, sighting, rule)
-    fresh = in_known_light(fresh, gain, frame.colours)
+    fresh = new_in_known_light(fresh, gain, frame.colours)
     unnamed = (frame.view < 0) | (frame.view >= 32 * bank.views.shape[-1])
     bank = dataclasses.replace(bank, uncounted=bank.uncounted + unnamed.astype(jnp.int32))
     return append_entries(bank, fresh, new)

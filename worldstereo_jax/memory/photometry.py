@@ -15,6 +15,7 @@ _STEPS = 6  # of the gain of one view: it starts from a good guess
 _DEVIATIONS = 3.0  # between a gain and 1, below which it is taken for 1
 _LEAST = 0.015  # share of light below which a gain is taken for 1: no eye sees it
 _LEAST_TILES = 6.0  # that must share surface, or the view keeps its light
+_RATHER = 0.93  # of what an added light explains that a gain must explain to be preferred
 _KNEE = 0.95  # of light: what is brighter may be cut off
 
 
@@ -77,7 +78,7 @@ def frame_gain(
       errors and 1.5 %. The error is told from how tiles of the picture differ, since neighbouring
       pixels err together: each tile's sum of residuals is one observation;
     - when fewer than about six tiles share points with what is known;
-    - when light added to all of the picture explains the difference as well as a gain: exposure
+    - when light added to all of the picture explains the difference better than a gain: exposure
       multiplies, a sheen adds, and a sheen belongs to the entries (row S24).
 
     Args:
@@ -125,23 +126,29 @@ def frame_gain(
     def cost(residual: Array) -> Array:
         return (weight * jnp.log1p(jnp.square(residual / _SCALE))).sum()
 
-    multiplied = cost(apart - slope[None] * middle) < cost(apart - added[None])
+    before = cost(apart)
+    by_gain, by_sum = (before - cost(apart - x) for x in (slope[None] * middle, added[None]))
+    multiplied = by_gain > _RATHER * by_sum
     take = sure.any() & (tiles >= _LEAST_TILES).all() & multiplied
     return jnp.where(take, gain, 1.0)
 
 
-def known_light(colors: Float[Array, "*n c"], gain: Float[Array, "c"]) -> Float[Array, "*n c"]:
-    """Colours of a view in the light of what is known: the gain divided out, in [-1, 1].
+def known_light(
+    colors: Float[Array, "*n c"], gain: Float[Array, "c"]
+) -> tuple[Float[Array, "*n c"], Float[Array, "*n c"]]:
+    """Colours of a view in the light of what is known: the least and the most they may be.
 
-    White stays white, since what was cut off there has no gain; a gain of 1 changes no bit.
+    The gain divided out, in [-1, 1]. The two are one but near the white of too bright a view: what
+    was cut off there may be anything up to white. A gain of 1 changes no bit.
     """
     gain = gain.reshape((1,) * (colors.ndim - 1) + gain.shape)
     light = 0.5 * (colors + 1.0)
+    least = jnp.minimum(light / gain, 1.0)
     # Meets the division at the knee, and white at white.
     steep = (1.0 - _KNEE / gain) / (1.0 - _KNEE)
-    upper = jnp.where(gain > 1.0, 1.0 - steep * (1.0 - light), 0.0)
-    divided = jnp.minimum(jnp.maximum(light / gain, upper), 1.0)
-    return jnp.where(gain == 1.0, colors, 2.0 * divided - 1.0)
+    most = jnp.where(gain > 1.0, jnp.maximum(least, 1.0 - steep * (1.0 - light)), least)
+    same = gain == 1.0
+    return jnp.where(same, colors, 2.0 * least - 1.0), jnp.where(same, colors, 2.0 * most - 1.0)
 
 
 def remove_gain(colors: Float[Array, "*n 3"], gain: Float[Array, "3"]) -> Float[Array, "*n 3"]:
