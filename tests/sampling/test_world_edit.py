@@ -86,6 +86,25 @@ def test_the_last_clip_is_undone_bit_by_bit_from_the_keyframes_alone(begun, firs
 
 
 @pytest.mark.row("S33")
+@pytest.mark.row("S35")
+def test_frames_in_another_light_are_stored_as_shown_and_replayed_bit_by_bit(scene, begun):
+    """Entries keep the light of the first frame; a keyframe keeps its own."""
+    gain = jnp.array([0.8, 0.9, 0.85])[None, None, None]
+    darker = scene | {"image": (scene["image"] + 1) * gain - 1}
+    grown, plain = (remembered(x, begun, [1, 2], 1) for x in (darker, scene))
+    np.testing.assert_array_equal(grown.stereo.images[1:3], darker["image"][1:3])
+    assert_same(replay_keyframes(ROLLOUT, grown, np.asarray(grown.stereo.valid)), grown)
+    assert_same(forget_last_clip(ROLLOUT, grown), begun)
+    seen = np.asarray(begun.entries.valid)
+    away, left = (
+        np.abs(np.asarray(x.entries.features[0] - begun.entries.features[0])[seen]).mean()
+        for x in (grown, plain)
+    )
+    assert away < 1.1 * left, (away, left)
+    assert int(grown.entries.count) == int(plain.entries.count) > int(begun.entries.count)
+
+
+@pytest.mark.row("S33")
 def test_a_history_undoes_whatever_was_done(scene, first):
     history = begin_clip(first)
     history = history.replace(current=remembered(scene, history.current, [2, 3], 2))
@@ -93,7 +112,6 @@ def test_a_history_undoes_whatever_was_done(scene, first):
     assert_same(undo_clip(history), first)
 
 
-@pytest.mark.row("S30")
 def _goes_on(scene, memory, frame: int) -> list[WorldMemory]:
     """The memory after a clip of one frame, as every rollout remembers it."""
     part = jnp.asarray([frame] * 2)  # the first of a clip is never a keyframe
@@ -121,6 +139,7 @@ def test_after_a_selection_the_clip_that_comes_next_is_the_one_undone(scene, sec
         assert_same(forget_last_clip(ROLLOUT, grown), chosen)
 
 
+@pytest.mark.row("S30")
 @pytest.mark.row("S33")
 def test_a_pruned_world_grows_on_with_its_entries_in_step(scene, second):
     budget = int(second.entries.count) // 2

@@ -13,7 +13,7 @@ from worldstereo_jax.array_types import Array, Bool, Float, Int, ndarray
 from worldstereo_jax.geometry.cameras import camera_centers, project, unproject
 from worldstereo_jax.geometry.frame_check import check_frame, check_shape
 from worldstereo_jax.geometry.points import normals_from_depth
-from worldstereo_jax.memory.entry_features import PYRAMID, Level, feature_pyramid
+from worldstereo_jax.memory.entry_features import PYRAMID, Level, feature_pyramid, pyramid_widths
 from worldstereo_jax.memory.spatial_stereo import depth_confidence
 from worldstereo_jax.memory.surface import (
     beside_jump,
@@ -33,6 +33,7 @@ class EntryFrame:
     [h, w]: camera z, world units, 0 = unknown. confidence [h, w]: of the depth, 0 .. 1.
     w2c [4, 4], intrinsics [3, 3]: pixels of the depth map. view []: int32, number of the view,
     of which no two frames of one bank have the same. source []: int32, number of its clip.
+    colours: static, how many channels of each level are colours; learned ones follow them.
     """
 
     features: tuple[Float[Array, "lh lw c"], ...]
@@ -42,6 +43,7 @@ class EntryFrame:
     intrinsics: Float[Array, "3 3"]
     view: Int[Array, ""]
     source: Int[Array, ""]
+    colours: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
 
 def make_entry_frame(
@@ -88,6 +90,7 @@ def make_entry_frame(
         intrinsics=intrinsics,
         view=jnp.asarray(view, jnp.int32),
         source=jnp.asarray(source, jnp.int32),
+        colours=pyramid_widths(levels),
     )
 
 

@@ -27,6 +27,7 @@ from worldstereo_jax.memory.entry_appearance import (
 )
 from worldstereo_jax.memory.entry_features import sample_map
 from worldstereo_jax.memory.entry_frame import EntryFrame, FrameSurface, frame_surface
+from worldstereo_jax.memory.entry_light import entry_gain, in_known_light, new_in_known_light
 from worldstereo_jax.memory.entry_match import Sighting, sight_entries
 from worldstereo_jax.memory.entry_views import entry_confidence, has_view, set_view, two_depths
 from worldstereo_jax.memory.surface import tangent_planes
@@ -105,24 +106,38 @@ def update_entries(
     surface = frame_surface(frame, jump=rule.gate)
     part = bank if candidates is None else take_entries(bank, candidates)
     sighting = sight_entries(part, surface, gate=rule.gate)
-    fused = _fuse(part, frame, sighting, rule)
+    measured = _measure(frame, sighting, part.normal, rule)
+    gain = _light(part, measured, frame, sighting)
+    measured = in_known_light(measured, part, gain, frame.colours)
+    fused = _fuse(part, measured, frame, sighting, rule)
     if candidates is None:
         bank = fused
     else:
         there = (candidates >= 0) & (candidates < bank.capacity)
         bank = put_entries(bank, jnp.where(there, candidates, bank.capacity), fused)
     fresh, new = _propose(part, frame, surface, sighting, rule)
+    fresh = new_in_known_light(fresh, gain, frame.colours)
     unnamed = (frame.view < 0) | (frame.view >= 32 * bank.views.shape[-1])
     bank = dataclasses.replace(bank, uncounted=bank.uncounted + unnamed.astype(jnp.int32))
     return append_entries(bank, fresh, new)
 
 
-def _fuse(part: EntryBank, frame: EntryFrame, sighting: Sighting, rule: EntryRule) -> EntryBank:
+def _light(
+    part: EntryBank, measured: EntryBank, frame: EntryFrame, sighting: Sighting
+) -> Float[Array, "3"]:
+    """The frame's gain against the entries that it sees for the first time (row S35)."""
+    seen = sighting.agrees & ~has_view(part.views, frame.view)
+    height, width = frame.depth.shape
+    return entry_gain(part, measured, sighting.pixel, seen, height=height, width=width)
+
+
+def _fuse(
+    part: EntryBank, measured: EntryBank, frame: EntryFrame, sighting: Sighting, rule: EntryRule
+) -> EntryBank:
     """Entries after the frame's word on each: weighted means, votes, bits (row S12)."""
     seen = sighting.agrees & ~has_view(part.views, frame.view)
     denied = sighting.denies & ~has_view(part.denied, frame.view)
     denied &= ~has_view(part.views, frame.view)
-    measured = _measure(frame, sighting, part.normal, rule)
     kept = _combine(part, measured, seen)
     against = jnp.where(denied, sighting.weight, 0.0)
     kept = dataclasses.replace(
