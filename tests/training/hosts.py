@@ -5,7 +5,6 @@
 Prints each batch's number, and at the end what the state is.
 """
 
-import dataclasses
 import hashlib
 import os
 import sys
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from worldstereo_jax.training.batches import SeededBatches
 from worldstereo_jax.training.loop import train
@@ -43,14 +42,18 @@ class Rows:
     def __next__(self):
         time.sleep(float(os.environ.get("SECONDS_PER_STEP", "0")))
         print("batch", self.inner.get_state()["position"], flush=True)
-        return next(self.inner)[self.rows.start : self.rows.stop]
+        return next(self.inner)[list(self.rows)]
 
 
 def main(out, steps, resume, port, count, index):
     if count > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{port}", count, index)
-    layout = dataclasses.replace(TrainLayout(parse_mesh("data=2,fsdp=2,model=2")), smallest=1)
+    mesh = parse_mesh("data=2,fsdp=2,model=2")
+    # So that a host's samples do not follow one another, as on a torus of chips.
+    mesh = Mesh(mesh.devices.swapaxes(0, 1), mesh.axis_names)
+    layout = TrainLayout(mesh, smallest=1)
+    assert count == 1 or layout.rows(BATCH) in ((0, 1, 4, 5), (2, 3, 6, 7))
     rng = np.random.default_rng(1)
     params = {
         "query": {"kernel": rng.normal(size=(16, 32)).astype("float32") / 4},

@@ -156,13 +156,21 @@ def test_batches_are_a_function_of_the_seed(tmp_path):
     assert first[0] != first[1]
 
 
-def test_hosts_read_their_shares_of_the_same_batches(tmp_path):
+def test_hosts_read_their_rows_of_the_same_batches(tmp_path):
     _filled(tmp_path, 8)
     source = ClipCache(tmp_path)
     whole = cached_batches([source], 6, 5)
-    shares = [cached_batches([source], 6, 5, rows=range(i, i + 2)) for i in (0, 2, 4)]
-    for _ in range(5):
-        assert _numbers(next(whole)) == [n for share in shares for n in _numbers(next(share))]
+    rows = [(0, 3), (1, 2, 5), (4,)]
+    hosts = [cached_batches([source], 6, 5, rows=own) for own in rows]
+    for step in range(5):
+        expected = _numbers(next(whole))
+        for own, host in zip(rows, hosts, strict=True):
+            assert _numbers(next(host)) == [expected[row] for row in own]
+        if step == 2:
+            # A position is that of the batch, on any host.
+            again = cached_batches([source], 6, 5, rows=rows[1])
+            again.set_state(hosts[1].get_state())
+            hosts[1] = again
 
 
 def test_a_restored_position_goes_on_as_the_unbroken_run(tmp_path):

@@ -106,7 +106,7 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
 def test_a_batch_is_split_over_samples_and_whole_along_the_model():
     layout = layout_of("data=2,fsdp=2,model=2")
     given = {"x": np.arange(24).reshape(8, 3)}
-    assert layout.rows(8) == range(8)
+    assert layout.rows(8) == tuple(range(8))
     placed = layout.batch(given)["x"]
     np.testing.assert_array_equal(placed, given["x"])
     assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}

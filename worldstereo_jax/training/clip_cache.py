@@ -164,7 +164,7 @@ class ClipCache(grain.sources.RandomAccessDataSource):
 
 
 def cached_batches(
-    sources: Sequence[ClipCache], batch_size: int, seed: int, *, rows: range | None = None
+    sources: Sequence[ClipCache], batch_size: int, seed: int, *, rows: Sequence[int] | None = None
 ) -> grain.DatasetIterator:
     """Endless shuffled batches from all caches, whose position can be saved.
 
@@ -181,9 +181,25 @@ def cached_batches(
     data = grain.MapDataset.concatenate(parts).seed(seed).shuffle().repeat()
     if rows is None:
         return iter(data.batch(batch_size).to_iter_dataset())
-    # A batch's equal shares follow one another: this host's are every so many of them.
-    shares = data.batch(len(rows))[rows.start // len(rows) :: batch_size // len(rows)]
-    return iter(shares.to_iter_dataset())
+    own = _RowsOfBatches(data, batch_size, rows)
+    return iter(own.batch(len(rows)).to_iter_dataset())
+
+
+class _RowsOfBatches(grain.MapDataset):
+    """Of every `batch_size` elements of a dataset those at the places `rows`."""
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: Sequence[int]) -> None:
+        super().__init__(parent)
+        self._batch_size, self._rows = batch_size, tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, place = divmod(index % len(self), len(self._rows))
+        return self._parent[batch * self._batch_size + self._rows[place]]
 
 
 def _existing(path: Path, shape: tuple[int, ...], mode: Any) -> np.memmap:

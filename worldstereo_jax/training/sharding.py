@@ -146,8 +146,8 @@ class TrainLayout:
         placed = jax.tree.map(_lay_out, params, places.params)
         return jax.jit(init, out_shardings=places)(placed, _lay_out(words, self.whole))
 
-    def rows(self, batch: int) -> range:
-        """Which samples of a global batch this host's devices hold.
+    def rows(self, batch: int) -> tuple[int, ...]:
+        """Which samples of a global batch this host's devices hold, in rising order.
 
         Raises:
             InputError: when the batch does not divide over the devices.
@@ -158,14 +158,8 @@ class TrainLayout:
                 f"batch of {batch} samples, expected a multiple of {parts} (data x fsdp)"
             )
         held = self._batch_sharding.addressable_devices_indices_map((batch,))
-        starts = sorted({index[0].indices(batch)[:2] for index in held.values() if index})
-        rows = range(starts[0][0], starts[-1][1])
-        if len(rows) != sum(stop - start for start, stop in starts) or rows.start % len(rows):
-            raise InputError(
-                f"mesh: this host's devices hold the samples {starts} of a batch, which do not "
-                "follow each other; order the devices by host"
-            )
-        return rows
+        samples = {row for index in held.values() if index for row in range(batch)[index[0]]}
+        return tuple(sorted(samples))
 
     def batch(self, local: PyTree) -> PyTree:
         """A global batch from this host's `rows` of it, split over data and fsdp.
@@ -174,12 +168,17 @@ class TrainLayout:
             local: arrays with a leading axis of samples.
         """
         parts = axis_size(self.mesh, SAMPLES)
-        hosts = parts // len(self.rows(parts))
+        shares = len(self.rows(parts))
 
         def place(x: typing.Any) -> jax.Array:
             x = np.asarray(x)
-            shape = (hosts * x.shape[0], *x.shape[1:])
-            return jax.make_array_from_process_local_data(self._batch_sharding, x, shape)
+            batch = len(x) * parts // shares
+            at = {row: number for number, row in enumerate(self.rows(batch))}
+
+            def share(index: tuple[slice, ...]) -> np.ndarray:
+                return x[[at[row] for row in range(batch)[index[0]]]]
+
+            return jax.make_array_from_callback((batch, *x.shape[1:]), self._batch_sharding, share)
 
         return jax.tree.map(place, local)
 
