@@ -175,7 +175,7 @@ class TrainLayout:
             batch = len(x) * parts // shares
             at = {row: number for number, row in enumerate(self.rows(batch))}
 
-            def share(index: tuple[slice, ...]) -> np.ndarray:
+            def share(index: typing.Any) -> np.ndarray:
                 return x[[at[row] for row in range(batch)[index[0]]]]
 
             return jax.make_array_from_callback((batch, *x.shape[1:]), self._batch_sharding, share)
