@@ -9,6 +9,7 @@ Per sample 21 latent frames of 60 x 104 (32,760 target tokens), 8 references (12
 257 image tokens. The layout is `training.sharding.TrainLayout`'s; XLA:TPU and Mosaic compile the
 step whole (jax 0.10.2 with libtpu), and the bytes per chip are the compiled program's. The
 correspondence pattern builds its masks in the step, from the geometry of the samples' tokens.
+Unlike there the batch holds the rays of its cameras, in bfloat16: the step does not draw them.
 
 Nothing is timed: there is no pod.
 """
@@ -184,6 +185,8 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="*", choices=PATTERNS, default=list(PATTERNS))
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
+    pods = " ".join(map(str, options.pods))
+    command = f"python experiments/aot_train_14b.py --pods {pods}"
     for pod in (PODS[index] for index in options.pods):
         for pattern in options.patterns:
             row = row_of(pod, pattern)
@@ -198,12 +201,7 @@ def main() -> None:
             )
             # After every program: a later one may take the whole machine down.
             table = Table(HEADER, rows)
-            write_section(
-                options.results,
-                TITLE,
-                [about, table],
-                command="python experiments/aot_train_14b.py",
-            )
+            write_section(options.results, TITLE, [about, table], command=command)
 
 
 if __name__ == "__main__":
