@@ -1,6 +1,7 @@
 """Training clips are what a rollout would hand to the model, and survive the cache."""
 
 import dataclasses
+import functools
 import typing
 
 import jax
@@ -33,6 +34,7 @@ from worldstereo_jax.sampling.world import Cameras, RolloutConfig
 from worldstereo_jax.training.official_fields import from_fields, to_fields
 from worldstereo_jax.training.official_preparation import (
     PosedFrames,
+    Preparation,
     draw_views,
     make_preparation,
 )
@@ -55,6 +57,12 @@ def make_world(stride: int, **choices: typing.Any) -> OfficialWorld:
         image_encoder=clip_vision_config(CLIP),
         depth=depth_anything_config(DEPTH),
     )  # fmt: skip
+
+
+@functools.cache
+def preparation_of(stride: int, attention: str) -> Preparation:
+    """One for all tests: it keeps what it compiled."""
+    return make_preparation(make_world(stride, attention=attention))
 
 
 def component(table) -> typing.Any:
@@ -99,8 +107,8 @@ class Handed(Exception):
 @pytest.mark.parametrize(("stride", "attention"), [(1, "correspondence"), (4, "dense")])
 def test_a_training_clip_is_what_a_rollout_hands_to_the_model(params, stride, attention):
     """To the bit, for one memory built by a rollout's clip and by the preparation."""
-    world = make_world(stride, attention=attention)
-    preparation = make_preparation(world)
+    preparation = preparation_of(stride, attention)
+    world = preparation.rollout.world
     first = jax.tree.map(lambda a: a[:1], VIDEO)
     begun = preparation.begin(params, first)
     chosen = keyframe_indices(FRAMES, world.rollout.keyframes)
@@ -151,7 +159,7 @@ def test_a_training_clip_is_what_a_rollout_hands_to_the_model(params, stride, at
 
 @pytest.mark.slow
 def test_clips_are_seeded_and_missing_depth_is_estimated(params):
-    preparation = make_preparation(make_world(1))
+    preparation = preparation_of(1, "correspondence")
     blind = dataclasses.replace(EARLIER, depth=jnp.zeros_like(EARLIER.depth))
     memory = preparation.begin(params, jax.tree.map(lambda a: a[:1], VIDEO))
     chosen = jnp.array([0, 3])
