@@ -35,7 +35,7 @@ from pallas_kernels.patterns import (
     sliding_window,
 )
 from pallas_kernels.refinement import coarsen, refine, tile_density
-from pallas_kernels.sharding import AttentionSharding, sharded_attention
+from pallas_kernels.sharding import AttentionSharding, by_samples, sharded_attention
 from pallas_kernels.target_device import Target, target_of
 from pallas_kernels.tile_sizes import TileSizes, best_tiles
 from pallas_kernels.token_order import (
@@ -59,6 +59,7 @@ __all__ = [
     "best_tiles",
     "block_sparse_attention",
     "bounding_box",
+    "by_samples",
     "coarsen",
     "concatenate_geometry",
     "dense_pattern",

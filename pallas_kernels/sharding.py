@@ -3,13 +3,15 @@
 A kernel is one chip's program, and XLA cannot split it. Heads are split first: they share nothing
 but the mask, so nothing travels. Where there are more chips than heads, query tiles are dealt out
 to them in turn (neighbours along the sequence cost alike, and in blocks would leave chips idle);
-every chip then holds all keys. The batch is split as data always is.
+every chip then holds all keys. The batch is split as data always is, and so are masks where they
+are built (`by_samples`): XLA would have every chip build those of all samples.
 """
 
 import dataclasses
 import functools
 import math
 import typing
+from collections.abc import Callable
 
 import jax
 from jax import Array
@@ -21,7 +23,7 @@ from pallas_kernels.block_mask import BlockMask
 from pallas_kernels.fills import FrameFill, GeometryFill
 from pallas_kernels.query_dealing import QueryDealing, stands_for_rows
 
-__all__ = ["AttentionSharding", "sharded_attention"]
+__all__ = ["AttentionSharding", "by_samples", "sharded_attention"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,38 @@ def _names(axis: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (axis,) if isinstance(axis, str) else axis
 
 
+def by_samples(
+    build: Callable[..., typing.Any], sharding: AttentionSharding | None, *arguments: typing.Any
+) -> typing.Any:
+    """`build(*arguments)`, every chip building what belongs to its own samples.
+
+    For what becomes of each sample apart from the others, such as its mask. XLA cannot see that a
+    loop over the tiles of all samples could be split, and would give every chip all of it.
+
+    build: arrays with a leading axis of samples, in trees, to others of that kind.
+    sharding: its `batch` says what splits the samples; without one the call is an ordinary one.
+
+    Raises ValueError when the samples cannot be split evenly.
+    """
+    if sharding is None or sharding.parts(sharding.batch) == 1:
+        return build(*arguments)
+    for size in {x.shape[0] for x in jax.tree.leaves(arguments)}:
+        _check_even(size, "samples", sharding, sharding.batch)
+    samples = PartitionSpec(sharding.batch)
+    split = jax.shard_map(build, mesh=sharding.mesh, in_specs=samples, out_specs=samples)
+    return split(*arguments)
+
+
+def _check_even(
+    size: int, what: str, sharding: AttentionSharding, axis: str | tuple[str, ...] | None
+) -> None:
+    if size % sharding.parts(axis):
+        raise ValueError(
+            f"{size} {what} cannot be split evenly over the {sharding.parts(axis)} chips of "
+            f"mesh axis {axis!r}"
+        )
+
+
 def sharded_attention(
     q: Float[Array, "b tq heads d"],
     k: Float[Array, "b tk heads d"],
@@ -83,11 +117,7 @@ def sharded_attention(
         (sharding.heads, q.shape[2], "heads"),
         (sharding.batch, q.shape[0], "samples"),
     ):
-        if size % sharding.parts(axis):
-            raise ValueError(
-                f"{size} {what} cannot be split evenly over the {sharding.parts(axis)} chips of "
-                f"mesh axis {axis!r}"
-            )
+        _check_even(size, what, sharding, axis)
     attend = functools.partial(
         block_sparse_attention,
         scale=scale,

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh
 
 import pallas_kernels as pk
-from pallas_kernels.selftest_cases import make_problem
+from pallas_kernels.selftest_cases import make_problem, random_geometry
 
 # Three tiles of queries, the last ragged, over two chips; geometry and packed, hard and soft.
 KINDS = ("per_head", "soft", "joint_packed", "window")
@@ -79,6 +79,31 @@ def test_samples_may_be_split_over_two_axes():
     odd = make_problem("per_head", batch=2, heads=2, q_len=40, k_len=70, head_dim=8)
     with pytest.raises(ValueError, match="4 chips of mesh axis"):
         pk.sharded_attention(odd.q, odd.k, odd.v, odd.mask, sharding)
+
+
+def test_every_chip_builds_the_masks_of_its_own_samples():
+    """The same masks as on one chip, and each chip holds only its share of them."""
+    rng = np.random.default_rng(0)
+    sides = [random_geometry(rng, 4, count, 5, radius=0.05) for count in (70, 200)]
+
+    def build(*sides):
+        ordered = [pk.order_geometry(side, pk.order_tokens(side)) for side in sides]
+        return pk.pack_partial_tiles(pk.from_geometry(*ordered, tile_q=32, tile_k=32))
+
+    sharding = pk.AttentionSharding(mesh(), heads="heads", batch=("batch", "rows"))
+    split = jax.jit(lambda *sides: pk.by_samples(build, sharding, *sides))(*sides)
+    whole = build(*sides)
+
+    density = np.asarray(whole.density())
+    assert (density > 0).all()
+    assert (density < 1).all()
+    for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert {share.data.shape[0] for share in a.addressable_shards} == {1}
+    assert pk.by_samples(lambda x: x, None, sides[0]) is sides[0]
+    odd = jax.tree.map(lambda x: x[:3], sides)
+    with pytest.raises(ValueError, match="3 samples cannot be split evenly over the 4 chips"):
+        pk.by_samples(build, sharding, *odd)
 
 
 def test_every_chip_walks_its_turn_of_the_query_tiles():

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pallas_kernels import (
+    AttentionSharding,
     BlockMask,
     TokenGeometry,
     bounding_box,
+    by_samples,
     order_geometry,
     order_tokens,
     pack_partial_tiles,
@@ -35,7 +37,9 @@ class Pattern(typing.NamedTuple):
     order: StreamOrder | None
 
 
-def reading_pattern(conditions: OfficialConditions) -> Pattern:
+def reading_pattern(
+    conditions: OfficialConditions, sharding: AttentionSharding | None = None
+) -> Pattern:
     """The pattern by which clips attend to their views, from the geometry in their conditions.
 
     Its bits have room for every pair of tokens, so that none is ever lost: 256 MB a clip at the
@@ -43,11 +47,17 @@ def reading_pattern(conditions: OfficialConditions) -> Pattern:
 
     Args:
         conditions: with a leading batch axis before every array.
+        sharding: of the attention that the pattern is for; its batch axes split the clips here,
+            too. None for one chip.
     """
     wanted, seen = conditions.target_geometry, conditions.reference_geometry
     if wanted is None or seen is None:
         return Pattern(None, None)
-    wanted, seen = _one_sequence(wanted), _one_sequence(seen)
+    return by_samples(_pattern_of, sharding, _one_sequence(wanted), _one_sequence(seen))
+
+
+def _pattern_of(wanted: TokenGeometry, seen: TokenGeometry) -> Pattern:
+    """The correspondence pattern of target and reference tokens, of a batch of clips each."""
     box = bounding_box(seen, wanted)
     seen_order = order_tokens(seen, box=box, major=seen.frame)
     wanted_order = order_tokens(wanted, box=box)

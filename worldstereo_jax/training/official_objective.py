@@ -135,7 +135,7 @@ def velocity_error(
         told,
         clip.text,
         clip.image,
-        reading_pattern(told),
+        reading_pattern(told, model.sharding),
     )
     error = output.astype(jnp.float32) - flow_target(target, noise)
     return (error**2).mean((1, 2, 3, 4))
