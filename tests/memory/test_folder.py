@@ -180,6 +180,15 @@ def test_another_version_model_or_format(folder):
     _refused(folder, "not valid JSON")
 
 
+@pytest.mark.parametrize("bank", ["spatial_stereo", "global_geometric"])
+def test_a_capacity_beyond_all_memory_is_refused(folder, bank):
+    path = folder / "memory.json"
+    header = json.loads(path.read_text())
+    header[bank]["capacity"] = 10**13
+    path.write_text(json.dumps(header))
+    _refused(folder, "no room for capacities of")
+
+
 @pytest.mark.parametrize("keep", [0, 5, 60, 1000, -1])
 def test_truncated_safetensors(folder, keep):
     path = folder / "spatial_stereo.safetensors"
@@ -203,6 +212,10 @@ def test_damaged_and_foreign_safetensors(folder):
     _refused(folder, "field 'depth' must be of type F32")
     save_file(arrays | {"w2c": arrays["w2c"] * np.float32("nan")}, path)
     _refused(folder, "not finite")
+    depth = arrays["depth"].copy()
+    depth[1, 3, 4] = np.inf
+    save_file(arrays | {"depth": depth}, path)
+    _refused(folder, "field 'depth' holds numbers that are not finite")
     save_file({name: value[:2] for name, value in arrays.items()}, path)
     _refused(folder, "holds 2 slots, but memory.json counts 3")
 

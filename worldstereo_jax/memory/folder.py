@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
@@ -123,12 +124,18 @@ def load_memory(
             f"{folder / 'spatial_stereo.safetensors'} holds images of {found[0]}x{found[1]} pixels,"
             f" but {_HEADER} says {size[0]}x{size[1]}"
         )
-    stereo = init_spatial_memory(stereo_header["capacity"], *size)
-    points = init_global_memory(points_header["capacity"])
-    return (
-        _fill(points, arrays["global_geometric"], points_header),
-        _fill(stereo, arrays["spatial_stereo"], stereo_header),
-    )
+    try:
+        stereo = init_spatial_memory(stereo_header["capacity"], *size)
+        points = init_global_memory(points_header["capacity"])
+        return (
+            _fill(points, arrays["global_geometric"], points_header),
+            _fill(stereo, arrays["spatial_stereo"], stereo_header),
+        )
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        raise InputError(
+            f"{folder / _HEADER}: there is no room for capacities of {stereo_header['capacity']:,} "
+            f"views and {points_header['capacity']:,} points"
+        ) from error
 
 
 def model_of_memory(folder: str | os.PathLike[str]) -> str:
@@ -220,6 +227,9 @@ def _read_arrays(folder: Path, header: dict, name: str) -> dict[str, np.ndarray]
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"{path} cannot be read as safetensors: {error}") from error
     sizes = _check_fields(str(path), name, arrays)
+    for field, value in arrays.items():
+        if value.dtype.name.startswith(("float", "bfloat")) and not np.isfinite(value).all():
+            raise InputError(f"{path}: field {field!r} holds numbers that are not finite")
     axis = "v" if name == "spatial_stereo" else "n"
     filled = min(header[name]["count"], header[name]["capacity"])
     if sizes[axis] != filled:
