@@ -19,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Bool, Int, UInt32
 
 from pallas_kernels.block_mask import BlockMask
+from pallas_kernels.compat import vary_like
 from pallas_kernels.fills import has_part
 from pallas_kernels.pallas_tpu_plan import Entries
 from pallas_kernels.pallas_tpu_walk import EXCLUDED, Stream
@@ -136,6 +137,11 @@ def _turn_words(
     return functools.reduce(jnp.bitwise_or, parts)
 
 
+# Parts turned at a time. All at once they would take some 70 KB a part, their rows being spread over
+# whole registers before they are joined: 9 GB at 45,240 tokens, where the result takes half of one.
+_AT_ONCE = 2048
+
+
 def row_bits(mask: BlockMask, layout: BitLayout) -> Int[Array, "b heads registers words columns"]:
     """The mask's bits as the kernels fetch them, the special parts first."""
     size = (layout.columns, layout.rows) if layout.inverse else (layout.rows, layout.columns)
@@ -143,19 +149,53 @@ def row_bits(mask: BlockMask, layout: BitLayout) -> Int[Array, "b heads register
     ends = jnp.broadcast_to(jnp.arange(mask.tile_k)[None] < left, size)
     special = jnp.stack([jnp.ones(size, bool)] * layout.parts + [ends] * layout.parts)
     special = _pack_rows(jnp.swapaxes(special, 1, 2) if layout.inverse else special)[None, None]
+    count = special.shape[2]
+    own = 0 if mask.fill is None else mask.fill.words.shape[2]
+    # Whole registers, and as many more as are fetched with the last.
+    registers = -(-(count + own) // layout.shared) + layout.fetched - 1
+    margin = registers * layout.shared - count
+    special = jnp.pad(special, ((0, 0), (0, 0), (0, margin), (0, 0), (0, 0)))
+    first = -(-count // layout.shared)
+    special = _share_registers(special[:, :, : first * layout.shared], layout)
     if mask.fill is None:
+        special = jnp.pad(special, ((0, 0), (0, 0), (0, registers - first), (0, 0), (0, 0)))
         packed = jnp.broadcast_to(special, (1, mask.heads, *special.shape[2:]))
     else:
-        own = _turn_words(mask.fill.words, layout.inverse)
-        own = jnp.broadcast_to(own, (own.shape[0], mask.heads, *own.shape[2:]))
-        special = jnp.broadcast_to(special, (*own.shape[:2], *special.shape[2:]))
-        packed = jnp.concatenate([special, own], axis=2)
-    # Whole registers, and as many more as are fetched with the last.
-    extra = -packed.shape[2] % layout.shared + (layout.fetched - 1) * layout.shared
-    packed = jnp.pad(packed, ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0)))
-    packed = packed.reshape(*packed.shape[:2], -1, layout.shared, *packed.shape[3:])
-    parts = (packed[:, :, :, i] << jnp.uint32(i * layout.bits) for i in range(layout.shared))
-    return jax.lax.bitcast_convert_type(functools.reduce(jnp.bitwise_or, parts), jnp.int32)
+        packed = _turned_registers(mask.fill.words, layout, count, registers)
+        packed = packed.at[:, :, :first].set(packed[:, :, :first] | special)
+        packed = jnp.broadcast_to(packed, (packed.shape[0], mask.heads, *packed.shape[2:]))
+    return jax.lax.bitcast_convert_type(packed, jnp.int32)
+
+
+def _share_registers(
+    parts: UInt32[Array, "b h n words columns"], layout: BitLayout
+) -> UInt32[Array, "b h registers words columns"]:
+    """Neighbouring parts side by side in the bits of one register."""
+    parts = parts.reshape(*parts.shape[:2], -1, layout.shared, *parts.shape[3:])
+    each = (parts[:, :, :, i] << jnp.uint32(i * layout.bits) for i in range(layout.shared))
+    return functools.reduce(jnp.bitwise_or, each)
+
+
+def _turned_registers(
+    words: UInt32[Array, "b h n rows words"], layout: BitLayout, before: int, registers: int
+) -> UInt32[Array, "b h out out_words columns"]:
+    """The registers of a mask's own parts, behind `before` empty ones, a few at a time."""
+    b, h, n = words.shape[:3]
+    step = min(max(_AT_ONCE // (b * h * layout.shared), 1), registers)
+    steps = -(-registers // step)
+    behind = steps * step * layout.shared - before - n
+    words = jnp.pad(words, ((0, 0), (0, 0), (before, behind), (0, 0), (0, 0)))
+
+    def turn(at: Array, packed: Array) -> Array:
+        block = lax.dynamic_slice_in_dim(
+            words, at * step * layout.shared, step * layout.shared, axis=2
+        )
+        turned = _share_registers(_turn_words(block, layout.inverse), layout)
+        return lax.dynamic_update_slice_in_dim(packed, turned, at * step, axis=2)
+
+    start = jnp.zeros((b, h, steps * step, layout.words, layout.columns), jnp.uint32)
+    packed = lax.fori_loop(0, steps, turn, vary_like(start, words))
+    return packed[:, :, :registers]
 
 
 class BitMask:

@@ -7,7 +7,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 import pallas_kernels as pk
-from pallas_kernels import api
+from pallas_kernels import api, pallas_tpu_bits
 from pallas_kernels.pallas_tpu import tpu_attention
 from pallas_kernels.pallas_tpu_bits import BitLayout, bit_entries, bit_layout, row_bits, word_rows
 from pallas_kernels.pallas_tpu_plan import (
@@ -168,9 +168,12 @@ def _unpacked(words: np.ndarray, layout: BitLayout, entry: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("inverse", [False, True])
-@pytest.mark.parametrize("tiles", [(48, 64), (256, 32)])
-def test_bits_stand_along_the_rows_in_shared_registers(tiles, inverse):
+@pytest.mark.parametrize(
+    ("tiles", "at_once"), [((48, 64), 2048), ((256, 32), 2048), ((256, 32), 9), ((48, 64), 1)]
+)
+def test_bits_stand_along_the_rows_in_shared_registers(monkeypatch, tiles, at_once, inverse):
     """Tiles of one part and of two parts of 128 rows, some of which hold nothing."""
+    monkeypatch.setattr(pallas_tpu_bits, "_AT_ONCE", at_once)
     tile_q, tile_k = tiles
     tq, tk = 3 * tile_q - 20, 3 * tile_k - 24
     rng = np.random.default_rng(0)

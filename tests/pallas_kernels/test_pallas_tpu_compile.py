@@ -13,11 +13,14 @@ import pytest
 # Topology -> cases of tpu_compile.py: every generation, every kind of mask, the largest sizes.
 COMPILED = {
     "v4:4x4x4": ("bits_45240",),
-    "v5e:2x4": ("bits_45240", "geometry_798720", "soft_99840"),
+    "v5e:2x4": ("bits_45240", "every_bit_45240", "geometry_798720", "soft_99840"),
     "v5p:2x2x2": ("geometry_798720",),
     "v6e:4x4": ("bits_798720",),
     "tpu7x:2x2x1": ("bits_45240", "geometry_798720"),
 }
+# Gigabytes that q, k, v, their gradients (heads of 64 are padded to 128) and the mask may take in
+# all: nothing dense. A bit of every pair is a quarter, twice, as it lies for dq and for dk and dv.
+MOST = {"bits_45240": 1.0, "every_bit_45240": 2.0}
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [
@@ -51,5 +54,4 @@ def test_compiles_forward_and_backward_inside_shard_map(topology):
     for each in found:
         # Forward, dq, and dk with dv: nothing fell back to plain XLA.
         assert each["kernels"] == 3, each
-        # q, k, v, their gradients (heads of 64 are padded to 128) and the mask: nothing dense.
-        assert each["temporary_bytes"] < 12 << 30, each
+        assert each["temporary_bytes"] < 1e9 * MOST.get(each["case"], 12.0), each

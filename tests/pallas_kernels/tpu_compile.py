@@ -29,6 +29,7 @@ TARGET = 32_760
 # Name -> (queries, keys, head size, dtype, partial tiles' fill).
 CASES = {
     "bits_45240": (45_240, 45_240, 128, "bfloat16", "bits"),
+    "every_bit_45240": (45_240, 45_240, 128, "bfloat16", "every_bit"),
     "bits_798720": (TARGET, 798_720, 128, "bfloat16", "bits"),
     "geometry_99840": (TARGET, 99_840, 128, "bfloat16", "geometry"),
     "geometry_798720": (TARGET, 798_720, 64, "bfloat16", "geometry"),
@@ -54,7 +55,8 @@ def mask_shapes(q_len: int, k_len: int, kind: str, heads: int) -> pk.BlockMask:
     mask = jax.eval_shape(lambda q, k: pk.from_geometry(q, k, **sizes), query, key)
     if kind == "geometry":
         return mask
-    return jax.eval_shape(lambda m: pk.pack_partial_tiles(m, capacity=4000), mask)
+    capacity = 4000 if kind == "bits" else None
+    return jax.eval_shape(lambda m: pk.pack_partial_tiles(m, capacity=capacity), mask)
 
 
 def compile_case(topology: str, case: str, *, heads_per_device: int = 4) -> dict:
