@@ -137,8 +137,8 @@ def _turn_words(
     return functools.reduce(jnp.bitwise_or, parts)
 
 
-# Parts turned at a time. All at once they would take some 70 KB a part, their rows being spread over
-# whole registers before they are joined: 9 GB at 45,240 tokens, where the result takes half of one.
+# Parts turned at a time: spread over whole registers before they are joined, their rows take some
+# 70 KB a part, which is 9 GB at 45,240 tokens, where the result takes half a gigabyte.
 _AT_ONCE = 2048
 
 
