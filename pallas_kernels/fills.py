@@ -89,31 +89,42 @@ def has_part(parts: Int[Array, "*n"], part: int) -> Int[Array, "*n"]:
 class BitFill:
     """Bit-packed token masks of the partial tiles only, a tall tile's by parts of its rows.
 
-    words     uint32 [b, heads, slots, rows, tile_k / 32]: a slot for every part that is not empty.
+    flat      uint32 [b, heads, slots, rows * tile_k / 32]: a slot for every part that is not empty,
+              its `words` row by row. As rows of four words a TPU would keep them in rows of 128,
+              thirty-two times as large.
     slot      int32 [b, heads, nq, nk]: where the first held part of a tile pair is, the others
               follow it; -1: none is, nothing is allowed.
     parts     int32 [b, heads, nq, nk]: which parts of `rows` queries are held, the first part the
               lowest bit. None where a tile is one part.
     overflow  int32 [b, heads]: parts that found no slot; their tiles lost all their pairs.
+    rows      static: queries of a part.
     """
 
-    words: UInt32[Array, "b heads slots rows words"]
+    flat: UInt32[Array, "b heads slots flat"]
     slot: Int[Array, "b heads nq nk"]
     parts: Int[Array, "b heads nq nk"] | None
     overflow: Int[Array, "b heads"]
+    rows: int = flax.struct.field(pytree_node=False)
 
     soft: typing.ClassVar[bool] = False
+
+    @property
+    def words(self) -> UInt32[Array, "b heads slots rows words"]:
+        """The bits of every slot, a row of words for every query."""
+        return self.flat.reshape(*self.flat.shape[:3], self.rows, -1)
 
     def evaluate(self, index: TileIndex, tile_q: int, tile_k: int) -> Pairs:
         """Pairs of the listed tiles."""
         slot = index.take(self.slot)
         parts = jnp.ones_like(slot) if self.parts is None else index.take(self.parts)
         parts, at, found = jnp.where(slot >= 0, parts, 0), jnp.maximum(slot, 0), []
-        batch = shared_axis(index.batch, self.words, 0)[:, None]
-        head = shared_axis(index.head, self.words, 1)[:, None]
-        for part in range(tile_q // self.words.shape[3]):
+        batch = shared_axis(index.batch, self.flat, 0)[:, None]
+        head = shared_axis(index.head, self.flat, 1)[:, None]
+        for part in range(tile_q // self.rows):
             held = has_part(parts, part)
-            found.append(unpack_bits(self.words[batch, head, at]) & (held == 1)[..., None, None])
+            words = self.flat[batch, head, at]
+            words = words.reshape(*words.shape[:-1], self.rows, -1)
+            found.append(unpack_bits(words) & (held == 1)[..., None, None])
             at = at + held
         return Pairs(jnp.concatenate(found, axis=-2))
 

@@ -44,14 +44,15 @@ def restrict_keys(mask: BlockMask, valid: Bool[Array, "b tk"]) -> BlockMask:
 
     overflow, parts = jnp.zeros((1, 1), jnp.int32), None
     if fill is None:
-        shape = (1, 1, 0, mask.tile_q, mask.tile_k // 32)
+        shape = (1, 1, 0, mask.tile_q * mask.tile_k // 32)
         content, slot = jnp.zeros(shape, jnp.uint32), jnp.full((1, 1, 1, 1), -1, jnp.int32)
     elif isinstance(fill, SoftFill):
         content, slot, overflow = fill.pairs, fill.slot, fill.overflow
     else:
-        content, slot, overflow, parts = fill.words, fill.slot, fill.overflow, fill.parts
+        content, slot, overflow, parts = fill.flat, fill.slot, fill.overflow, fill.parts
     content, slot = (jnp.broadcast_to(x, (batch, heads, *x.shape[2:])) for x in (content, slot))
-    room, each = content.shape[2], mask.tile_q // content.shape[3]
+    rows = fill.rows if isinstance(fill, BitFill) else mask.tile_q
+    room, each = content.shape[2], mask.tile_q // rows
     first = room + each * jnp.arange(mask.k_tiles, dtype=jnp.int32)
     slot = jnp.where(state == PARTIAL, jnp.where(cut, first, slot), -1)
     if parts is not None:
@@ -62,8 +63,10 @@ def restrict_keys(mask: BlockMask, valid: Bool[Array, "b tk"]) -> BlockMask:
 
     def keep(content: Array, columns: Shaped[Array, "b heads n _"]) -> Array:
         """Content [b, heads, n, ...] of tiles with some of their columns."""
-        columns = columns[:, :, :, None]
-        return content & columns if bits else jnp.where(columns, content, EXCLUDED_PAIR)
+        if bits:
+            # Joined, not repeated on an axis of their own, which a TPU would spread over memory.
+            return content & jnp.concatenate([columns] * rows, axis=-1)
+        return jnp.where(columns[:, :, :, None], content, EXCLUDED_PAIR)
 
     # The column of tiles that every slot belongs to.
     held = jnp.ones_like(slot) if parts is None else jnp.broadcast_to(parts, slot.shape)
@@ -74,8 +77,9 @@ def restrict_keys(mask: BlockMask, valid: Bool[Array, "b tk"]) -> BlockMask:
     whole = jnp.full((*columns.shape[:3], *content.shape[3:]), _ALL if bits else 0, content.dtype)
     content = jnp.concatenate([content, keep(whole, columns)], axis=2)
     overflow = jnp.broadcast_to(overflow, (batch, heads))
-    fill = BitFill(content, slot, parts, overflow) if bits else SoftFill(content, slot, overflow)
-    return with_state(mask, state, fill)
+    if bits:
+        return with_state(mask, state, BitFill(content, slot, parts, overflow, rows))
+    return with_state(mask, state, SoftFill(content, slot, overflow))
 
 
 def _owners(

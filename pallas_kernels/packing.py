@@ -49,12 +49,14 @@ def pack_partial_tiles(mask: BlockMask, *, capacity: int | None = None) -> Block
     state, packed = _pack(
         mask,
         capacity,
-        (rows, mask.tile_k // 32),
+        rows,
+        (rows * mask.tile_k // 32,),
         jnp.uint32,
         lambda pairs: pack_bits(pairs.allowed),
     )
     parts = None if rows == mask.tile_q else packed.parts
-    return with_state(mask, state, BitFill(packed.content, packed.slot, parts, packed.overflow))
+    fill = BitFill(packed.content, packed.slot, parts, packed.overflow, rows)
+    return with_state(mask, state, fill)
 
 
 @functools.partial(jax.jit, static_argnames="capacity")
@@ -68,7 +70,7 @@ def pack_soft_tiles(mask: BlockMask, *, capacity: int | None = None) -> BlockMas
     if not mask.soft:
         raise ValueError("only a soft mask's tiles hold numbers; `pack_partial_tiles` packs others")
     shape = (mask.tile_q, mask.tile_k)
-    state, packed = _pack(mask, capacity, shape, jnp.int32, encode_pairs)
+    state, packed = _pack(mask, capacity, mask.tile_q, shape, jnp.int32, encode_pairs)
     return with_state(mask, state, SoftFill(packed.content, packed.slot, packed.overflow))
 
 
@@ -84,14 +86,17 @@ class _Packed(typing.NamedTuple):
 def _pack(
     mask: BlockMask,
     capacity: int | None,
-    shape: tuple[int, int],
+    rows: int,
+    shape: tuple[int, ...],
     dtype: typing.Any,
     encode: Callable[[Pairs], Array],
 ) -> tuple[Int[Array, "b heads nq nk"], _Packed]:
-    """Exact kinds of the tile pairs, and the encoded parts [rows, columns] of the partial ones."""
+    """Exact kinds of the tile pairs, and the encoded parts of the partial ones.
+
+    rows: of a part. shape: of what is held of it, in the order of its rows.
+    """
     state = mask.state()
     b, heads, nq, nk = state.shape
-    rows, columns = shape
     parts = mask.tile_q // rows
     room = nq * nk * parts if capacity is None else min(capacity, nq * nk * parts)
 
@@ -112,7 +117,7 @@ def _pack(
         at = first[:, None] + jnp.cumsum(held, axis=1, dtype=jnp.int32) - 1
         at = jnp.where(held & fits[:, None], at, room)
         flag = jnp.sum(held << jnp.arange(parts, dtype=jnp.int32)[None], axis=1, dtype=jnp.int32)
-        words = encode(pairs).reshape(-1, parts, rows, columns)
+        words = encode(pairs).reshape(-1, parts, *shape)
         place, own = (index.batch, index.head, q, k), (index.batch, index.head)
         return (
             state.at[place].set(kind, mode="drop"),

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int, UInt32
 
 from pallas_kernels.block_mask import BlockMask
 from pallas_kernels.compat import vary_like
-from pallas_kernels.fills import has_part
+from pallas_kernels.fills import BitFill, has_part
 from pallas_kernels.pallas_tpu_plan import Entries
 from pallas_kernels.pallas_tpu_walk import EXCLUDED, Stream
 
@@ -75,7 +75,7 @@ class BitLayout:
 
 def bit_layout(mask: BlockMask, *, inverse: bool) -> BitLayout:
     """The layout of a mask whose partial tiles are bits, or that has none."""
-    rows = mask.tile_q if mask.fill is None else mask.fill.words.shape[3]
+    rows = mask.tile_q if mask.fill is None else mask.fill.rows
     size = (mask.tile_k, rows) if inverse else (rows, mask.tile_k)
     return BitLayout(*size, mask.tile_q // rows, inverse)
 
@@ -94,7 +94,7 @@ def bit_entries(mask: BlockMask, layout: BitLayout) -> Entries:
     full, ragged = every, count << count | every
     if mask.fill is None:
         return Entries(None, 0, full, ragged)
-    slots = mask.fill.words.shape[2] + _SPECIAL * count
+    slots = mask.fill.flat.shape[2] + _SPECIAL * count
     if slots >= 1 << (31 - count):
         raise ValueError(f"{slots} parts of tiles are more than the TPU kernels can number")
     slot, parts = mask.fill.slot, every if mask.fill.parts is None else mask.fill.parts
@@ -150,7 +150,7 @@ def row_bits(mask: BlockMask, layout: BitLayout) -> Int[Array, "b heads register
     special = jnp.stack([jnp.ones(size, bool)] * layout.parts + [ends] * layout.parts)
     special = _pack_rows(jnp.swapaxes(special, 1, 2) if layout.inverse else special)[None, None]
     count = special.shape[2]
-    own = 0 if mask.fill is None else mask.fill.words.shape[2]
+    own = 0 if mask.fill is None else mask.fill.flat.shape[2]
     # Whole registers, and as many more as are fetched with the last.
     registers = -(-(count + own) // layout.shared) + layout.fetched - 1
     margin = registers * layout.shared - count
@@ -161,7 +161,7 @@ def row_bits(mask: BlockMask, layout: BitLayout) -> Int[Array, "b heads register
         special = jnp.pad(special, ((0, 0), (0, 0), (0, registers - first), (0, 0), (0, 0)))
         packed = jnp.broadcast_to(special, (1, mask.heads, *special.shape[2:]))
     else:
-        packed = _turned_registers(mask.fill.words, layout, count, registers)
+        packed = _turned_registers(mask.fill, layout, count, registers)
         packed = packed.at[:, :, :first].set(packed[:, :, :first] | special)
         packed = jnp.broadcast_to(packed, (packed.shape[0], mask.heads, *packed.shape[2:]))
     return jax.lax.bitcast_convert_type(packed, jnp.int32)
@@ -177,24 +177,24 @@ def _share_registers(
 
 
 def _turned_registers(
-    words: UInt32[Array, "b h n rows words"], layout: BitLayout, before: int, registers: int
-) -> UInt32[Array, "b h out out_words columns"]:
+    fill: BitFill, layout: BitLayout, before: int, registers: int
+) -> UInt32[Array, "b h registers words columns"]:
     """The registers of a mask's own parts, behind `before` empty ones, a few at a time."""
-    b, h, n = words.shape[:3]
+    b, h, n = fill.flat.shape[:3]
     step = min(max(_AT_ONCE // (b * h * layout.shared), 1), registers)
     steps = -(-registers // step)
     behind = steps * step * layout.shared - before - n
-    words = jnp.pad(words, ((0, 0), (0, 0), (before, behind), (0, 0), (0, 0)))
+    flat = jnp.pad(fill.flat, ((0, 0), (0, 0), (before, behind), (0, 0)))
 
     def turn(at: Array, packed: Array) -> Array:
-        block = lax.dynamic_slice_in_dim(
-            words, at * step * layout.shared, step * layout.shared, axis=2
-        )
+        parts = step * layout.shared
+        block = lax.dynamic_slice_in_dim(flat, at * parts, parts, axis=2)
+        block = block.reshape(b, h, parts, fill.rows, -1)
         turned = _share_registers(_turn_words(block, layout.inverse), layout)
         return lax.dynamic_update_slice_in_dim(packed, turned, at * step, axis=2)
 
     start = jnp.zeros((b, h, steps * step, layout.words, layout.columns), jnp.uint32)
-    packed = lax.fori_loop(0, steps, turn, vary_like(start, words))
+    packed = lax.fori_loop(0, steps, turn, vary_like(start, flat))
     return packed[:, :, :registers]
 
 

@@ -58,10 +58,11 @@ def from_dense(
     packed = jnp.zeros_like(words)
     packed = packed.at[row, slot.reshape(b * heads, slots)].set(words, mode="drop")
     fill = BitFill(
-        words=packed.reshape(b, heads, *words.shape[1:]),
+        flat=packed.reshape(b, heads, slots, -1),
         slot=jnp.where(partial, slot, -1).reshape(b, heads, nq, nk),
         parts=None,
         overflow=jnp.zeros((b, heads), jnp.int32),
+        rows=tile_q,
     )
     return build_mask(state, q_len=q_len, k_len=k_len, tile_q=tile_q, tile_k=tile_k, fill=fill)
 

@@ -39,7 +39,7 @@ def as_part_tiles(mask: BlockMask) -> BlockMask:
     fill = mask.fill
     if not isinstance(fill, BitFill) or fill.parts is None:
         return mask
-    rows = fill.words.shape[3]
+    rows = fill.rows
     count = mask.tile_q // rows
 
     def spread(x: Array) -> Array:
