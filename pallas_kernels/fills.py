@@ -111,7 +111,10 @@ class BitFill:
     @property
     def words(self) -> UInt32[Array, "b heads slots rows words"]:
         """The bits of every slot, a row of words for every query."""
-        return self.flat.reshape(*self.flat.shape[:3], self.rows, -1)
+        return self._by_row(self.flat)
+
+    def _by_row(self, flat: UInt32[Array, "*n flat"]) -> UInt32[Array, "*n rows words"]:
+        return flat.reshape(*flat.shape[:-1], self.rows, flat.shape[-1] // self.rows)
 
     def evaluate(self, index: TileIndex, tile_q: int, tile_k: int) -> Pairs:
         """Pairs of the listed tiles."""
@@ -122,8 +125,7 @@ class BitFill:
         head = shared_axis(index.head, self.flat, 1)[:, None]
         for part in range(tile_q // self.rows):
             held = has_part(parts, part)
-            words = self.flat[batch, head, at]
-            words = words.reshape(*words.shape[:-1], self.rows, -1)
+            words = self._by_row(self.flat[batch, head, at])
             found.append(unpack_bits(words) & (held == 1)[..., None, None])
             at = at + held
         return Pairs(jnp.concatenate(found, axis=-2))

@@ -52,6 +52,7 @@ def test_compiles_forward_and_backward_inside_shard_map(topology):
     found = compiled(topology, COMPILED[topology])
     assert [each["case"] for each in found] == list(COMPILED[topology])
     for each in found:
-        # Forward, dq, and dk with dv: nothing fell back to plain XLA.
-        assert each["kernels"] == 3, each
+        # Forward, dq, and dk with dv, and forward again for layers that are recomputed: nothing
+        # fell back to plain XLA.
+        assert each["kernels"] == 3 + (each["layers"] > 1), each
         assert each["temporary_bytes"] < 1e9 * MOST.get(each["case"], 12.0), each
