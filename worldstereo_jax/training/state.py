@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from worldstereo_jax.errors import InputError
@@ -76,6 +77,30 @@ def _belonging(params: Params, module: str) -> Params:
     if not any(jax.tree.leaves(chosen)):
         raise InputError(f"no parameters belong to a module {module!r}")
     return chosen
+
+
+def split(params: Params, chosen: Params) -> tuple[Params, Params]:
+    """What is chosen, and the rest: two trees, each without the branches of the other.
+
+    A run that keeps the first alone in its state has no gradients, moments or average of the rest,
+    and does not save it; `join` is the inverse.
+
+    Args:
+        params: nested dict of arrays.
+        chosen: a tree of booleans like it, see `only`.
+    """
+    flat, keep = flatten_dict(params), flatten_dict(chosen)
+    trained = {path: leaf for path, leaf in flat.items() if keep[path]}
+    rest = {path: leaf for path, leaf in flat.items() if not keep[path]}
+    return unflatten_dict(trained), unflatten_dict(rest)
+
+
+def join(*trees: Params) -> Params:
+    """One tree of several nested dicts that have no leaf in common."""
+    flat: dict[tuple[str, ...], typing.Any] = {}
+    for tree in trees:
+        flat.update(flatten_dict(tree))
+    return unflatten_dict(flat)
 
 
 def freeze_rest(params: Params, chosen: Params) -> Params:
