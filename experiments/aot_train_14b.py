@@ -16,8 +16,10 @@ Nothing is timed: there is no pod.
 
 import argparse
 import os
+import re
 import time
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
@@ -37,6 +39,7 @@ from worldstereo_jax.config import get_preset
 from worldstereo_jax.evaluation.report import Table, kept_rows, write_section
 from worldstereo_jax.interop.layer_stacks import from_flat
 from worldstereo_jax.interop.official import parameter_shapes
+from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.official_conditions import OfficialConditions
 from worldstereo_jax.training.official_objective import (
     TrainingClip,
@@ -48,10 +51,10 @@ from worldstereo_jax.training.official_objective import (
 from worldstereo_jax.training.sharding import SAMPLES, TrainLayout, parse_mesh
 from worldstereo_jax.training.state import (
     TrainState,
-    freeze_rest,
     init_train_state,
+    join,
     make_train_step,
-    train_only,
+    split,
 )
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -117,26 +120,48 @@ def abstract_clip(batch: int, pattern: str) -> TrainingClip:
     )
 
 
-def lowered_step(layout: TrainLayout, batch: int, pattern: str) -> typing.Any:
-    """The training step for a layout, lowered with abstract state and batch."""
+class Parts(typing.NamedTuple):
+    """A model taken apart for training, abstract.
+
+    Attributes:
+        model: the transformer.
+        trained: what the state holds.
+        frozen: the rest of its parameters.
+        places: where the rest lies.
+        applied: what trains, as it is put beside the rest.
+    """
+
+    model: WorldStereo
+    trained: typing.Any
+    frozen: typing.Any
+    places: typing.Any
+    applied: Callable[[typing.Any], typing.Any]
+
+
+def stage_parts(layout: TrainLayout, pattern: str) -> Parts:
+    """What trains in the stage, and the rest."""
     config = get_preset("wan_14b_memory").replace(attention_pattern=pattern)
-    model = layout.model(config)
     shapes = parameter_shapes(config)
     params = from_flat({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()})
     chosen = stage_parameters(params, STAGE)
     params = jax.eval_shape(lambda x: freeze_in(config.dtype, x, chosen), params)
-    optimizer = train_only(
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5, weight_decay=0.01)), chosen
-    )
+    trained, frozen = split(params, chosen)
+    return Parts(layout.model(config), trained, frozen, layout.parameters(frozen), lambda x: x)
 
-    def loss(params: typing.Any, given: typing.Any, key: jax.Array) -> typing.Any:
-        clip, null_text = given
-        params = in_compute_type(freeze_rest(params, chosen), config.compute_dtype)
+
+def lower(layout: TrainLayout, parts: Parts, batch: int, pattern: str) -> typing.Any:
+    """The training step for a layout, lowered with abstract state and batch."""
+    model, trained, frozen, frozen_places, applied = parts
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5, weight_decay=0.01))
+
+    def loss(trained: typing.Any, given: typing.Any, key: jax.Array) -> typing.Any:
+        frozen, clip, null_text = given
+        params = join(in_compute_type(applied(trained), model.config.compute_dtype), frozen)
         return official_loss(model, params, clip, null_text, key)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     state: TrainState = jax.eval_shape(
-        lambda params, key: init_train_state(params, optimizer, key), params, key
+        lambda trained, key: init_train_state(trained, optimizer, key), trained, key
     )
     places = layout.state(state)
 
@@ -147,7 +172,28 @@ def lowered_step(layout: TrainLayout, batch: int, pattern: str) -> typing.Any:
     clip = jax.tree.map(lambda x: laid(x, samples), abstract_clip(batch, pattern))
     null_text = jax.ShapeDtypeStruct((512, 4096), jnp.bfloat16, sharding=layout.whole)
     step: typing.Any = make_train_step(loss, optimizer, places=places)
-    return step.lower(jax.tree.map(laid, state, places), (clip, null_text))
+    held = jax.tree.map(laid, frozen, frozen_places)
+    return step.lower(jax.tree.map(laid, state, places), (held, clip, null_text))
+
+
+def figures(lowered: typing.Any, *name: str, **options: typing.Any) -> tuple[str, ...]:
+    """Gigabytes of the compiled step, kernels and seconds; printed behind `name`."""
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile(**options)
+    except jax.errors.JaxRuntimeError as error:
+        # Expected where a pod is too small: the compiler says by how much.
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(*name, str(error)[:600], flush=True)
+        return (*["does not fit"] * 3, "", "")
+    seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    sizes = (memory.argument_size_in_bytes, memory.temp_size_in_bytes)
+    kernels = len(re.findall(r"custom_call @(?:tpu_custom_call|\S*fmha)", lowered.as_text()))
+    row = (*(f"{x / 1e9:.2f}" for x in (*sizes, sum(sizes))), str(kernels), f"{seconds:.0f}")
+    print(*name, *row, flush=True)
+    return row
 
 
 def row_of(pod: Pod, pattern: str) -> tuple[str, ...]:
@@ -156,26 +202,8 @@ def row_of(pod: Pod, pattern: str) -> tuple[str, ...]:
     layout = TrainLayout(parse_mesh(pod.mesh, devices))
     # One sample for every chip along data and fsdp.
     batch = int(np.prod([layout.mesh.shape[axis] for axis in SAMPLES]))
-    start = time.perf_counter()
-    lowered = lowered_step(layout, batch, pattern)
     name = (pod.topology, pod.mesh, str(batch), pattern, str(pod.capacity))
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        # Expected where a pod is too small: the compiler says by how much.
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print(*name, str(error)[:600], flush=True)
-        return (*name, *["does not fit"] * 3, "", "")
-    seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
-    sizes = (memory.argument_size_in_bytes, memory.temp_size_in_bytes)
-    kernels = lowered.as_text().count("@tpu_custom_call")
-    row = (
-        *name, *(f"{x / 1e9:.2f}" for x in (*sizes, sum(sizes))), str(kernels), f"{seconds:.0f}",
-    )  # fmt: skip
-    print(*row, flush=True)
-    return row
+    return (*name, *figures(lower(layout, stage_parts(layout, pattern), batch, pattern), *name))
 
 
 def main() -> None:

@@ -14,8 +14,10 @@ from worldstereo_jax.errors import InputError
 from worldstereo_jax.training.state import (
     freeze_rest,
     init_train_state,
+    join,
     make_train_step,
     only,
+    split,
     train_only,
 )
 
@@ -77,3 +79,27 @@ def test_only_the_named_modules_are_trained():
     )
     with pytest.raises(InputError, match="module 'ne'"):
         only(params, "ne")
+
+
+def test_what_is_frozen_can_stay_out_of_the_state():
+    """Then nothing is kept of it: no moments, no average, no gradient."""
+    params = {
+        "layers": {"new": {"kernel": jnp.ones((3,))}, "old": {"kernel": 2 * jnp.ones((4,))}},
+        "head": {"bias": jnp.ones((5,))},
+    }
+    trained, frozen = split(params, only(params, "new"))
+    assert trained == {"layers": {"new": params["layers"]["new"]}}
+    assert set(frozen) == {"layers", "head"}
+    assert set(frozen["layers"]) == {"old"}
+    jax.tree.map(np.testing.assert_array_equal, join(trained, frozen), params)
+
+    def loss(trained, frozen, key):
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(join(trained, frozen))), {}
+
+    optimizer = optax.adamw(0.1, weight_decay=0.5)
+    state = init_train_state(trained, optimizer, jax.random.key(0))
+    state, metrics = make_train_step(loss, optimizer)(state, frozen)
+    assert metrics["loss"] == 3 + 16 + 5
+    np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(12))
+    # The parameter, two moments and the average.
+    assert [leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim] == [(3,)] * 4

@@ -12,6 +12,8 @@ from tests import toy_official as toy
 from worldstereo_jax.data.video_io import write_video
 from worldstereo_jax.geometry.camera_io import write_cameras_json
 from worldstereo_jax.geometry.trajectories import make_path
+from worldstereo_jax.interop.lora_files import FILE
+from worldstereo_jax.interop.official import official_from_params
 from worldstereo_jax.interop.pretrained import from_pretrained
 from worldstereo_jax.interop.safetensors_io import SafetensorsFile
 from worldstereo_jax.training.clip_cache import ClipCache
@@ -53,14 +55,17 @@ def cache(weights, tmp_path_factory) -> Path:
     return folder / "cache"
 
 
-def train(weights: Path, cache: Path, out: Path, *arguments: object) -> dict[str, np.ndarray]:
-    """The tensors after two steps of the memory stage."""
+def train_in(weights: Path, cache: Path, out: Path, *arguments: object) -> None:
     command(
         train_official, "--cache", cache, "--model", weights / "model", "--out", out, "--batch", 8,
         "--dtype", "float32", "--export-dtype", "float32", "--learning-rate", 1e-2, "--warmup", 1,
-        "--log-every", 1, "--save-every", 1, "--remat", "none", "--stage", "memory", "--steps", 2,
-        *arguments,
+        "--log-every", 1, "--save-every", 1, "--remat", "none", *arguments,
     )  # fmt: skip
+
+
+def train(weights: Path, cache: Path, out: Path, *arguments: object) -> dict[str, np.ndarray]:
+    """The tensors after two steps of the memory stage."""
+    train_in(weights, cache, out, "--stage", "memory", "--steps", 2, *arguments)
     return dict(SafetensorsFile(out / "worldstereo/model.safetensors"))
 
 
@@ -102,6 +107,46 @@ def test_a_finished_run_is_resumed_and_written_again_to_the_bit(
         np.testing.assert_array_equal(again[name], array, err_msg=name)
 
 
+@pytest.mark.slow
+def test_adapters_are_resumed_to_the_bit_written_and_gone_on_from(weights, cache, tmp_path):
+    """The run that was stopped after a step ends as the one that was not."""
+
+    def adapters(name: str, *arguments: object) -> dict[str, np.ndarray]:
+        given = ("--lora", 2, "--lora-alpha", 4, *arguments)
+        train_in(weights, cache, tmp_path / name, *given)
+        return dict(SafetensorsFile(tmp_path / name / FILE))
+
+    whole = adapters("whole", "--steps", 2)
+    adapters("halves", "--steps", 1)
+    again = adapters("halves", "--steps", 2, "--resume")
+    assert set(whole) == set(again)
+    for name, array in whole.items():
+        assert array.any(), name
+        np.testing.assert_array_equal(again[name], array, err_msg=name)
+    # Parameters, two moments and the average of the adapters alone.
+    size = sum(array.nbytes for array in whole.values())
+    saved = sum(path.stat().st_size for path in (tmp_path / "whole/checkpoints/2").rglob("*"))
+    assert saved < 4 * size + 200_000 < sum(x.nbytes for x in toy.official_tensors().values()) * 4
+    unchanged = adapters("onwards", "--steps", 0, "--from-lora", tmp_path / "whole" / FILE)
+    for name, array in whole.items():
+        np.testing.assert_array_equal(unchanged[name], array, err_msg=name)
+    start, merged = toy.official_tensors(), {}
+    for scale in (0.0, 1.0):
+        loaded = from_pretrained(
+            weights / "model", dtype="float32", lora=tmp_path / "whole" / FILE, lora_scale=scale,
+            progress=False,
+        )  # fmt: skip
+        merged[scale] = official_from_params(loaded.params, loaded.config)
+    for name, array in start.items():
+        np.testing.assert_array_equal(merged[0.0][name], array)
+        module = f"transformer.{name.removesuffix('.weight')}"
+        if f"{module}.lora_A.weight" not in whole:
+            np.testing.assert_array_equal(merged[1.0][name], array)
+            continue
+        down, up = (whole[f"{module}.lora_{half}.weight"] for half in "AB")
+        np.testing.assert_allclose(merged[1.0][name], array + up @ down, atol=1e-6)
+
+
 def test_what_does_not_fit_is_refused_in_a_sentence(weights, cache, tmp_path, capsys):
     def refused(*arguments: object, module=train_official) -> str:
         capsys.readouterr()
@@ -112,6 +157,9 @@ def test_what_does_not_fit_is_refused_in_a_sentence(weights, cache, tmp_path, ca
 
     given = ("--model", weights / "model", "--out", tmp_path / "out")
     training = ("--stage", "memory", "--steps", 1)
+    assert "--from-lora is for --lora" in refused(
+        "--cache", cache, *given, *training, "--from-lora", "a.safetensors"
+    )
     other = tmp_path / "cache"
     shutil.copytree(cache, other)
     index = json.loads((other / "cache.json").read_text())

@@ -1,11 +1,10 @@
 """Trained adapters as a file in the diffusers format, and back.
 
 diffusers (`load_lora_adapter`, `load_lora_weights`), PEFT and `worldstereo generate --lora` read
-it: under official names A [rank, in] and B [out, rank], and alpha in the header, where diffusers
-looks for it (a tensor of alpha beside them would stop its loader).
+it: under official names A [rank, in] and B [out, rank]. B is written times alpha / rank, so that
+every reader merges the same: some pass over alpha in a header, and a tensor of it stops others.
 """
 
-import json
 import os
 from collections.abc import Iterator
 
@@ -18,11 +17,11 @@ from worldstereo_jax.array_types import PyTree
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.layer_stacks import flat_paths, from_flat
-from worldstereo_jax.interop.lora import METADATA, PREFIX, AdapterFile
+from worldstereo_jax.interop.lora import PREFIX, AdapterFile
 from worldstereo_jax.interop.official import model_places
 from worldstereo_jax.interop.safetensors_io import write_safetensors
 from worldstereo_jax.models.layers import ADAPTER, DOWN, UP
-from worldstereo_jax.training.lora import LoraConfig
+from worldstereo_jax.training.lora import LoraConfig, scaled
 
 FILE = "pytorch_lora_weights.safetensors"
 """The name that diffusers looks for in a folder."""
@@ -42,23 +41,17 @@ def write_adapters(
         path: safetensors file.
         adapters: of `WorldStereo(config)`, as `training.lora.init_adapters` lays them out, on this
             host (`TrainLayout.gather`).
-        lora: their rank and alpha.
+        lora: their alpha and rank.
         config: sizes of the model.
         dtype: of the tensors in the file.
     """
-    flat, tensors, modules = flat_paths(adapters), {}, []
+    flat, tensors = flat_paths(scaled(adapters, lora)), {}
     for module, (layer, row) in _places(adapters, config):
-        modules.append(module)
         for half, name in (("A", DOWN), ("B", UP)):
             array = np.asarray(flat[f"{layer}/{ADAPTER}/{name}"])
             array = (array if row is None else array[row]).T.astype(jnp.dtype(dtype))
             tensors[f"{PREFIX}{module}.lora_{half}.weight"] = np.ascontiguousarray(array)
-    settings = {
-        "r": lora.rank, "lora_alpha": lora.alpha, "target_modules": modules, "rank_pattern": {},
-        "alpha_pattern": {},
-    }  # fmt: skip
-    header = json.dumps({PREFIX + name: value for name, value in settings.items()})
-    write_safetensors(path, tensors, {"format": "pt", METADATA: header})
+    write_safetensors(path, tensors, {"format": "pt"})
 
 
 def read_adapters(
@@ -67,7 +60,7 @@ def read_adapters(
     """Adapters from a file, to go on from.
 
     Args:
-        path: safetensors file; alpha may differ from `lora`'s, B makes up for it.
+        path: safetensors file; what its B is written times is divided out by `lora`'s alpha / rank.
         like: adapters of the same layers and rank, or their shapes.
         lora: rank and alpha of the adapters.
         config: sizes of the model.

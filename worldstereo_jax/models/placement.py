@@ -111,3 +111,15 @@ def fully_sharded(mesh: Mesh, axis: str, within: Placement, smallest: int) -> Pl
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return place
+
+
+def shared_axes(sharding: Sharding, shape: tuple[int, ...], other: tuple[int, ...]) -> Sharding:
+    """A layout for an array of `shape`, for one of another shape: split along axes they share."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    if len(other) != len(shape):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    # A spec may end before the axes do.
+    spec = (*sharding.spec, *[None] * len(shape))
+    kept = [axis if n == m else None for axis, n, m in zip(spec, shape, other, strict=False)]
+    return NamedSharding(sharding.mesh, PartitionSpec(*kept))

@@ -99,7 +99,7 @@ def init_adapters(
 def scaled(adapters: PyTree, config: LoraConfig) -> PyTree:
     """The adapters as the layers apply them: B times alpha / rank."""
 
-    def scale(path: typing.Any, leaf: Array) -> Array:
+    def scale(path: typing.Any, leaf: typing.Any) -> typing.Any:
         return leaf * config.scale if path[-1].key == UP else leaf
 
     return jax.tree_util.tree_map_with_path(scale, adapters)
