@@ -19,7 +19,7 @@ import typing
 from pathlib import Path
 
 # First: it says which devices jax may ask for.
-from aot_train_14b import Parts, figures, lower  # isort: skip
+from aot_train_14b import Parts, figures, lower_parts  # isort: skip
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,7 @@ def row_of(machine: Machine, devices: typing.Any, **options: typing.Any) -> tupl
     )
     name = (machine.topology, machine.mesh, machine.weights, f"{machine.capacity:g}")
     print(*name, f"{count_parameters(parts.trained):,} train, {held / 1e9:.2f} GB held", flush=True)
-    found = figures(lower(layout, parts, 1, "dense"), *name, **options)
+    found = figures(lambda: lower_parts(parts, layout, 1, "dense"), *name, **options)
     given = found[0] if found[0] == "does not fit" else f"{float(found[0]) - held / 1e9:.2f}"
     return (*name, f"{held / 1e9:.2f}", given, *found[1:])
 

@@ -149,8 +149,18 @@ def stage_parts(layout: TrainLayout, pattern: str) -> Parts:
     return Parts(layout.model(config), trained, frozen, layout.parameters(frozen), lambda x: x)
 
 
-def lower(layout: TrainLayout, parts: Parts, batch: int, pattern: str) -> typing.Any:
+def laid(x: typing.Any, sharding: NamedSharding) -> typing.Any:
+    """The shape of an array that lies so."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def lowered_step(layout: TrainLayout, batch: int, pattern: str) -> typing.Any:
     """The training step for a layout, lowered with abstract state and batch."""
+    return lower_parts(stage_parts(layout, pattern), layout, batch, pattern)
+
+
+def lower_parts(parts: Parts, layout: TrainLayout, batch: int, pattern: str) -> typing.Any:
+    """The step that trains a part of a model, lowered."""
     model, trained, frozen, frozen_places, applied = parts
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5, weight_decay=0.01))
 
@@ -164,10 +174,6 @@ def lower(layout: TrainLayout, parts: Parts, batch: int, pattern: str) -> typing
         lambda trained, key: init_train_state(trained, optimizer, key), trained, key
     )
     places = layout.state(state)
-
-    def laid(x: typing.Any, sharding: NamedSharding) -> typing.Any:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
     samples = NamedSharding(layout.mesh, PartitionSpec(SAMPLES))
     clip = jax.tree.map(lambda x: laid(x, samples), abstract_clip(batch, pattern))
     null_text = jax.ShapeDtypeStruct((512, 4096), jnp.bfloat16, sharding=layout.whole)
@@ -176,9 +182,10 @@ def lower(layout: TrainLayout, parts: Parts, batch: int, pattern: str) -> typing
     return step.lower(jax.tree.map(laid, state, places), (held, clip, null_text))
 
 
-def figures(lowered: typing.Any, *name: str, **options: typing.Any) -> tuple[str, ...]:
+def figures(lower: Callable[[], typing.Any], *name: str, **options: typing.Any) -> tuple[str, ...]:
     """Gigabytes of the compiled step, kernels and seconds; printed behind `name`."""
     start = time.perf_counter()
+    lowered = lower()
     try:
         compiled = lowered.compile(**options)
     except jax.errors.JaxRuntimeError as error:
@@ -196,14 +203,18 @@ def figures(lowered: typing.Any, *name: str, **options: typing.Any) -> tuple[str
     return row
 
 
-def row_of(pod: Pod, pattern: str) -> tuple[str, ...]:
+Lower = typing.Callable[[TrainLayout, int, str], typing.Any]
+"""(layout, samples, pattern) -> lowered program."""
+
+
+def row_of(pod: Pod, pattern: str, lower: Lower = lowered_step) -> tuple[str, ...]:
     """Compile for one pod."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=pod.topology).devices
     layout = TrainLayout(parse_mesh(pod.mesh, devices))
     # One sample for every chip along data and fsdp.
     batch = int(np.prod([layout.mesh.shape[axis] for axis in SAMPLES]))
     name = (pod.topology, pod.mesh, str(batch), pattern, str(pod.capacity))
-    return (*name, *figures(lower(layout, stage_parts(layout, pattern), batch, pattern), *name))
+    return (*name, *figures(lambda: lower(layout, batch, pattern), *name))
 
 
 def main() -> None:
