@@ -43,7 +43,6 @@ from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.official_conditions import OfficialConditions
 from worldstereo_jax.training.official_objective import (
     TrainingClip,
-    freeze_in,
     in_compute_type,
     official_loss,
     stage_parameters,
@@ -144,8 +143,8 @@ def stage_parts(layout: TrainLayout, pattern: str) -> Parts:
     shapes = parameter_shapes(config)
     params = from_flat({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()})
     chosen = stage_parameters(params, STAGE)
-    params = jax.eval_shape(lambda x: freeze_in(config.dtype, x, chosen), params)
-    trained, frozen = split(params, chosen)
+    trained, rest = split(params, chosen)
+    frozen = jax.eval_shape(lambda x: in_compute_type(x, config.dtype), rest)
     return Parts(layout.model(config), trained, frozen, layout.parameters(frozen), lambda x: x)
 
 

@@ -72,7 +72,6 @@ from worldstereo_jax.training.official_objective import (
     DROP_TEXT,
     SHIFT,
     STAGES,
-    freeze_in,
     in_compute_type,
     official_loss,
     stage_parameters,
@@ -227,8 +226,9 @@ def stage_parts(
         remat=options.remat,
     )
     config, params = loaded.config, loaded.params
-    chosen = stage_parameters(params, options.stage)
-    trained, frozen = split(freeze_in(config.dtype, params, chosen), chosen)
+    trained, rest = split(params, stage_parameters(params, options.stage))
+    # A step brings it into that type anyway, and no small update has to survive in it.
+    frozen = in_compute_type(rest, config.dtype)
 
     def write(folder: Path, trained: PyTree) -> Path:
         kind, folder = jnp.dtype(options.export_dtype), folder / EXPORT
@@ -241,8 +241,8 @@ def stage_parts(
 
 def adapter_parts(options: argparse.Namespace, layout: TrainLayout | None, key: jax.Array) -> Parts:
     """Adapters of the model's layers, and all of its own parameters."""
-    rank, alpha = options.lora, options.lora if options.lora_alpha is None else options.lora_alpha
-    lora = LoraConfig(rank, alpha, tuple(options.lora_modules))
+    alpha = float(options.lora) if options.lora_alpha is None else options.lora_alpha
+    lora = LoraConfig(options.lora, alpha, tuple(options.lora_modules))
     loaded = from_pretrained(
         options.model,
         base=options.base,

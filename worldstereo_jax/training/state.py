@@ -21,7 +21,7 @@ LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
 class TrainState(flax.struct.PyTreeNode):
     """Everything a training step changes.
 
-    params     the model's parameters, float32
+    params     the parameters that train, float32; see `split`
     opt_state  the optimiser's state
     step       int32 scalar, optimiser steps taken so far
     key        the typed random key that the run started with; a step folds its number into it
@@ -103,30 +103,9 @@ def join(*trees: Params) -> Params:
     return unflatten_dict(flat)
 
 
-def freeze_rest(params: Params, chosen: Params) -> Params:
-    """The parameters with those that are not chosen as constants: no gradient is computed."""
-    return jax.tree.map(lambda x, keep: x if keep else jax.lax.stop_gradient(x), params, chosen)
-
-
-def train_only(
-    optimizer: optax.GradientTransformation, chosen: Params
-) -> optax.GradientTransformation:
-    """An optimiser that leaves parameters alone that are not chosen, weight decay included."""
-    labels = jax.tree.map(lambda keep: "train" if keep else "keep", chosen)
-    return optax.multi_transform({"train": optimizer, "keep": optax.set_to_zero()}, labels)
-
-
-def averaged(state: TrainState, chosen: Params | None = None) -> Params:
-    """The averaged parameters; those that were not chosen for training as they are, to the bit.
-
-    Of a parameter that never changes the average differs from it by rounding. Without an average
-    the parameters themselves.
-    """
-    if state.ema is None or chosen is None:
-        return state.params if state.ema is None else state.ema
-    return jax.tree.map(
-        lambda mean, last, keep: mean if keep else last, state.ema, state.params, chosen
-    )
+def averaged(state: TrainState) -> Params:
+    """The averaged parameters; without an average the parameters themselves."""
+    return state.params if state.ema is None else state.ema
 
 
 def make_train_step(
