@@ -196,7 +196,9 @@ def figures(lower: Callable[[], typing.Any], *name: str, **options: typing.Any) 
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     sizes = (memory.argument_size_in_bytes, memory.temp_size_in_bytes)
-    kernels = len(re.findall(r"custom_call @(?:tpu_custom_call|\S*fmha)", lowered.as_text()))
+    kernels = len(
+        re.findall(r"custom_call @\S*(?:tpu_custom_call|fmha|mosaic_gpu)", lowered.as_text())
+    )
     row = (*(f"{x / 1e9:.2f}" for x in (*sizes, sum(sizes))), str(kernels), f"{seconds:.0f}")
     print(*name, *row, flush=True)
     return row
