@@ -10,6 +10,9 @@ again on the way back. For TPUs by XLA:TPU and Mosaic (jax 0.10.2 with libtpu), 
 `aot_14b.py` does it. The bytes are the compiled program's.
 
 Nothing is timed: there is no such machine here.
+
+Record (2026-11-27): eight chips of v5e, 12.0 GB of each in bfloat16; one H200, 66.2 GB in bfloat16
+and 49.7 GB with 8-bit matrices.
 """
 
 import argparse
