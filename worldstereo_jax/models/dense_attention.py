@@ -5,6 +5,8 @@ there, this project's kernels, which look at no mask in tiles that need none; el
 products, queries in turns.
 """
 
+import typing
+
 import jax
 import jax.numpy as jnp
 
@@ -103,7 +105,7 @@ def _in_even_lengths(
     q: Float[Array, "b n heads d"],
     k: Float[Array, "b m heads d"],
     v: Float[Array, "b m heads d"],
-    implementation: str,
+    implementation: typing.Literal["cudnn", "xla"],
 ) -> Float[Array, "b n heads d"]:
     """jax's own attention, with a token that no one sees where there is an odd number of them.
 
@@ -113,11 +115,14 @@ def _in_even_lengths(
     if n % 2 == m % 2 == 0:
         return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
-    lengths = {"query_seq_lengths": n, "key_value_seq_lengths": m}
     out = jax.nn.dot_product_attention(
-        q, k, v, implementation=implementation,
-        **{name: jnp.full(b, length, jnp.int32) for name, length in lengths.items()},
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        query_seq_lengths=jnp.full(b, n, jnp.int32),
+        key_value_seq_lengths=jnp.full(b, m, jnp.int32),
+        implementation=implementation,
+    )
     return jnp.asarray(out)[:, :n]
 
 
