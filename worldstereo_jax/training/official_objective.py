@@ -42,7 +42,7 @@ STAGES: Mapping[str, Callable[[PyTree], PyTree]] = {
 
 
 def stage_parameters(params: PyTree, stage: str) -> PyTree:
-    """Which parameters train in a stage: a tree of booleans, for `train_only` and `freeze_rest`.
+    """Which parameters train in a stage: a tree of booleans, for `split`.
 
     Raises:
         InputError: for an unknown stage, or a model without the parts that it trains or freezes.
@@ -190,17 +190,3 @@ def in_compute_type(params: PyTree, dtype: jax.typing.DTypeLike) -> PyTree:
     return jax.tree.map(
         lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params
     )
-
-
-def freeze_in(dtype: jax.typing.DTypeLike, params: PyTree, chosen: PyTree) -> PyTree:
-    """Parameters of which those that do not train are held in the type that is computed in.
-
-    A step brings them into it anyway, and no small update has to survive in them: they take half
-    the memory, twice where an average is kept.
-
-    Args:
-        dtype: to compute in.
-        params: in float32.
-        chosen: what trains, see `stage_parameters`.
-    """
-    return jax.tree.map(lambda x, keep: x if keep else in_compute_type(x, dtype), params, chosen)

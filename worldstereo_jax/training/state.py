@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from worldstereo_jax.errors import InputError
@@ -20,7 +21,7 @@ LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
 class TrainState(flax.struct.PyTreeNode):
     """Everything a training step changes.
 
-    params     the model's parameters, float32
+    params     the parameters that train, float32; see `split`
     opt_state  the optimiser's state
     step       int32 scalar, optimiser steps taken so far
     key        the typed random key that the run started with; a step folds its number into it
@@ -78,30 +79,33 @@ def _belonging(params: Params, module: str) -> Params:
     return chosen
 
 
-def freeze_rest(params: Params, chosen: Params) -> Params:
-    """The parameters with those that are not chosen as constants: no gradient is computed."""
-    return jax.tree.map(lambda x, keep: x if keep else jax.lax.stop_gradient(x), params, chosen)
+def split(params: Params, chosen: Params) -> tuple[Params, Params]:
+    """What is chosen, and the rest: two trees, each without the branches of the other.
 
+    A run that keeps the first alone in its state has no gradients, moments or average of the rest,
+    and does not save it; `join` is the inverse.
 
-def train_only(
-    optimizer: optax.GradientTransformation, chosen: Params
-) -> optax.GradientTransformation:
-    """An optimiser that leaves parameters alone that are not chosen, weight decay included."""
-    labels = jax.tree.map(lambda keep: "train" if keep else "keep", chosen)
-    return optax.multi_transform({"train": optimizer, "keep": optax.set_to_zero()}, labels)
-
-
-def averaged(state: TrainState, chosen: Params | None = None) -> Params:
-    """The averaged parameters; those that were not chosen for training as they are, to the bit.
-
-    Of a parameter that never changes the average differs from it by rounding. Without an average
-    the parameters themselves.
+    Args:
+        params: nested dict of arrays.
+        chosen: a tree of booleans like it, see `only`.
     """
-    if state.ema is None or chosen is None:
-        return state.params if state.ema is None else state.ema
-    return jax.tree.map(
-        lambda mean, last, keep: mean if keep else last, state.ema, state.params, chosen
-    )
+    flat, keep = flatten_dict(params), flatten_dict(chosen)
+    trained = {path: leaf for path, leaf in flat.items() if keep[path]}
+    rest = {path: leaf for path, leaf in flat.items() if not keep[path]}
+    return unflatten_dict(trained), unflatten_dict(rest)
+
+
+def join(*trees: Params) -> Params:
+    """One tree of several nested dicts that have no leaf in common."""
+    flat: dict[tuple[str, ...], typing.Any] = {}
+    for tree in trees:
+        flat.update(flatten_dict(tree))
+    return unflatten_dict(flat)
+
+
+def averaged(state: TrainState) -> Params:
+    """The averaged parameters; without an average the parameters themselves."""
+    return state.params if state.ema is None else state.ema
 
 
 def make_train_step(
