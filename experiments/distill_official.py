@@ -7,7 +7,7 @@
     worldstereo generate photo.png --camera left --model runs/few/worldstereo --base BASE ...
 
 The teacher is a model of some 40 steps with guidance, such as the published `worldstereo-memory` or
-what `train_official.py` made; the student comes out in the layout of `worldstereo-memory-dmd`, whose
+what `train_official.py` made; the student comes out in the layout of `worldstereo-memory-dmd`: its
 config.json lets `worldstereo generate` sample it in `--dmd-steps` steps without guidance. Of the
 prepared clips the conditions and texts are read, the true latents not. What is learned stands in
 `worldstereo_jax/training/distill.py`; as published, the control branch is frozen, the fake score is

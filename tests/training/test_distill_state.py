@@ -9,10 +9,12 @@ import optax
 import pytest
 
 from tests.training import distill_toy as toy
+from worldstereo_jax.evaluation.sample_distance import energy_coefficient
 from worldstereo_jax.sampling.loop import make_sampler
 from worldstereo_jax.sampling.schedules import dmd_schedule
 from worldstereo_jax.sampling.solvers import dmd
 from worldstereo_jax.training.batches import SeededBatches
+from worldstereo_jax.training.distill import rollout
 from worldstereo_jax.training.distill_state import (
     Optimizers,
     complete,
@@ -73,6 +75,34 @@ def test_the_student_comes_to_make_what_the_teacher_makes():
     np.testing.assert_allclose(after.std(), toy.DEVIATION, rtol=0.1)
     np.testing.assert_allclose(state.fake["score"]["mean"], toy.MEAN, atol=0.1)
     assert np.mean(gaps[-50:]) < 0.1 * np.mean(gaps[10:60])
+
+
+def test_four_steps_come_to_make_numbers_of_two_kinds():
+    """Where the teacher's own network, sampled in these steps, stops between the kinds."""
+    start = toy.network_params()
+    optimizers = Optimizers(optax.adam(1e-3, b1=0.0), optax.adam(1e-3, b1=0.0))
+    step = make_distill_step(toy.TWO_KINDS, optimizers, toy.read, fake_updates=FAKE_UPDATES)
+    state = init_distill_state(start, optimizers, jax.random.key(1))
+    rng = np.random.default_rng(1)
+
+    def amplitudes(count):
+        return rng.uniform(0.4, 1.2, (count, 1)).astype("float32")
+
+    told = jnp.asarray(amplitudes(150))
+    noise = jax.random.normal(jax.random.key(5), (150, 16))
+    truth = toy.two_kinds(jax.random.key(6), told, 16)
+
+    def distance(params):
+        _, made = rollout(toy.TWO_KINDS, params, told, noise, jnp.array(4))
+        pair = (np.asarray(x / told).reshape(-1, 1, 1) for x in (made, truth))
+        return energy_coefficient(*pair)
+
+    before = distance(start)
+    for _ in range(150):
+        state, _ = step(state, start, amplitudes(64 * (FAKE_UPDATES + 1)))
+    after = distance(state.ema)
+    assert before > 0.1
+    assert after < 0.25 * before, (before, after)
 
 
 def test_student_and_fake_score_start_as_copies_of_what_trains():
@@ -182,7 +212,9 @@ def test_two_steps_on_a_mesh_are_two_on_one_device():
     def make(params, key):
         return init_distill_state(params, toy.OPTIMIZERS, key)
 
-    state = layout.init(make, trained, jax.random.key(1))
+    # Where they lie already: what the state gives up must not be the teacher's.
+    placed = jax.tree.map(jax.device_put, teacher, layout.parameters(teacher))
+    state = layout.init(make, {"mlp": placed["mlp"]}, jax.random.key(1))
     source = batches()
     alone = make_distill_step(networks, toy.OPTIMIZERS, toy.read, fake_updates=FAKE_UPDATES)
     wanted, expected = run(jnp.asarray, teacher, make(trained, jax.random.key(1)), alone)
@@ -197,7 +229,6 @@ def test_two_steps_on_a_mesh_are_two_on_one_device():
     on_mesh = make_distill_step(
         networks, toy.OPTIMIZERS, toy.read, fake_updates=FAKE_UPDATES, places=places
     )
-    placed = jax.tree.map(jax.device_put, teacher, layout.parameters(teacher))
     found, metrics = run(layout.batch, placed, state, on_mesh)
     assert jax.tree.map(lambda x: x.sharding, found) == lie
     for name, value in expected.items():

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from worldstereo_jax.array_types import Array, Float, Key, PyTree
+from worldstereo_jax.array_types import Array, Float, Key, PyTree, ndarray
 from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.guidance import guide_two_pass
 from worldstereo_jax.sampling.official_denoise import Pattern, denoise_official, reading_pattern
@@ -91,10 +91,10 @@ def official_networks(
 
 
 def read_told(
-    fields: Mapping[str, Array],
+    fields: Mapping[str, Array | ndarray],
     key: Key[Array, ""],
     *,
-    drop_references: float = DROP_REFERENCES,
+    drop_references: float | Array = DROP_REFERENCES,
     **sizes: typing.Any,
 ) -> Told:
     """What the networks are told of prepared clips; for use inside jit.

@@ -75,8 +75,8 @@ def drop_inputs(
     null_text: Float[Array, "l ct"],
     key: Key[Array, ""],
     *,
-    drop_text: float = DROP_TEXT,
-    drop_references: float = DROP_REFERENCES,
+    drop_text: float | Array = DROP_TEXT,
+    drop_references: float | Array = DROP_REFERENCES,
 ) -> TrainingClip:
     """Per clip of a batch and independently, take away the text, or all stored views.
 
