@@ -117,6 +117,11 @@ def abstract_clip(batch: int, pattern: str) -> TrainingClip:
     )
 
 
+def laid(x: typing.Any, sharding: NamedSharding) -> typing.Any:
+    """The shape of an array that lies so."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
 def lowered_step(layout: TrainLayout, batch: int, pattern: str) -> typing.Any:
     """The training step for a layout, lowered with abstract state and batch."""
     config = get_preset("wan_14b_memory").replace(attention_pattern=pattern)
@@ -140,9 +145,6 @@ def lowered_step(layout: TrainLayout, batch: int, pattern: str) -> typing.Any:
     )
     places = layout.state(state)
 
-    def laid(x: typing.Any, sharding: NamedSharding) -> typing.Any:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
     samples = NamedSharding(layout.mesh, PartitionSpec(SAMPLES))
     clip = jax.tree.map(lambda x: laid(x, samples), abstract_clip(batch, pattern))
     null_text = jax.ShapeDtypeStruct((512, 4096), jnp.bfloat16, sharding=layout.whole)
@@ -150,14 +152,18 @@ def lowered_step(layout: TrainLayout, batch: int, pattern: str) -> typing.Any:
     return step.lower(jax.tree.map(laid, state, places), (clip, null_text))
 
 
-def row_of(pod: Pod, pattern: str) -> tuple[str, ...]:
+Lower = typing.Callable[[TrainLayout, int, str], typing.Any]
+"""(layout, samples, pattern) -> lowered program."""
+
+
+def row_of(pod: Pod, pattern: str, lower: Lower = lowered_step) -> tuple[str, ...]:
     """Compile for one pod."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=pod.topology).devices
     layout = TrainLayout(parse_mesh(pod.mesh, devices))
     # One sample for every chip along data and fsdp.
     batch = int(np.prod([layout.mesh.shape[axis] for axis in SAMPLES]))
     start = time.perf_counter()
-    lowered = lowered_step(layout, batch, pattern)
+    lowered = lower(layout, batch, pattern)
     name = (pod.topology, pod.mesh, str(batch), pattern, str(pod.capacity))
     try:
         compiled = lowered.compile()

@@ -51,7 +51,7 @@ def command(folder: Path, *arguments: object) -> None:
 def distil(folder: Path, out: Path, steps: int, *arguments: object) -> Tensors:
     """The student's tensors after so many steps in all."""
     command(
-        folder, "--out", out, "--steps", steps, "--batch", 2, "--fake-updates", 2,
+        folder, "--out", out, "--steps", steps, "--batch", 8, "--fake-updates", 2,
         "--dtype", "float32", "--export-dtype", "float32", "--learning-rate", 1e-2, "--warmup", 1,
         "--remat", "none", "--log-every", 1, "--save-every", 2, *arguments,
     )  # fmt: skip
@@ -93,6 +93,14 @@ def test_a_run_cut_short_and_resumed_ends_as_one_that_was_not(folder, student, t
     (tmp_path / "run/worldstereo/model.safetensors").unlink()
     again = distil(folder, tmp_path / "run", 3, "--resume")
     assert set(again) == set(student)
+    for name, array in student.items():
+        np.testing.assert_array_equal(again[name], array, err_msg=name)
+
+
+def test_a_finished_run_is_written_again_from_a_mesh(folder, student, tmp_path):
+    shutil.copytree(folder / "run", tmp_path / "run")
+    (tmp_path / "run/worldstereo/model.safetensors").unlink()
+    again = distil(folder, tmp_path / "run", 3, "--resume", "--mesh", "data=2,fsdp=4")
     for name, array in student.items():
         np.testing.assert_array_equal(again[name], array, err_msg=name)
 

@@ -143,6 +143,18 @@ def test_the_fake_score_is_updated_so_often_and_the_student_once():
     assert (int(state.fake_opt), int(state.student_opt), int(state.step)) == (5, 1, 1)
 
 
+def test_every_step_draws_anew(step):
+    """From one state at two numbers: all that differs is what is drawn."""
+    given = next(batches())
+    found = [
+        step(toy.new_state().replace(step=jnp.array(number, jnp.int32)), toy.TEACHER, given)[1]
+        for number in (0, 0, 1)
+    ]
+    assert found[0] == found[1]
+    assert found[0]["fake_loss"] != found[2]["fake_loss"]
+    assert found[0]["gap"] != found[2]["gap"]
+
+
 def test_every_update_reads_samples_of_its_own():
     batch = {"x": jnp.arange(12).reshape(6, 2)}
     parts = [np.asarray(part_of(batch, jnp.asarray(i), 3)["x"]) for i in range(3)]
@@ -190,7 +202,7 @@ def test_a_killed_and_resumed_run_is_bitwise_equal(step, tmp_path):
 
 def test_two_steps_on_a_mesh_are_two_on_one_device():
     """Samples, parameters and moments split over eight devices; a matrix large enough to split."""
-    layout = TrainLayout(parse_mesh("data=2,fsdp=4"), smallest=1)
+    layout = TrainLayout(parse_mesh("data=2,fsdp=2,model=2"), smallest=1)
     width = 16
 
     def velocity(params, conditions, x, timestep):
