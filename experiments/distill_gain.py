@@ -42,6 +42,7 @@ from worldstereo_jax.training.official_fields import check_recipe, read_negative
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TITLE = "A distilled model's few steps against its teacher's many"
+HEADER = ("sampled by", "evaluations a clip", "error of mean", "error of deviation", "energy")
 
 
 class Way(typing.NamedTuple):
@@ -82,7 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (name, str(evaluations), *(f"{x:.3f}" for x in found))
         for name, evaluations, found in measured
     ]
-    header = ("sampled by", "evaluations a clip", "error of mean", "error of deviation", "energy")
     about = (
         f"Against the teacher's UniPC in {options.teacher_steps} steps with guidance "
         f"{options.guidance:g}; {options.seeds} samples under the conditions of each of "
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"python experiments/distill_gain.py --cache {options.cache} --teacher {options.teacher} "
         f"--student {options.student} --guidance {options.guidance:g} --seeds {options.seeds} ..."
     )
-    write_section(options.results, TITLE, [about, Table(header, rows)], command=command)
+    write_section(options.results, TITLE, [about, Table(HEADER, rows)], command=command)
 
 
 def measure(options: argparse.Namespace) -> list[tuple[str, int, SampleDistance]]:

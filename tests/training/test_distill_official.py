@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import distill_official
+from experiments import distill_gain, distill_official
 from tests import toy_official as toy
 from tests.models.official_modules import normal
 from tests.training.test_official_objective import FRAMES, HEIGHT, WIDTH, make_clip
+from worldstereo_jax.evaluation.report import kept_rows
 from worldstereo_jax.geometry.trajectories import make_path
 from worldstereo_jax.interop.official_pipeline import open_official
 from worldstereo_jax.interop.safetensors_io import SafetensorsFile
@@ -103,6 +104,25 @@ def test_a_finished_run_is_written_again_from_a_mesh(folder, student, tmp_path):
     again = distil(folder, tmp_path / "run", 3, "--resume", "--mesh", "data=2,fsdp=4")
     for name, array in student.items():
         np.testing.assert_array_equal(again[name], array, err_msg=name)
+
+
+@pytest.mark.slow
+def test_students_are_measured_against_their_teacher(folder, student, tmp_path):
+    """The teacher's other samples are near its own; none of the ways is the same as another."""
+    results = tmp_path / "RESULTS.md"
+    given = (
+        "--cache", folder / "clips", "--base", folder / "base", "--teacher", folder / "teacher",
+        "--student", folder / "run/worldstereo", "--teacher-steps", 6, "--clips", 1,
+        "--seeds", 24, "--at-once", 8, "--dtype", "float32", "--results", results,
+    )  # fmt: skip
+    distill_gain.main([str(argument) for argument in given])
+    found = kept_rows(results, distill_gain.TITLE, distill_gain.HEADER)
+    assert [int(row[1]) for row in found] == [12, 8, 8, 4, 4]
+    energies = [float(row[-1]) for row in found]
+    assert abs(energies[0]) < 0.02
+    assert len({row[2:] for row in found}) == 5
+    # Random weights moved by three large steps make something else.
+    assert energies[-1] > energies[0]
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence(folder, tmp_path, capsys):
