@@ -1,9 +1,9 @@
-"""How near a distilled model's few steps come to its teacher's many, as distributions.
+"""How near distilled models' few steps come to their teacher's many, as distributions.
 
     python experiments/distill_gain.py --cache runs/clips --teacher TEACHER --base BASE \
-        --student runs/few/worldstereo
+        --students runs/few/worldstereo
 
-Under the conditions of prepared clips both models make `--seeds` clips each, and the latents of
+Under the conditions of prepared clips all models make `--seeds` clips each, and the latents of
 each way are compared with those of the teacher's own sampler (UniPC, `--teacher-steps`, with
 guidance): root mean square difference of the means and of the standard deviations of each latent
 number, and the energy coefficient of each token's numbers (0 for one distribution, at most 1). The
@@ -41,7 +41,7 @@ from worldstereo_jax.training.official_distill import GUIDANCE, official_network
 from worldstereo_jax.training.official_fields import check_recipe, read_negative_text
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-TITLE = "A distilled model's few steps against its teacher's many"
+TITLE = "Few steps of distilled models against their teacher's many"
 HEADER = ("sampled by", "evaluations a clip", "error of mean", "error of deviation", "energy")
 
 
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--cache", type=Path, required=True, help="prepared clips")
     add("--teacher", required=True, help="folder or hub id")
     add("--base", required=True, help="of its base model")
-    add("--student", required=True, help="folder or hub id of the distilled model")
+    add("--students", nargs="+", required=True, help="folders or hub ids of distilled models")
     add("--guidance", type=float, default=GUIDANCE, help="the teacher's")
     add("--teacher-steps", type=int, default=40)
     add("--clips", type=int, default=8, help="conditions, the first of the cache")
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     command = options.command or (
         f"python experiments/distill_gain.py --cache {options.cache} --teacher {options.teacher} "
-        f"--student {options.student} --guidance {options.guidance:g} --seeds {options.seeds} ..."
+        f"--students {' '.join(options.students)} --guidance {options.guidance:g} ..."
     )
     write_section(options.results, TITLE, [about, Table(HEADER, rows)], command=command)
 
@@ -101,47 +101,46 @@ def measure(options: argparse.Namespace) -> list[tuple[str, int, SampleDistance]
     """For each way of sampling its name, evaluations of a network, and its mean distance.
 
     Raises:
-        InputError: for files that do not fit, and for a student that is not distilled.
+        InputError: for files that do not fit, and for a student that is not.
     """
     load = functools.partial(
         from_pretrained, base=options.base, dtype=options.dtype, progress=False
     )
-    teacher, student = load(options.teacher), load(options.student)
-    if student.settings is None or student.settings.dmd is None:
-        raise InputError(f"{options.student}: has no steps of a distilled model in its config.json")
     recipe = read_index(options.cache)["recipe"]
-    for model in (teacher, student):
-        check_recipe(recipe, model.config, str(options.cache))
-    few = student.settings.dmd.schedule()
+    teacher = load(options.teacher)
+    check_recipe(recipe, teacher.config, str(options.cache))
     scheduler = load_scheduler(options.base)
-    networks = official_networks(
-        WorldStereo(teacher.config),
-        few,
-        read_negative_text(options.cache),
-        guidance=options.guidance,
-    )
+    negative = read_negative_text(options.cache)
     # Two texts in each evaluation with guidance.
     passes = 1 if options.guidance == 1 else 2
-    many = options.teacher_steps
+    networks = official_networks(
+        WorldStereo(teacher.config), scheduler.schedule(1), negative, guidance=options.guidance
+    )
     alone, guided = networks.student, networks.teacher
 
-    def unipc_way(name: str, steps: int, seed: int) -> Way:
+    def unipc_way(steps: int, seed: int, more: str = "") -> Way:
+        name = f"teacher, UniPC, {steps} steps{more}"
         schedule = scheduler.schedule(steps)
         return Way(name, teacher.params, guided, schedule, unipc, passes * steps, seed)
 
-    reference = unipc_way("reference", many, 1)
-    ways = [
-        unipc_way(f"teacher, UniPC, {many} steps, other seeds", many, 2),
-        unipc_way(f"teacher, UniPC, {few.steps} steps", few.steps, 2),
-        Way(
-            f"teacher, the student's {few.steps} steps", teacher.params, guided, few, dmd,
-            passes * few.steps, 2,
-        ),
-        Way(
-            "teacher, the same without guidance", teacher.params, alone, few, dmd, few.steps, 2
-        ),
-        Way(f"student, {few.steps} steps", student.params, alone, few, dmd, few.steps, 2),
-    ]  # fmt: skip
+    many = options.teacher_steps
+    reference, ways = unipc_way(many, 1), [unipc_way(many, 2, ", other seeds")]
+    for source in options.students:
+        student = load(source)
+        if student.settings is None or student.settings.dmd is None:
+            raise InputError(f"{source}: has no steps of a distilled model in its config.json")
+        check_recipe(recipe, student.config, str(options.cache))
+        few = student.settings.dmd.schedule()
+        n = few.steps
+        name = f"teacher, the student's {n} steps"
+        ways += [
+            unipc_way(n, 2),
+            Way(name, teacher.params, guided, few, dmd, passes * n, 2),
+            Way(f"student, {n} steps", student.params, alone, few, dmd, n, 2),
+        ]
+        if passes > 1:
+            name = f"{name}, without guidance"
+            ways.insert(-1, Way(name, teacher.params, alone, few, dmd, n, 2))
     sizes = {name: recipe[name] for name in ("height", "width", "ray_x_offset")}
     cache = ClipCache(options.cache)
     found: list[list[SampleDistance]] = [[] for _ in ways]

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--teacher-steps", type=int, default=4000)
     add("--steps", type=int, default=1000, help="updates of the student")
     add("--fake-updates", type=int, default=5)
-    add("--dmd-steps", type=int, default=4)
+    add("--dmd-steps", type=int, nargs="+", default=[4, 2], help="of each student")
     add("--guidance", type=float, default=1.0, help="these clips have no text to speak of")
     add("--batch", type=int, default=32)
     add("--learning-rate", type=float, default=2e-4, help="of student and fake score")
@@ -78,23 +78,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_toy(out, options.clips)
     exact = ("--dtype", "float32", "--export-dtype", "float32", "--remat", "none")
     given = ("--cache", out / "clips", "--base", out / "base", "--batch", options.batch, *exact)
-    _run(
-        train_official, *given, "--model", out / "start", "--out", out / "teacher",
-        "--stage", "memory", "--steps", options.teacher_steps, "--learning-rate", 2e-3,
-        "--save-every", options.teacher_steps,
+    _go_on(
+        train_official, out / "teacher", *given, "--model", out / "start", "--stage", "memory",
+        "--steps", options.teacher_steps, "--learning-rate", 2e-3,
     )  # fmt: skip
-    teacher, student = (out / name / "worldstereo" for name in ("teacher", "student"))
-    _run(
-        distill_official, *given, "--model", teacher, "--out", out / "student",
-        "--steps", options.steps, "--fake-updates", options.fake_updates,
-        "--dmd-steps", options.dmd_steps, "--guidance", options.guidance,
-        "--learning-rate", options.learning_rate, "--save-every", options.steps,
-    )  # fmt: skip
+    teacher = out / "teacher" / train_official.EXPORT
+    students = []
+    for steps in options.dmd_steps:
+        folder = out / f"student_{steps}"
+        _go_on(
+            distill_official, folder, *given, "--model", teacher, "--steps", options.steps,
+            "--fake-updates", options.fake_updates, "--dmd-steps", steps,
+            "--guidance", options.guidance, "--learning-rate", options.learning_rate,
+        )  # fmt: skip
+        students.append(folder / distill_official.EXPORT)
     _run(
         distill_gain, "--cache", out / "clips", "--base", out / "base", "--teacher", teacher,
-        "--student", student, "--guidance", options.guidance, "--dtype", "float32",
+        "--students", *students, "--guidance", options.guidance, "--dtype", "float32",
         "--at-once", 64, "--results", options.results, "--command",
-        f"python experiments/distill_toy.py --out RUN --steps {options.steps}",
+        f"python experiments/distill_toy.py --out {out}",
         "--about",
         f"Clips of {np.prod(LATENT) // 4} tokens of two kinds at random; a model of 2 layers of 96 "
         f"channels, trained in {options.teacher_steps} steps and distilled in {options.steps}.",
@@ -149,6 +151,12 @@ def write_toy(out: Path, clips: int) -> None:
     export_official(out / "start", params, MODEL, CONFIG, dtype="float32")
     (out / "base/scheduler").mkdir(parents=True, exist_ok=True)
     (out / "base/scheduler/scheduler_config.json").write_text(json.dumps(SCHEDULER))
+
+
+def _go_on(module, folder: Path, *arguments: object) -> None:
+    """Run a command that trains, from its last checkpoint if there is one."""
+    resume = ["--resume"] if (folder / "checkpoints").is_dir() else []
+    _run(module, "--out", folder, *arguments, *resume)
 
 
 def _run(module, *arguments: object) -> None:

@@ -112,7 +112,7 @@ def test_students_are_measured_against_their_teacher(folder, student, tmp_path):
     results = tmp_path / "RESULTS.md"
     given = (
         "--cache", folder / "clips", "--base", folder / "base", "--teacher", folder / "teacher",
-        "--student", folder / "run/worldstereo", "--teacher-steps", 6, "--clips", 1,
+        "--students", folder / "run/worldstereo", "--teacher-steps", 6, "--clips", 1,
         "--seeds", 24, "--at-once", 8, "--dtype", "float32", "--results", results,
     )  # fmt: skip
     distill_gain.main([str(argument) for argument in given])
