@@ -8,8 +8,10 @@ average. Student and fake score are float32 where they train, with two moments e
 the control branch that all share are bfloat16, as is all computing. Sizes, layout and what is said
 of a pod are those of `aot_train_14b.py`; the samples are those of one update.
 
-`--shapes-only` traces the step without compiling it and prints what lies on each chip between two
-steps.
+`--shapes-only` traces the step without compiling it, and records what lies on each chip between two
+steps alone; what the step itself takes for a while only the compiler knows. Of the compiled program
+there is no record yet: compiling it takes longer than there was time for (that of a training step,
+a fraction of this one, took 17 minutes).
 
 Nothing is timed: there is no pod.
 """
@@ -63,6 +65,11 @@ from worldstereo_jax.training.sharding import SAMPLES, TrainLayout, parse_mesh
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TITLE = "A distillation step of the 14B memory model, ahead of time"
+HELD_TITLE = "What a distillation of the 14B memory model keeps on each chip"
+HELD_HEADER = (
+    "pod", "mesh", "samples", "pattern", "GB per chip", "student, moments, average",
+    "fake score, moments", "teacher and what is shared", "clips of a step", "together GB",
+)  # fmt: skip
 
 
 class Program(typing.NamedTuple):
@@ -131,7 +138,7 @@ def bytes_per_chip(tree: typing.Any) -> int:
     return sum(size(x) for x in jax.tree.leaves(tree))
 
 
-def print_shapes(pod: Pod, pattern: str) -> None:
+def held_row(pod: Pod, pattern: str) -> tuple[str, ...]:
     """Trace the step, and say what lies on a chip between two."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=pod.topology).devices
     layout = TrainLayout(parse_mesh(pod.mesh, devices))
@@ -139,14 +146,19 @@ def print_shapes(pod: Pod, pattern: str) -> None:
     made = program(layout, samples, pattern)
     state, _ = jax.eval_shape(made.step, made.state, made.teacher, made.batch)
     assert jax.tree.structure(state) == jax.tree.structure(made.state)
-    parts = {
-        "student, moments, average": (made.state.student, made.state.student_opt, made.state.ema),
-        "fake score, moments": (made.state.fake, made.state.fake_opt),
-        "teacher": made.teacher,
-        "clips": made.batch,
-    }
-    said = ", ".join(f"{name} {bytes_per_chip(tree) / 1e9:.2f}" for name, tree in parts.items())
-    print(f"{pod.topology} {pod.mesh} {samples} samples {pattern}: GB per chip: {said}")
+    parts = [
+        (made.state.student, made.state.student_opt, made.state.ema),
+        (made.state.fake, made.state.fake_opt),
+        made.teacher,
+        made.batch,
+    ]
+    sizes = [bytes_per_chip(part) / 1e9 for part in parts]
+    row = (
+        pod.topology, pod.mesh, str(samples), pattern, str(pod.capacity),
+        *(f"{size:.2f}" for size in (*sizes, sum(sizes))),
+    )  # fmt: skip
+    print(*row, flush=True)
+    return row
 
 
 def main() -> None:
@@ -157,23 +169,33 @@ def main() -> None:
     parser.add_argument("--shapes-only", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
+    pods = " ".join(map(str, options.pods))
+    command = f"python experiments/aot_distill_14b.py --pods {pods} --pattern {options.pattern}"
+    sizes = (
+        f"{FRAMES} latent frames and {VIEWS} references, one sample of each update for every chip "
+        f"along data and fsdp; {FAKE_UPDATES} updates of the fake score and one of the student. "
+    )
     for pod in (PODS[index] for index in options.pods):
         if options.shapes_only:
-            print_shapes(pod, options.pattern)
-            continue
-        row = row_of(pod, options.pattern, lowered_step)
-        kept = {each[:4]: each for each in kept_rows(options.results, TITLE, HEADER)}
+            title, header = HELD_TITLE, HELD_HEADER
+            command = f"{command.removesuffix(' --shapes-only')} --shapes-only"
+            about = (
+                f"{sizes}Gigabytes (10^9) per chip between two steps, from the shapes of the "
+                "traced step and the layout; what a step takes besides is not known: it was not "
+                "compiled."
+            )
+            row = held_row(pod, options.pattern)
+        else:
+            title, header = TITLE, HEADER
+            about = (
+                f"{sizes}Gigabytes (10^9) per chip as the compiled program states them, the "
+                "teacher among them; the state is given back in place. Kernels are counted in the "
+                "lowered program, where a scanned layer stands once. Nothing was timed."
+            )
+            row = row_of(pod, options.pattern, lowered_step)
+        kept = {each[:4]: each for each in kept_rows(options.results, title, header)}
         rows = list((kept | {row[:4]: row}).values())
-        about = (
-            f"{FRAMES} latent frames and {VIEWS} references, one sample of each update for every "
-            f"chip along data and fsdp; {FAKE_UPDATES} updates of the fake score and one of the "
-            "student. Gigabytes (10^9) per chip as the compiled program states them, the teacher "
-            "among them; the state is given back in place. Kernels are counted in the lowered "
-            "program, where a scanned layer stands once. Nothing was timed."
-        )
-        pods = " ".join(map(str, options.pods))
-        command = f"python experiments/aot_distill_14b.py --pods {pods} --pattern {options.pattern}"
-        write_section(options.results, TITLE, [about, Table(HEADER, rows)], command=command)
+        write_section(options.results, title, [about, Table(header, rows)], command=command)
 
 
 if __name__ == "__main__":

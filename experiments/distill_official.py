@@ -23,6 +23,9 @@ Student and fake score are kept in float32 where they train, with two moments ea
 average; the teacher, and the control branch that all three share, in `--dtype` alone. Seeded and
 resumable (`--resume`; SIGTERM saves first). On several hosts start the same command on each with
 `--distributed`, `--out` on shared storage.
+
+Record: see the docstring of `distill_toy.py`, which runs this command at toy size; it has not been
+run at full size. What it keeps on each chip of a pod is in RESULTS.md, from `aot_distill_14b.py`.
 """
 
 import argparse

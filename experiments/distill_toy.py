@@ -6,7 +6,16 @@ Each token of a made-up clip is a u or -a u, as a coin falls, and a little noise
 for all clips, and the amplitude a is the clip's own, which the model reads from its render latent.
 A sampler of few steps that was not distilled stops between the two. The commands of the project do
 the rest, in the official layout: `train_official.py` makes the teacher, `distill_official.py` the
-student, `distill_gain.py` compares what they make.
+students, `distill_gain.py` compares what they make.
+
+Record, 2026-11-27, on one shared core of an AMD EPYC, jax 0.10.2 (the table is in RESULTS.md): a
+teacher of 431,674 parameters, 0.05 s a step; students of 4 and of 2 steps, 1000 updates each at
+0.25 s behind 80 s of compiling. Against the teacher's 40 steps, the energy coefficient of a token
+fell from 0.007 (the teacher in the same 4 steps) to 0.001, and in 2 steps from 0.076 to 0.001;
+another 64 samples of the teacher itself stand at -0.001. The error of the deviations fell from
+0.056 to 0.029 and from 0.268 to 0.034, where other samples have 0.022. The means, right by symmetry
+from the start, show no gain. The teacher's guidance was off, since these clips have no text; what
+distillation gains with it, and at full size, this does not show.
 """
 
 import argparse
