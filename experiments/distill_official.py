@@ -156,7 +156,8 @@ def run(options: argparse.Namespace) -> None:
         return init_distill_state(trained, optimizers, key)
 
     if layout is None:
-        state, places = init(trained, key), None
+        # Bound to its device as what a step returns is: else the second step compiles again.
+        state, places = jax.device_put(init(trained, key), jax.devices()[0]), None
     else:
         state = layout.init(init, trained, key)
         places = layout.kept(state, state.student)
