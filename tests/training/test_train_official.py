@@ -18,6 +18,7 @@ from worldstereo_jax.interop.pretrained import from_pretrained
 from worldstereo_jax.interop.safetensors_io import SafetensorsFile, write_safetensors
 from worldstereo_jax.training.clip_cache import ClipCache
 from worldstereo_jax.training.loop import read_log
+from worldstereo_jax.training.official_fields import read_negative_text, read_null_text
 
 FRAMES, HEIGHT, WIDTH = 12, 32, 48
 
@@ -84,6 +85,8 @@ def trained(run) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 def test_video_becomes_clips_and_clips_a_checkpoint(cache, run, trained):
     assert len(ClipCache(cache)) == 2
+    # Of the empty prompt and of the checkpoint's negative one.
+    assert np.abs(read_null_text(cache) - read_negative_text(cache)).max() > 0
     start = toy.official_tensors()
     for name, array in trained.items():
         frozen = ".attn2." in name

@@ -75,8 +75,8 @@ def drop_inputs(
     null_text: Float[Array, "l ct"],
     key: Key[Array, ""],
     *,
-    drop_text: float = DROP_TEXT,
-    drop_references: float = DROP_REFERENCES,
+    drop_text: float | Array = DROP_TEXT,
+    drop_references: float | Array = DROP_REFERENCES,
 ) -> TrainingClip:
     """Per clip of a batch and independently, take away the text, or all stored views.
 
@@ -98,13 +98,16 @@ def drop_inputs(
     return dataclasses.replace(clip, conditions=conditions, text=text)
 
 
-def stratified_sigmas(key: Key[Array, ""], batch: int, shift: float) -> Float[Array, "b"]:
-    """Noise levels of a batch, one in each of its equal strata, then shifted.
+def stratified_sigmas(
+    key: Key[Array, ""], batch: int, shift: float, *, within: tuple[float, float] = (0.0, 1.0)
+) -> Float[Array, "b"]:
+    """Noise levels of a batch, one in each of the equal strata of an interval, then shifted.
 
     Strata leave less variance from step to step than independent draws.
     """
+    low, high = within
     u = (jnp.arange(batch) + jax.random.uniform(key, (batch,))) / batch
-    return shift_sigmas(u, shift)
+    return shift_sigmas(low + (high - low) * u, shift)
 
 
 def velocity_error(

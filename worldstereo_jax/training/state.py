@@ -18,6 +18,28 @@ Metrics = dict[str, jax.Array]
 LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
 
 
+@typing.runtime_checkable
+class RunState(typing.Protocol):
+    """What the loop and the checkpoints ask of a training state, a frozen pytree."""
+
+    @property
+    def step(self) -> typing.Any:
+        """Steps taken so far, int32 scalar."""
+        ...
+
+    @property
+    def key(self) -> typing.Any:
+        """The typed random key that the run started with."""
+        ...
+
+    def replace(self, **changes: typing.Any) -> typing.Any:
+        """The state with other fields."""
+        ...
+
+
+State = typing.TypeVar("State", bound=RunState)
+
+
 class TrainState(flax.struct.PyTreeNode):
     """Everything a training step changes.
 
@@ -108,6 +130,21 @@ def averaged(state: TrainState) -> Params:
     return state.params if state.ema is None else state.ema
 
 
+def running_average(ema: Params, params: Params, step: jax.Array, decay: float) -> Params:
+    """The average after one more step; `step` counts those before.
+
+    It warms up, as min(decay, (1 + step) / (10 + step)), so that a short run's average does not
+    remember the initial parameters.
+    """
+    kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: kept * old + (1.0 - kept) * new, ema, params)
+
+
+def norm_of(grads: Params) -> jax.Array:
+    """Euclidean norm over all of a tree's arrays."""
+    return jnp.sqrt(sum(jnp.vdot(grad, grad) for grad in jax.tree.leaves(grads)))
+
+
 def make_train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
@@ -120,8 +157,6 @@ def make_train_step(
     `loss_fn(params, batch, key) -> (loss, metrics)`. The metrics gain `loss` and `grad_norm`.
     `places` holds the sharding of every array of the state, for a run on a mesh
     (`sharding.TrainLayout.state`); what goes in must lie so, and comes out so.
-    The average warms up, as min(ema_decay, (1 + step) / (10 + step)), so that a short run's
-    average does not remember the initial parameters.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -131,10 +166,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
-            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-            ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
-        squares = [jnp.vdot(grad, grad) for grad in jax.tree.leaves(grads)]
-        metrics = dict(metrics, loss=loss, grad_norm=jnp.sqrt(sum(squares)))
+            ema = running_average(ema, params, state.step, ema_decay)
+        metrics = dict(metrics, loss=loss, grad_norm=norm_of(grads))
         new_state = state.replace(params=params, opt_state=opt_state, step=state.step + 1, ema=ema)
         return new_state, metrics
 
