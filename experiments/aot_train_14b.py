@@ -16,8 +16,10 @@ Nothing is timed: there is no pod.
 
 import argparse
 import os
+import re
 import time
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
@@ -37,10 +39,10 @@ from worldstereo_jax.config import get_preset
 from worldstereo_jax.evaluation.report import Table, kept_rows, write_section
 from worldstereo_jax.interop.layer_stacks import from_flat
 from worldstereo_jax.interop.official import parameter_shapes
+from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.official_conditions import OfficialConditions
 from worldstereo_jax.training.official_objective import (
     TrainingClip,
-    freeze_in,
     in_compute_type,
     official_loss,
     stage_parameters,
@@ -48,10 +50,10 @@ from worldstereo_jax.training.official_objective import (
 from worldstereo_jax.training.sharding import SAMPLES, TrainLayout, parse_mesh
 from worldstereo_jax.training.state import (
     TrainState,
-    freeze_rest,
     init_train_state,
+    join,
     make_train_step,
-    train_only,
+    split,
 )
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -117,65 +119,103 @@ def abstract_clip(batch: int, pattern: str) -> TrainingClip:
     )
 
 
-def lowered_step(layout: TrainLayout, batch: int, pattern: str) -> typing.Any:
-    """The training step for a layout, lowered with abstract state and batch."""
+class Parts(typing.NamedTuple):
+    """A model taken apart for training, abstract.
+
+    Attributes:
+        model: the transformer.
+        trained: what the state holds.
+        frozen: the rest of its parameters.
+        places: where the rest lies.
+        applied: what trains, as it is put beside the rest.
+    """
+
+    model: WorldStereo
+    trained: typing.Any
+    frozen: typing.Any
+    places: typing.Any
+    applied: Callable[[typing.Any], typing.Any]
+
+
+def stage_parts(layout: TrainLayout, pattern: str) -> Parts:
+    """What trains in the stage, and the rest."""
     config = get_preset("wan_14b_memory").replace(attention_pattern=pattern)
-    model = layout.model(config)
     shapes = parameter_shapes(config)
     params = from_flat({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()})
     chosen = stage_parameters(params, STAGE)
-    params = jax.eval_shape(lambda x: freeze_in(config.dtype, x, chosen), params)
-    optimizer = train_only(
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5, weight_decay=0.01)), chosen
-    )
+    trained, rest = split(params, chosen)
+    frozen = jax.eval_shape(lambda x: in_compute_type(x, config.dtype), rest)
+    return Parts(layout.model(config), trained, frozen, layout.parameters(frozen), lambda x: x)
 
-    def loss(params: typing.Any, given: typing.Any, key: jax.Array) -> typing.Any:
-        clip, null_text = given
-        params = in_compute_type(freeze_rest(params, chosen), config.compute_dtype)
+
+def laid(x: typing.Any, sharding: NamedSharding) -> typing.Any:
+    """The shape of an array that lies so."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def lowered_step(layout: TrainLayout, batch: int, pattern: str) -> typing.Any:
+    """The training step for a layout, lowered with abstract state and batch."""
+    return lower_parts(stage_parts(layout, pattern), layout, batch, pattern)
+
+
+def lower_parts(parts: Parts, layout: TrainLayout, batch: int, pattern: str) -> typing.Any:
+    """The step that trains a part of a model, lowered."""
+    model, trained, frozen, frozen_places, applied = parts
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5, weight_decay=0.01))
+
+    def loss(trained: typing.Any, given: typing.Any, key: jax.Array) -> typing.Any:
+        frozen, clip, null_text = given
+        params = join(in_compute_type(applied(trained), model.config.compute_dtype), frozen)
         return official_loss(model, params, clip, null_text, key)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     state: TrainState = jax.eval_shape(
-        lambda params, key: init_train_state(params, optimizer, key), params, key
+        lambda trained, key: init_train_state(trained, optimizer, key), trained, key
     )
     places = layout.state(state)
-
-    def laid(x: typing.Any, sharding: NamedSharding) -> typing.Any:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
     samples = NamedSharding(layout.mesh, PartitionSpec(SAMPLES))
     clip = jax.tree.map(lambda x: laid(x, samples), abstract_clip(batch, pattern))
     null_text = jax.ShapeDtypeStruct((512, 4096), jnp.bfloat16, sharding=layout.whole)
     step: typing.Any = make_train_step(loss, optimizer, places=places)
-    return step.lower(jax.tree.map(laid, state, places), (clip, null_text))
+    held = jax.tree.map(laid, frozen, frozen_places)
+    return step.lower(jax.tree.map(laid, state, places), (held, clip, null_text))
 
 
-def row_of(pod: Pod, pattern: str) -> tuple[str, ...]:
-    """Compile for one pod."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=pod.topology).devices
-    layout = TrainLayout(parse_mesh(pod.mesh, devices))
-    # One sample for every chip along data and fsdp.
-    batch = int(np.prod([layout.mesh.shape[axis] for axis in SAMPLES]))
+def figures(lower: Callable[[], typing.Any], *name: str, **options: typing.Any) -> tuple[str, ...]:
+    """Gigabytes of the compiled step, kernels and seconds; printed behind `name`."""
     start = time.perf_counter()
-    lowered = lowered_step(layout, batch, pattern)
-    name = (pod.topology, pod.mesh, str(batch), pattern, str(pod.capacity))
+    lowered = lower()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(**options)
     except jax.errors.JaxRuntimeError as error:
         # Expected where a pod is too small: the compiler says by how much.
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         print(*name, str(error)[:600], flush=True)
-        return (*name, *["does not fit"] * 3, "", "")
+        return (*["does not fit"] * 3, "", "")
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     sizes = (memory.argument_size_in_bytes, memory.temp_size_in_bytes)
-    kernels = lowered.as_text().count("@tpu_custom_call")
-    row = (
-        *name, *(f"{x / 1e9:.2f}" for x in (*sizes, sum(sizes))), str(kernels), f"{seconds:.0f}",
-    )  # fmt: skip
-    print(*row, flush=True)
+    kernels = len(
+        re.findall(r"custom_call @\S*(?:tpu_custom_call|fmha|mosaic_gpu)", lowered.as_text())
+    )
+    row = (*(f"{x / 1e9:.2f}" for x in (*sizes, sum(sizes))), str(kernels), f"{seconds:.0f}")
+    print(*name, *row, flush=True)
     return row
+
+
+Lower = typing.Callable[[TrainLayout, int, str], typing.Any]
+"""(layout, samples, pattern) -> lowered program."""
+
+
+def row_of(pod: Pod, pattern: str, lower: Lower = lowered_step) -> tuple[str, ...]:
+    """Compile for one pod."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=pod.topology).devices
+    layout = TrainLayout(parse_mesh(pod.mesh, devices))
+    # One sample for every chip along data and fsdp.
+    batch = int(np.prod([layout.mesh.shape[axis] for axis in SAMPLES]))
+    name = (pod.topology, pod.mesh, str(batch), pattern, str(pod.capacity))
+    return (*name, *figures(lambda: lower(layout, batch, pattern), *name))
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ from worldstereo_jax.sampling.official_world import (
 )
 from worldstereo_jax.sampling.world import Cameras, RolloutConfig
 from worldstereo_jax.training.clip_cache import ClipCacheWriter
-from worldstereo_jax.training.official_fields import clip_recipe, to_fields, write_null_text
+from worldstereo_jax.training.official_fields import clip_recipe, to_fields, write_texts
 from worldstereo_jax.training.official_preparation import (
     PosedFrames,
     Preparation,
@@ -114,7 +114,7 @@ def build(options: argparse.Namespace) -> None:
         source = _posed(options, clips, preparation, params)
 
     encode = open_text_cache(files, options.out / "text", dtype="bfloat16", progress=False)
-    write_null_text(options.out, encode([""])[0])
+    write_texts(options.out, encode([""])[0], encode([files.settings.negative_prompt])[0])
     # All prompts first, one at a time: the encoder is let go before the clips are made.
     prompts = sorted({clip.prompt for clip in clips} or {PROCEDURAL_PROMPT})
     for prompt in tqdm(prompts, desc="prompts", unit="prompt"):

@@ -54,11 +54,11 @@ from worldstereo_jax.training.curves import draw_curves
 from worldstereo_jax.training.loop import train
 from worldstereo_jax.training.sharding import TrainLayout, parse_mesh
 from worldstereo_jax.training.state import (
-    freeze_rest,
     init_train_state,
+    join,
     make_train_step,
     only,
-    train_only,
+    split,
 )
 
 
@@ -116,21 +116,20 @@ def main() -> None:
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01)
     )
-    chosen = None if options.only is None else only(denoiser, options.only)
-    if chosen is not None:
-        optimizer = train_only(optimizer, chosen)
+    frozen: PyTree = {}
+    if options.only is not None:
+        denoiser, rest = split(denoiser, only(denoiser, options.only))
+        # The same on every host of a mesh.
+        frozen = jax.device_get(rest)
     example = example_conditions(world)
     weights = channel_weights(world.vae, params.vae, example.first_latent.shape)
 
-    def loss_fn(denoiser, batch, key):
-        if chosen is not None:
-            denoiser = freeze_rest(denoiser, chosen)
+    def loss_fn(trained, batch, key):
         conditions, target = from_fields(batch, example)
-        return clip_loss(model, denoiser, conditions, target, key, channel_weights=weights)
+        whole = join(trained, frozen)
+        return clip_loss(model, whole, conditions, target, key, channel_weights=weights)
 
     print("channel weights", [round(float(w), 2) for w in weights])
-    # The step reuses the state's buffers, and what is frozen is wanted again afterwards.
-    start = jax.device_get(denoiser)
     if layout is None:
         state, places = init_train_state(denoiser, optimizer, train_key), None
     else:
@@ -148,14 +147,12 @@ def main() -> None:
         layout=layout,
     )
     trained = state.ema if layout is None else layout.gather(state.ema)
-    if chosen is not None:
-        trained = jax.tree.map(lambda new, old, keep: new if keep else old, trained, start, chosen)
     if jax.process_index() > 0:
         return
     record = {"steps": options.steps, "batch": options.batch, "seed": options.seed}
     save_weights(
         options.out / "tiny_denoiser.safetensors",
-        trained,
+        join(trained, frozen),
         {"model": "tiny_denoiser", "record": record},
         dtype=jnp.bfloat16,
     )

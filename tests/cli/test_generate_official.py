@@ -144,6 +144,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(
         ((picture, *left, *dmd), "needs depth: give --depth-model"),
         ((picture, *left, *dmd, "--cfg", "batched"), "--cfg has no use"),
         ((picture, *left, *dmd, "--size", "48"), "--size is '48'"),
+        ((picture, *left, *dmd, "--lora-scale", 0.5), "--lora-scale is for --lora"),
         ((picture, *left, *dmd, "--size", "40x64", "--depth-model", weights / "depth"),
          "40 x 64 pixels, expected multiples of 16"),
         ((picture, *left, *dmd, "--devices", 99, "--depth-model", weights / "depth"),

@@ -62,3 +62,29 @@ def test_a_kernel_gives_what_the_products_give(monkeypatch, split, masked):
     sharding = AttentionSharding(mesh, heads="heads") if split else None
     found = jax.jit(lambda *x: dense_attention(*x, sharding=sharding))(q, k, v, valid)
     np.testing.assert_allclose(found, want, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "m"), [(6, 4), (6, 5), (7, 4), (7, 5)])
+def test_odd_lengths_give_what_even_ones_do(n, m):
+    """Values and gradients; with jax's products in the place of cuDNN, which wants even ones."""
+    q, k, v = normal(0, 2, n, 2, 8), normal(1, 2, m, 2, 8), normal(2, 2, m, 2, 8)
+    seen = []
+
+    def lengths_of(*given, **options):
+        seen.extend(x.shape[1] for x in given)
+        return attention(*given, **options)
+
+    attention = jax.nn.dot_product_attention
+    found = module._in_even_lengths(q, k, v, "xla")
+    np.testing.assert_allclose(found, attention(q, k, v), atol=1e-6)
+
+    def total(attend):
+        return jax.grad(lambda *x: (attend(*x) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.nn, "dot_product_attention", lengths_of)
+        ours = total(lambda *x: module._in_even_lengths(*x, "xla"))
+    assert seen
+    assert not any(length % 2 for length in seen)
+    for mine, theirs in zip(ours, total(attention), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)

@@ -17,6 +17,11 @@ def test_heads_and_hidden_channels_are_split_for_tensor_parallelism():
         ("ffn/up/kernel", (24, 32), (None, "model")),
         ("ffn/down/kernel", (32, 24), ("model", None)),
         ("ffn/up/kernel", (24, 30), (None, None)),
+        # Of adapters the factor that touches a split axis, never the rank.
+        ("self_attention/query/adapter/a", (3, 24, 4), (None, None, None)),
+        ("self_attention/query/adapter/b", (3, 4, 24), (None, None, "model")),
+        ("ffn/down/adapter/a", (32, 4), ("model", None)),
+        ("ffn/down/adapter/b", (4, 24), (None, None)),
     ):
         assert place(block + path, shape).spec == PartitionSpec(*spec), path
 

@@ -13,8 +13,12 @@ from tests.models.small_model import random_params
 from worldstereo_jax.config import ControlConfig, ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.layer_stacks import flat_paths, unstack
+from worldstereo_jax.interop.official import parameter_shapes
 from worldstereo_jax.models.quantised import quantise_params, quantised_model
 from worldstereo_jax.models.worldstereo import WorldStereo, smallest_inputs
+from worldstereo_jax.training.lora import LoraConfig, init_adapters
+from worldstereo_jax.training.official_objective import in_compute_type
+from worldstereo_jax.training.state import join
 
 CONFIG = ModelConfig(
     width=32, num_layers=2, num_heads=2, ffn_width=96, text_dim=8, freq_dim=8, camera_width=None,
@@ -62,6 +66,41 @@ def test_a_quarter_of_the_bytes_gives_nearly_the_same(inputs, kind, bound):
     found = jax.jit(quantised_model(CONFIG, kind).apply)({"params": small}, **inputs)
     error = np.abs(np.asarray(found - expected)).max() / np.abs(np.asarray(expected)).max()
     assert 0 < error < bound
+
+
+def test_adapters_beside_8_bits_have_the_gradient_of_the_weights_that_these_stand_for(inputs):
+    """Through layers that are computed again on the way back, as in training."""
+    pytest.importorskip("qwix", reason="the quantise extra is not installed")
+    config = CONFIG.replace(remat="full")
+    adapters = init_adapters(parameter_shapes(config), LoraConfig(2, 2.0), jax.random.key(0))
+    adapters = jax.tree.map(lambda x: 0.2 * normal(5, *x.shape), adapters)
+    small = quantise_params(random_params(config), config, "int8")
+
+    def brought_out(leaf):
+        if not hasattr(leaf, "array"):
+            return leaf
+        return leaf.array.qvalue.astype(jnp.float32) * leaf.array.scale
+
+    def loss(model):
+        def of(adapters, params):
+            return (model.apply({"params": join(adapters, params)}, **inputs) ** 2).mean()
+
+        return of
+
+    def gradient(model, params):
+        return flat_paths(jax.jit(jax.grad(loss(model)))(adapters, params))
+
+    found = gradient(quantised_model(config, "int8"), small)
+    whole = jax.tree.map(brought_out, small, is_leaf=lambda leaf: hasattr(leaf, "array"))
+    for path, expected in gradient(WorldStereo(config), whole).items():
+        size = np.abs(expected).max()
+        np.testing.assert_allclose(found[path], expected, atol=1e-4 * size, err_msg=path)
+        assert size > 0, path
+    # Computed in bfloat16, too: the products then have factors of two types.
+    low = quantised_model(config.replace(dtype="bfloat16"), "int8")
+    given = in_compute_type((adapters, small), "bfloat16")
+    for leaf in jax.tree.leaves(jax.eval_shape(jax.grad(loss(low)), *given)):
+        assert leaf.dtype == jnp.bfloat16
 
 
 def test_every_layer_of_a_stack_has_scales_of_its_own():

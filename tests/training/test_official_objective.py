@@ -22,20 +22,13 @@ from worldstereo_jax.training.official_objective import (
     STAGES,
     TrainingClip,
     drop_inputs,
-    freeze_in,
     in_compute_type,
     official_loss,
     stage_parameters,
     stratified_sigmas,
     velocity_error,
 )
-from worldstereo_jax.training.state import (
-    averaged,
-    freeze_rest,
-    init_train_state,
-    make_train_step,
-    train_only,
-)
+from worldstereo_jax.training.state import averaged, init_train_state, join, make_train_step, split
 
 FRAMES, HEIGHT, WIDTH, VIEWS = 2, 32, 48, 2
 LATENT = (FRAMES, HEIGHT // 8, WIDTH // 8)
@@ -243,30 +236,33 @@ def test_a_stage_without_its_parts_and_an_unknown_one_are_named():
 @pytest.mark.slow
 def test_a_clip_is_overfitted_and_frozen_parts_stay_to_the_bit(params):
     """Some steps of the memory stage on one clip at fixed noise: the loss falls by half."""
-    chosen = stage_parameters(params, "memory")
-    optimizer = train_only(optax.adamw(0.02, weight_decay=0.1), chosen)
+    trained, rest = split(params, stage_parameters(params, "memory"))
+    frozen = in_compute_type(rest, "bfloat16")
+    optimizer = optax.adamw(0.02, weight_decay=0.1)
     clip = jax.tree.map(lambda a: a[None], make_clip(0))
     noise, sigma = normal(3, 1, *LATENT, 16), jnp.array([0.7])
 
-    def loss_fn(params, batch, key):
-        params = in_compute_type(freeze_rest(params, chosen), "float32")
+    def loss_fn(trained, given, key):
+        frozen, batch = given
+        params = in_compute_type(join(trained, frozen), "float32")
         return velocity_error(WorldStereo(MODEL), params, batch, sigma, noise).mean(), {}
 
-    held = freeze_in("bfloat16", params, chosen)
-    before = flat_paths(jax.device_get(held))
-    assert {leaf.dtype.name for leaf in before.values()} == {"float32", "bfloat16"}
-    state = init_train_state(jax.tree.map(jnp.array, held), optimizer, jax.random.key(0))
+    before, kept = flat_paths(jax.device_get(trained)), flat_paths(jax.device_get(frozen))
+    state = init_train_state(jax.tree.map(jnp.array, trained), optimizer, jax.random.key(0))
     step = make_train_step(loss_fn, optimizer)
     losses = []
     for _ in range(30):
-        state, metrics = step(state, clip)
+        state, metrics = step(state, (frozen, clip))
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.5 * losses[0], losses
-    after, mean = flat_paths(state.params), flat_paths(averaged(state, chosen))
-    for path, keep in flat_paths(chosen).items():
-        same = np.array_equal(after[path], before[path])
-        assert same != keep, path
-        assert np.array_equal(mean[path], before[path]) != keep, path
+    after, mean = flat_paths(state.params), flat_paths(averaged(state))
+    assert after.keys() == mean.keys() == before.keys()
+    for path, array in before.items():
+        assert not np.array_equal(after[path], array), path
+        assert not np.array_equal(mean[path], array), path
+    for path, array in flat_paths(frozen).items():
+        assert array.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(array, kept[path], err_msg=path)
 
 
 def test_parameters_compute_in_another_type_and_learn_in_their_own():

@@ -13,7 +13,7 @@ from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.training.batches import SeededBatches
 from worldstereo_jax.training.checkpoint import Checkpoints
 from worldstereo_jax.training.sharding import AXES, TrainLayout, parse_mesh
-from worldstereo_jax.training.state import make_train_step, only, train_only
+from worldstereo_jax.training.state import make_train_step, only, split
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, weight_decay=0.01))
 
@@ -64,22 +64,22 @@ def test_what_the_optimiser_keeps_lies_where_its_parameter_does():
     layout = layout_of("data=2,fsdp=2,model=2")
     kernel = jnp.ones((3, 128, 256))
     params = {"blocks": {"layers": {"query": {"kernel": kernel, "bias": jnp.ones((3, 256))}}}}
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        train_only(optax.adamw(1e-3), only(params, "kernel")),
-    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     state = layout.init_state(params, optimizer, jax.random.key(0))
-    split = PartitionSpec(None, "fsdp", "model")
+    spread = PartitionSpec(None, "fsdp", "model")
     large = [x for x in jax.tree.leaves(state) if x.shape == kernel.shape]
     # Parameter, average, first and second moment.
     assert len(large) == 4
-    assert all(x.sharding.spec == split for x in large)
+    assert all(x.sharding.spec == spread for x in large)
     assert large[0].addressable_shards[0].data.shape == (3, 64, 128)
     vectors = [x for x in jax.tree.leaves(state) if x.shape == (3, 256)]
-    # The bias is not trained, so that nothing is kept of it.
-    assert len(vectors) == 2
+    assert len(vectors) == 4
     assert all(x.sharding.spec == PartitionSpec(None, "model") for x in vectors)
     assert state.step.sharding.is_fully_replicated
+    # Of a bias that does not train nothing is kept.
+    trained, _ = split(params, only(params, "kernel"))
+    state = layout.init_state(trained, optimizer, jax.random.key(0))
+    assert {x.shape for x in jax.tree.leaves(state) if x.ndim} == {kernel.shape}
 
 
 def test_a_run_goes_on_on_another_mesh(tmp_path):

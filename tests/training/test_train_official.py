@@ -12,10 +12,13 @@ from tests import toy_official as toy
 from worldstereo_jax.data.video_io import write_video
 from worldstereo_jax.geometry.camera_io import write_cameras_json
 from worldstereo_jax.geometry.trajectories import make_path
+from worldstereo_jax.interop.lora_files import FILE
+from worldstereo_jax.interop.official import official_from_params
 from worldstereo_jax.interop.pretrained import from_pretrained
-from worldstereo_jax.interop.safetensors_io import SafetensorsFile
+from worldstereo_jax.interop.safetensors_io import SafetensorsFile, write_safetensors
 from worldstereo_jax.training.clip_cache import ClipCache
 from worldstereo_jax.training.loop import read_log
+from worldstereo_jax.training.official_fields import read_negative_text, read_null_text
 
 FRAMES, HEIGHT, WIDTH = 12, 32, 48
 
@@ -53,14 +56,17 @@ def cache(weights, tmp_path_factory) -> Path:
     return folder / "cache"
 
 
-def train(weights: Path, cache: Path, out: Path, *arguments: object) -> dict[str, np.ndarray]:
-    """The tensors after two steps of the memory stage."""
+def train_in(weights: Path, cache: Path, out: Path, *arguments: object) -> None:
     command(
         train_official, "--cache", cache, "--model", weights / "model", "--out", out, "--batch", 8,
         "--dtype", "float32", "--export-dtype", "float32", "--learning-rate", 1e-2, "--warmup", 1,
-        "--log-every", 1, "--save-every", 1, "--remat", "none", "--stage", "memory", "--steps", 2,
-        *arguments,
+        "--log-every", 1, "--save-every", 1, "--remat", "none", *arguments,
     )  # fmt: skip
+
+
+def train(weights: Path, cache: Path, out: Path, *arguments: object) -> dict[str, np.ndarray]:
+    """The tensors after two steps of the memory stage."""
+    train_in(weights, cache, out, "--stage", "memory", "--steps", 2, *arguments)
     return dict(SafetensorsFile(out / "worldstereo/model.safetensors"))
 
 
@@ -79,6 +85,8 @@ def trained(run) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 def test_video_becomes_clips_and_clips_a_checkpoint(cache, run, trained):
     assert len(ClipCache(cache)) == 2
+    # Of the empty prompt and of the checkpoint's negative one.
+    assert np.abs(read_null_text(cache) - read_negative_text(cache)).max() > 0
     start = toy.official_tensors()
     for name, array in trained.items():
         frozen = ".attn2." in name
@@ -102,6 +110,40 @@ def test_a_finished_run_is_resumed_and_written_again_to_the_bit(
         np.testing.assert_array_equal(again[name], array, err_msg=name)
 
 
+@pytest.mark.slow
+def test_adapters_are_resumed_to_the_bit_and_merged_as_they_were_trained(weights, cache, tmp_path):
+    """Of a finished run, as above; merged by the loader they are what was trained."""
+
+    def adapters(name: str, *arguments: object) -> dict[str, np.ndarray]:
+        given = ("--lora", 2, "--lora-alpha", 4, "--steps", 2, *arguments)
+        train_in(weights, cache, tmp_path / name, *given)
+        return dict(SafetensorsFile(tmp_path / name / FILE))
+
+    whole = adapters("whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    (tmp_path / "again" / FILE).unlink()
+    again = adapters("again", "--resume")
+    assert set(whole) == set(again)
+    for name, array in whole.items():
+        assert array.any(), name
+        np.testing.assert_array_equal(again[name], array, err_msg=name)
+    start, merged = toy.official_tensors(), {}
+    for scale in (0.0, 1.0):
+        loaded = from_pretrained(
+            weights / "model", dtype="float32", lora=tmp_path / "whole" / FILE, lora_scale=scale,
+            progress=False,
+        )  # fmt: skip
+        merged[scale] = official_from_params(loaded.params, loaded.config)
+    for name, array in start.items():
+        np.testing.assert_array_equal(merged[0.0][name], array)
+        module = f"transformer.{name.removesuffix('.weight')}"
+        if f"{module}.lora_A.weight" not in whole:
+            np.testing.assert_array_equal(merged[1.0][name], array)
+            continue
+        down, up = (whole[f"{module}.lora_{half}.weight"] for half in "AB")
+        np.testing.assert_allclose(merged[1.0][name], array + up @ down, atol=1e-6)
+
+
 def test_what_does_not_fit_is_refused_in_a_sentence(weights, cache, tmp_path, capsys):
     def refused(*arguments: object, module=train_official) -> str:
         capsys.readouterr()
@@ -112,6 +154,16 @@ def test_what_does_not_fit_is_refused_in_a_sentence(weights, cache, tmp_path, ca
 
     given = ("--model", weights / "model", "--out", tmp_path / "out")
     training = ("--stage", "memory", "--steps", 1)
+    assert "--from-lora is for --lora" in refused(
+        "--cache", cache, *given, *training, "--from-lora", "a.safetensors"
+    )
+    adapter = tmp_path / "lora.safetensors"
+    name = "blocks.0.attn1.to_q.lora"
+    factors = {f"{name}_A.weight": np.ones((2, 24)), f"{name}_B.weight": np.ones((24, 2))}
+    write_safetensors(adapter, factors)
+    assert "choose the same modules" in refused(
+        "--cache", cache, *given, "--lora", 2, "--steps", 1, "--from-lora", adapter
+    )
     other = tmp_path / "cache"
     shutil.copytree(cache, other)
     index = json.loads((other / "cache.json").read_text())

@@ -72,6 +72,8 @@ def run_official(options: argparse.Namespace) -> None:
     check_output_folder(options.out, overwrite=options.overwrite)
     if options.depth is not None and options.memory is not None:
         raise InputError("--depth belongs to a new scene; the memory of --memory has its depth")
+    if options.lora_scale is not None and options.lora is None:
+        raise InputError("--lora-scale is for --lora")
     files = open_official(
         options.model,
         base=options.base,
@@ -121,6 +123,7 @@ def run_official(options: argparse.Namespace) -> None:
             "base": str(files.base),
             "depth": str(files.depth_source),
             "lora": str(options.lora),
+            "lora_scale": options.lora_scale,
             "weights": options.weights,
             "config": world.denoiser.to_dict(),
         },
@@ -143,6 +146,7 @@ def run_official(options: argparse.Namespace) -> None:
                 weights=options.weights,
                 mesh=mesh,
                 lora=options.lora,
+                lora_scale=1.0 if options.lora_scale is None else options.lora_scale,
                 progress=False,
             )
 

@@ -67,6 +67,7 @@ def add_official_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--clips", type=Path, metavar="DIR", help="keep clips here as they finish, and go on here")
     add("--lora", type=Path, metavar="FILE", help="a low-rank adapter to merge")
+    add("--lora-scale", type=float, metavar="X", help="its strength (default 1)")
     add("--vae-tile", type=count, metavar="N", help="VAE in tiles of N latent pixels (official 32)")
     add("--devices", type=count, metavar="N", help="split the model over N devices (default 1)")
 

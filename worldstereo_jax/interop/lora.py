@@ -1,7 +1,9 @@
 """Low-rank adapters in the diffusers format, merged into weights while these are read."""
 
+import json
 import os
 import re
+import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,15 +13,115 @@ from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.safetensors_io import SafetensorsFile, TensorInfo
 from worldstereo_jax.interop.tensor_source import TensorSource
 
-_NAME = re.compile(r"(?:transformer\.|diffusion_model\.)?(.+)\.lora_([AB])\.weight")
-_ALPHA = re.compile(r"(?:transformer\.|diffusion_model\.)?(.+)\.alpha")
+PREFIX = "transformer."
+_OF_MODEL = r"(?:transformer\.|diffusion_model\.)?"
+_NAME = re.compile(rf"{_OF_MODEL}(.+)\.lora_([AB])\.weight")
+_ALPHA = re.compile(rf"{_OF_MODEL}(.+)\.alpha")
+METADATA = "lora_adapter_metadata"
+"""Where diffusers keeps PEFT's settings in a file's header, as json."""
+_UNKNOWN = ("alpha_pattern", "use_rslora", "use_dora", "lora_bias")
+"""Settings of PEFT that change what an adapter computes, and that nothing here does."""
+
+
+class Factors(typing.NamedTuple):
+    """An adapter of one weight W [out, in]: scale x up x down is added to it.
+
+    Attributes:
+        down: A, float32 [rank, in].
+        up: B, float32 [out, rank].
+        scale: alpha / rank; 1 where the file gives no alpha.
+    """
+
+    down: np.ndarray
+    up: np.ndarray
+    scale: float
+
+
+class AdapterFile(Mapping[str, Factors]):
+    """A low-rank adapter in the diffusers format: weight name to factors, read when asked for.
+
+    Alpha stands in a tensor of its own for each weight, or in the settings of PEFT that diffusers
+    writes into the header.
+
+    Args:
+        path: its safetensors file.
+
+    Raises:
+        InputError: when a tensor is no part of an adapter, a half is missing, or the header asks
+            for what is not computed here.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._file = SafetensorsFile(path)
+        self._halves: dict[str, dict[str, str]] = {}
+        self._alpha: dict[str, str] = {}
+        for name in self._file:
+            half, alpha = _NAME.fullmatch(name), _ALPHA.fullmatch(name)
+            if half:
+                self._halves.setdefault(half[1] + ".weight", {})[half[2]] = name
+            elif alpha:
+                self._alpha[alpha[1] + ".weight"] = name
+                self._halves.setdefault(alpha[1] + ".weight", {})
+            else:
+                raise InputError(f"{path}: tensor {name} is no part of a low-rank adapter")
+        for weight, halves in self._halves.items():
+            for half in "AB":
+                if half not in halves:
+                    raise InputError(f"{path}: the adapter of {weight} lacks lora_{half}")
+        self._common_alpha = _alpha_of(self._file)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._file.path
+
+    def shapes(self, weight: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of down and up."""
+        down, up = (self._file.shapes[self._halves[weight][half]] for half in "AB")
+        return down, up
+
+    def __getitem__(self, weight: str) -> Factors:
+        """Read an adapter."""
+        halves = self._halves[weight]
+        down, up = (self._file[halves[half]].astype(np.float32) for half in "AB")
+        alpha = self._common_alpha
+        if weight in self._alpha:
+            alpha = float(self._file[self._alpha[weight]])
+        rank = len(down)
+        return Factors(down, up, 1.0 if alpha is None else alpha / rank)
+
+    def __contains__(self, weight: object) -> bool:
+        return weight in self._halves
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._halves)
+
+    def __len__(self) -> int:
+        return len(self._halves)
+
+
+def _alpha_of(file: SafetensorsFile) -> float | None:
+    """Alpha of all weights, from a file's header."""
+    if METADATA not in file.metadata:
+        return None
+    try:
+        found = json.loads(file.metadata[METADATA])
+        settings = {name.removeprefix(PREFIX): value for name, value in found.items()}
+        alpha = settings.get("lora_alpha")
+        alpha = None if alpha is None else float(alpha)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{file.path}: its {METADATA} cannot be read ({error})") from error
+    for name in _UNKNOWN:
+        if settings.get(name):
+            raise InputError(f"{file.path}: its adapter has {name}, which is not supported")
+    return alpha
 
 
 class MergedSource(TensorSource):
     """Weights with an adapter merged: W + scale * alpha / rank * B A.
 
-    `alpha` is the rank where the file has none. The product is computed in float32, and the sum
-    rounded to the weight's own type.
+    `alpha` is as in `AdapterFile`. The product is computed in float32, and the sum rounded to the
+    weight's own type.
 
     Args:
         source: the weights; the adapter must fit every one that it names.
@@ -35,29 +137,16 @@ class MergedSource(TensorSource):
         self, source: TensorSource, path: str | os.PathLike[str], scale: float = 1.0
     ) -> None:
         self._source = source
-        self._lora = SafetensorsFile(path)
+        self._adapter = AdapterFile(path)
         self._scale = scale
-        self._halves: dict[str, dict[str, str]] = {}
-        self._alpha: dict[str, str] = {}
-        for name in self._lora:
-            half, alpha = _NAME.fullmatch(name), _ALPHA.fullmatch(name)
-            if half:
-                self._halves.setdefault(half[1] + ".weight", {})[half[2]] = name
-            elif alpha:
-                self._alpha[alpha[1] + ".weight"] = name
-            else:
-                raise InputError(f"{path}: tensor {name} is no part of a low-rank adapter")
-        for weight in self._alpha.keys() | self._halves.keys():
+        for weight in self._adapter:
             self._check(weight)
 
     def _check(self, weight: str) -> None:
-        path, halves = self._lora.path, self._halves.get(weight, {})
+        path = self._adapter.path
         if weight not in self._source:
             raise InputError(f"{path}: adapts {weight}, which the model has not")
-        for half in "AB":
-            if half not in halves:
-                raise InputError(f"{path}: the adapter of {weight} lacks lora_{half}")
-        down, up = (self._lora.shapes[halves[half]] for half in "AB")
+        down, up = self._adapter.shapes(weight)
         shape = self._source.info(weight).shape
         if len(down) != 2 or len(up) != 2 or (up[0], down[1]) != shape or up[1] != down[0]:
             raise InputError(
@@ -81,12 +170,10 @@ class MergedSource(TensorSource):
     def __getitem__(self, name: str) -> np.ndarray:
         """Read one tensor, merged."""
         weight = self._source[name]
-        if name not in self._halves or not self._scale:
+        if name not in self._adapter or not self._scale:
             return weight
-        down, up = (self._lora[self._halves[name][half]].astype(np.float32) for half in "AB")
-        rank = down.shape[0]
-        alpha = float(self._lora[self._alpha[name]]) if name in self._alpha else rank
-        delta = up @ down * np.float32(self._scale * alpha / rank)
+        down, up, scale = self._adapter[name]
+        delta = up @ down * np.float32(self._scale * scale)
         return (weight.astype(np.float32) + delta).astype(weight.dtype)
 
     def __contains__(self, name: object) -> bool:

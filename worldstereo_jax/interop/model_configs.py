@@ -106,6 +106,15 @@ class DMDSettings:
         """The schedule."""
         return dmd_schedule(self.steps, self.start, self.end, self.shift)
 
+    def to_official(self) -> dict[str, int | float]:
+        """The keys of config.json that `worldstereo_settings` reads back."""
+        return {
+            "dmd_steps": self.steps,
+            "dmd_start_steps": self.start,
+            "dmd_end_steps": self.end,
+            "gen_shift": self.shift,
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class WorldStereoSettings:

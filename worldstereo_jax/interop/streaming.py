@@ -24,7 +24,7 @@ from worldstereo_jax.interop.layer_stacks import from_flat
 from worldstereo_jax.interop.official import check_names_and_shapes
 from worldstereo_jax.interop.official_names import Place, is_ignored
 from worldstereo_jax.interop.tensor_source import TensorSource
-from worldstereo_jax.models.placement import Placement, one_device
+from worldstereo_jax.models.placement import Placement, one_device, shared_axes
 
 Keep = Callable[[str, jax.Array], PyTree]
 """The form in which a parameter is kept, from its path and its array, of a stack one layer's."""
@@ -181,7 +181,7 @@ class _DeviceArrays:
         row = self._kept(path, value, _row_sharding(sharding))
 
         def layout(leaf: jax.Array) -> Sharding:
-            return _shared_axes(sharding, shape, (shape[0], *leaf.shape))
+            return shared_axes(sharding, shape, (shape[0], *leaf.shape))
 
         def empty(leaf: jax.Array) -> jax.Array:
             return _zeros((shape[0], *leaf.shape), leaf.dtype, layout(leaf))
@@ -203,7 +203,7 @@ class _DeviceArrays:
             kept = self._keep(path, jax.device_put(value, sharding))
 
             def placed(leaf: jax.Array) -> jax.Array:
-                return jax.device_put(leaf, _shared_axes(sharding, value.shape, leaf.shape))
+                return jax.device_put(leaf, shared_axes(sharding, value.shape, leaf.shape))
 
             return jax.block_until_ready(jax.tree.map(placed, kept))
 
@@ -216,18 +216,6 @@ def _row_sharding(sharding: Sharding) -> Sharding:
     if not isinstance(sharding, NamedSharding):
         return sharding
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-
-
-def _shared_axes(sharding: Sharding, shape: tuple[int, ...], other: tuple[int, ...]) -> Sharding:
-    """A layout for an array of `shape`, for one of another shape: split along axes they share."""
-    if not isinstance(sharding, NamedSharding):
-        return sharding
-    if len(other) != len(shape):
-        return NamedSharding(sharding.mesh, PartitionSpec())
-    # A spec may end before the axes do.
-    spec = (*sharding.spec, *[None] * len(shape))
-    kept = [axis if n == m else None for axis, n, m in zip(spec, shape, other, strict=False)]
-    return NamedSharding(sharding.mesh, PartitionSpec(*kept))
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> jax.Array:

@@ -5,6 +5,8 @@ there, this project's kernels, which look at no mask in tiles that need none; el
 products, queries in turns.
 """
 
+import typing
+
 import jax
 import jax.numpy as jnp
 
@@ -56,7 +58,7 @@ def dense_attention(
     """
     way = dense_way(q, k, key_valid, sharding)
     if way == "cudnn":
-        out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        out = _in_even_lengths(q, k, v, "cudnn")
     elif way == "products":
         out = _by_products(q, k, v, key_valid)
     else:
@@ -97,6 +99,31 @@ def _dense_mask(q: Array, k: Array, sharding: AttentionSharding | None) -> Block
     kind = target_of(q if sharding is None else sharding.mesh).kind
     tiles = best_tiles(kind)
     return dense_pattern(q.shape[1], k.shape[1], tile_q=tiles.tile_q, tile_k=tiles.tile_k)
+
+
+def _in_even_lengths(
+    q: Float[Array, "b n heads d"],
+    k: Float[Array, "b m heads d"],
+    v: Float[Array, "b m heads d"],
+    implementation: typing.Literal["cudnn", "xla"],
+) -> Float[Array, "b n heads d"]:
+    """jax's own attention, with a token that no one sees where there is an odd number of them.
+
+    As jax calls cuDNN's backward pass, it refuses odd lengths, such as that of 257 image tokens.
+    """
+    (b, n), m = q.shape[:2], k.shape[1]
+    if n % 2 == m % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        query_seq_lengths=jnp.full(b, n, jnp.int32),
+        key_value_seq_lengths=jnp.full(b, m, jnp.int32),
+        implementation=implementation,
+    )
+    return jnp.asarray(out)[:, :n]
 
 
 def _by_products(q: Array, k: Array, v: Array, key_valid: Array | None) -> Array:

@@ -3,6 +3,7 @@
 Parameters are float32; matrix products run in `dtype`, norms and modulation in float32.
 """
 
+import typing
 from collections.abc import Callable
 
 import jax
@@ -18,6 +19,46 @@ EMBEDDING_INIT = nn.initializers.normal(0.02)
 ZERO_INIT = nn.initializers.zeros_init()
 
 
+ADAPTER, DOWN, UP = "adapter", "a", "b"
+"""Names of a linear layer's low-rank adapter and of its two factors among the parameters."""
+
+
+class LowRank(nn.Module):
+    """The product of two thin matrices, (x A) B: an adapter of a linear layer.
+
+    Its parameters are never drawn with the model's: `training.lora` makes them. A module of its
+    own, so that rules for the layer's weight (its type in `quantised.py`) are none for the factors.
+
+    Attributes:
+        dtype: compute type.
+    """
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch o"]:
+        """Apply A [c, r], then B [r, o]."""
+        down, up = self.get_variable("params", DOWN), self.get_variable("params", UP)
+        return (x.astype(self.dtype) @ down.astype(self.dtype)) @ up.astype(self.dtype)
+
+
+# The fields of nn.Dense have types that cannot be checked while running.
+@typing.no_type_check
+class Linear(nn.Dense):
+    """A linear map, and where its parameters hold an adapter, the adapter's output added to it.
+
+    Hu et al. 2021, "LoRA". Without one this is `nn.Dense` and nothing else.
+    """
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "*batch c"]) -> Float[Array, "*batch o"]:
+        """Map the last axis."""
+        y = super().__call__(inputs)
+        if self.has_variable("params", ADAPTER):
+            y = y + LowRank(y.dtype, name=ADAPTER)(inputs)
+        return y
+
+
 def linear(
     features: int,
     *,
@@ -25,9 +66,9 @@ def linear(
     name: str | None = None,
     use_bias: bool = True,
     init: Callable = LINEAR_INIT,
-) -> nn.Dense:
+) -> Linear:
     """A linear layer with float32 parameters that computes in `dtype`."""
-    return nn.Dense(
+    return Linear(
         features,
         use_bias=use_bias,
         dtype=dtype,

@@ -13,6 +13,8 @@ from jax.sharding import (
     SingleDeviceSharding,
 )
 
+from worldstereo_jax.models.layers import ADAPTER, DOWN
+
 Placement = Callable[[str, tuple[int, ...]], Sharding]
 """Where a parameter goes, from its path and shape."""
 
@@ -58,18 +60,20 @@ def tensor_parallel(mesh: Mesh, axis: str) -> Placement:
 
     Linear maps into heads and hidden channels are split along their outputs, with their biases;
     those out of them along their inputs, so that a layer needs one sum over the axis for its
-    attention and one for its feed-forward part. What does not divide evenly, and all else, is on
-    all devices.
+    attention and one for its feed-forward part. Of an adapter's two factors the one is split that
+    touches a split axis: its rank never is. What does not divide evenly, and all else, is on all
+    devices.
     """
     count = mesh.shape[axis]
     entering = ("query", "key", "value", "image_key", "image_value", "up", "gate")
 
     def place(path: str, shape: tuple[int, ...]) -> Sharding:
-        *_, owner, kind = ("", *path.split("/"))
+        # The factors of an adapter belong to the layer around it.
+        *_, owner, kind = ("", *(name for name in path.split("/") if name != ADAPTER))
         spec: list[str | None] = [None] * len(shape)
-        if owner in entering and shape[-1] % count == 0:
+        if owner in entering and kind != DOWN and shape[-1] % count == 0:
             spec[-1] = axis
-        elif owner in _GATHERING and kind == "kernel" and shape[-2] % count == 0:
+        elif owner in _GATHERING and kind in ("kernel", DOWN) and shape[-2] % count == 0:
             spec[-2] = axis
         return NamedSharding(mesh, PartitionSpec(*spec))
 
@@ -107,3 +111,15 @@ def fully_sharded(mesh: Mesh, axis: str, within: Placement, smallest: int) -> Pl
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return place
+
+
+def shared_axes(sharding: Sharding, shape: tuple[int, ...], other: tuple[int, ...]) -> Sharding:
+    """A layout for an array of `shape`, for one of another shape: split along axes they share."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    if len(other) != len(shape):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    # A spec may end before the axes do.
+    spec = (*sharding.spec, *[None] * len(shape))
+    kept = [axis if n == m else None for axis, n, m in zip(spec, shape, other, strict=False)]
+    return NamedSharding(sharding.mesh, PartitionSpec(*kept))

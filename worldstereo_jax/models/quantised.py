@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding
 
 from pallas_kernels import AttentionSharding
 from worldstereo_jax.array_types import PyTree
@@ -29,21 +29,27 @@ _MATRICES = (
 
 
 def quantised_model(
-    config: ModelConfig, kind: str, sharding: AttentionSharding | None = None
-) -> nn.Module:
-    """`WorldStereo(config, sharding)` for parameters from `quantise_params`.
+    config: ModelConfig,
+    kind: str,
+    sharding: AttentionSharding | None = None,
+    stream_sharding: NamedSharding | None = None,
+) -> WorldStereo:
+    """`WorldStereo(config, sharding, stream_sharding)` for parameters from `quantise_params`.
+
+    Gradients run through it, to inputs and to what is not in 8 bits, such as adapters.
 
     Args:
         config: sizes and choices.
         kind: one of `KINDS`.
-        sharding: how attention is split over the chips of a mesh, None for one chip.
+        sharding, stream_sharding: see `WorldStereo`.
 
     Raises:
         InputError: for another kind, or when qwix is not installed.
     """
     qwix = _qwix(kind)
     rules = [qwix.QuantizationRule(module_path=_MATRICES, weight_qtype=KINDS[kind])]
-    return qwix.quantize_model(WorldStereo(config, sharding), qwix.PtqProvider(rules))
+    model = WorldStereo(config, sharding, stream_sharding)
+    return qwix.quantize_model(model, qwix.PtqProvider(rules))
 
 
 def quantiser(config: ModelConfig, kind: str) -> Callable[[str, jax.Array], PyTree]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from worldstereo_jax.array_types import Array, Float
+from worldstereo_jax.array_types import Array, Float, Int
 from worldstereo_jax.sampling.schedules import Schedule
 from worldstereo_jax.sampling.solvers import SolverFactory
 
@@ -31,21 +31,60 @@ def sample(
 
     The first sigma is taken as the noise level of `noise` itself, as the official code does.
     """
-    init, step = solver(schedule)
+    made = solver(schedule)
     report = None if on_step is None else lambda index: on_step(int(index))
 
     def body(state: Any, index: Array) -> tuple[Any, None]:
-        timestep = jnp.asarray(schedule.timesteps)[index]
-        sigma = jnp.asarray(schedule.sigmas)[index]
-        state = step(state, velocity_fn(state.sample, timestep, sigma), index)
+        state = made.step(state, _velocity(velocity_fn, schedule, state, index), index)
         if report is not None:
             # The value passed depends on the new state, so that the call follows the step.
             done, _ = jax.lax.optimization_barrier((index, state.sample))
             jax.debug.callback(report, done)
         return state, None
 
-    state, _ = jax.lax.scan(body, init(noise), jnp.arange(schedule.steps))
+    state, _ = jax.lax.scan(body, made.init(noise), jnp.arange(schedule.steps))
     return state.sample
+
+
+def sample_until(
+    velocity_fn: VelocityFn,
+    noise: Float[Array, "..."],
+    schedule: Schedule,
+    solver: SolverFactory,
+    steps: Int[Array, ""],
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """The first `steps` steps of `sample`, and no more.
+
+    Their number may be traced: one program serves all of them. No gradient can be taken through
+    the steps.
+
+    Args:
+        velocity_fn, noise, schedule, solver: as in `sample`.
+        steps: 0 .. `schedule.steps`.
+
+    Returns:
+        x at sigmas[steps], and x0 = x - sigma v as the last of the steps predicted it (0 when there
+        was none), both float32. Behind all steps of an Euler schedule that ends at sigma 0, the two
+        are the same and what `sample` returns.
+    """
+    made = solver(schedule)
+
+    def body(index: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+        state, _ = carry
+        velocity = _velocity(velocity_fn, schedule, state, index)
+        x0 = state.sample - jnp.asarray(schedule.sigmas)[index] * velocity
+        return made.step(state, velocity, index), x0
+
+    start = made.init(noise)
+    state, x0 = jax.lax.fori_loop(0, steps, body, (start, jnp.zeros_like(start.sample)))
+    return state.sample, x0
+
+
+def _velocity(velocity_fn: VelocityFn, schedule: Schedule, state: Any, index: Array) -> Array:
+    """What the network says in step `index`, which may be traced; float32."""
+    timestep = jnp.asarray(schedule.timesteps)[index]
+    sigma = jnp.asarray(schedule.sigmas)[index]
+    return velocity_fn(state.sample, timestep, sigma).astype(jnp.float32)
 
 
 def make_sampler(

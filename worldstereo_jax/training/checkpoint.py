@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.training.batches import Batches
-from worldstereo_jax.training.state import TrainState
+from worldstereo_jax.training.state import RunState, State
 
 
 class Checkpoints:
@@ -44,7 +44,7 @@ class Checkpoints:
         """Return the newest saved step, None when nothing is saved."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, batches: Batches) -> None:
+    def save(self, state: RunState, batches: Batches) -> None:
         """Save the state and the data position under the state's step; a saved step is kept."""
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -58,7 +58,7 @@ class Checkpoints:
         )
         self._manager.wait_until_finished()
 
-    def restore(self, like: TrainState, batches: Batches) -> TrainState:
+    def restore(self, like: State, batches: Batches) -> State:
         """Restore the newest checkpoint: returns the state, sets the data position.
 
         `like` is a freshly initialised state: it gives structure, shapes and placement. Raises
@@ -88,11 +88,11 @@ class Checkpoints:
         self._manager.close()
 
 
-def _as_plain_arrays(state: TrainState) -> TrainState:
+def _as_plain_arrays(state: State) -> State:
     """Replace the typed random key, which files cannot hold, by its words."""
     return state.replace(key=jax.random.key_data(state.key))
 
 
-def _with_typed_key(state: typing.Any, like: TrainState) -> TrainState:
+def _with_typed_key(state: typing.Any, like: State) -> State:
     words = jnp.asarray(state.key)
     return state.replace(key=jax.random.wrap_key_data(words, impl=jax.random.key_impl(like.key)))

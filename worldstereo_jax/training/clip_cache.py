@@ -19,6 +19,9 @@ from worldstereo_jax.files import atomic_write
 
 VERSION = 1
 _INDEX = "cache.json"
+# A few batches ahead. Grain's default of 500 would hold a terabyte of full-size clips, and its 16
+# threads keep the interpreter from tracing the step meanwhile.
+_READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
 class ClipCacheWriter:
@@ -180,9 +183,9 @@ def cached_batches(
     parts = [grain.MapDataset.source(source) for source in sources]
     data = grain.MapDataset.concatenate(parts).seed(seed).shuffle().repeat()
     if rows is None:
-        return iter(data.batch(batch_size).to_iter_dataset())
+        return iter(data.batch(batch_size).to_iter_dataset(_READING))
     own = _RowsOfBatches(data, batch_size, rows)
-    return iter(own.batch(len(rows)).to_iter_dataset())
+    return iter(own.batch(len(rows)).to_iter_dataset(_READING))
 
 
 class _RowsOfBatches(grain.MapDataset):

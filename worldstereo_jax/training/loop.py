@@ -24,10 +24,10 @@ from worldstereo_jax.files import atomic_write
 from worldstereo_jax.training.batches import Batches
 from worldstereo_jax.training.checkpoint import Checkpoints
 from worldstereo_jax.training.sharding import TrainLayout
-from worldstereo_jax.training.state import TrainState
+from worldstereo_jax.training.state import State
 
-Step = Callable[[TrainState, typing.Any], tuple[TrainState, dict[str, jax.Array]]]
-Evaluate = Callable[[TrainState], dict[str, float]]
+Step = Callable[[State, typing.Any], tuple[State, dict[str, jax.Array]]]
+Evaluate = Callable[[State], dict[str, float]]
 
 
 class Stopped(SystemExit):
@@ -38,8 +38,8 @@ class Stopped(SystemExit):
 
 
 def train(
-    state: TrainState,
-    step: Step,
+    state: State,
+    step: Step[State],
     batches: Batches,
     *,
     steps: int,
@@ -47,10 +47,10 @@ def train(
     resume: bool = False,
     save_every: int = 500,
     log_every: int = 20,
-    evaluate: Evaluate | None = None,
+    evaluate: Evaluate[State] | None = None,
     evaluate_every: int = 500,
     layout: TrainLayout | None = None,
-) -> TrainState:
+) -> State:
     """Train from `state` until `steps` steps were taken in all, and return the last state.
 
     `out` receives `checkpoints/` and `log.jsonl`, one JSON object per `log_every` steps with the

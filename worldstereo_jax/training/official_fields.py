@@ -24,7 +24,7 @@ from worldstereo_jax.training.official_objective import TrainingClip
 
 _HALF = ("condition", "render_latent", "reference", "text", "image", "target")
 _WHOLE = ("camera", "reference_index", "reference_camera", "reference_valid")
-_NULL_TEXT = "null_text.npy"
+_NULL_TEXT, _NEGATIVE_TEXT = "null_text.npy", "negative_text.npy"
 _GEOMETRY = ("target_geometry", "reference_geometry")
 
 
@@ -145,19 +145,38 @@ def check_recipe(recipe: Mapping[str, object], config: ModelConfig, source: str)
             )
 
 
-def write_null_text(folder: Path, text: Float[Array, "l ct"]) -> None:
-    """Keep the text encoder's output of the empty prompt beside a cache's clips."""
+def write_texts(folder: Path, null: Float[Array, "l ct"], negative: Float[Array, "l ct"]) -> None:
+    """Keep what all clips share beside them: the text encoder's output of two prompts.
+
+    Args:
+        folder: of the cache.
+        null: of the empty prompt.
+        negative: of the checkpoint's negative prompt.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / _NULL_TEXT, _half("null text", text))
+    np.save(folder / _NULL_TEXT, _half("null text", null))
+    np.save(folder / _NEGATIVE_TEXT, _half("negative text", negative))
 
 
 def read_null_text(folder: Path) -> Float[Array, "l ct"]:
-    """What `write_null_text` kept.
+    """What `write_texts` kept of the empty prompt.
 
     Raises:
         InputError: when it is missing or damaged.
     """
-    path = folder / _NULL_TEXT
+    return _read_text(folder / _NULL_TEXT)
+
+
+def read_negative_text(folder: Path) -> Float[Array, "l ct"]:
+    """What `write_texts` kept of the negative prompt.
+
+    Raises:
+        InputError: when it is missing or damaged.
+    """
+    return _read_text(folder / _NEGATIVE_TEXT)
+
+
+def _read_text(path: Path) -> Float[Array, "l ct"]:
     try:
         return jnp.asarray(np.load(path), jnp.float32)
     except (OSError, ValueError, EOFError) as error:

@@ -42,7 +42,7 @@ STAGES: Mapping[str, Callable[[PyTree], PyTree]] = {
 
 
 def stage_parameters(params: PyTree, stage: str) -> PyTree:
-    """Which parameters train in a stage: a tree of booleans, for `train_only` and `freeze_rest`.
+    """Which parameters train in a stage: a tree of booleans, for `split`.
 
     Raises:
         InputError: for an unknown stage, or a model without the parts that it trains or freezes.
@@ -75,8 +75,8 @@ def drop_inputs(
     null_text: Float[Array, "l ct"],
     key: Key[Array, ""],
     *,
-    drop_text: float = DROP_TEXT,
-    drop_references: float = DROP_REFERENCES,
+    drop_text: float | Array = DROP_TEXT,
+    drop_references: float | Array = DROP_REFERENCES,
 ) -> TrainingClip:
     """Per clip of a batch and independently, take away the text, or all stored views.
 
@@ -98,13 +98,16 @@ def drop_inputs(
     return dataclasses.replace(clip, conditions=conditions, text=text)
 
 
-def stratified_sigmas(key: Key[Array, ""], batch: int, shift: float) -> Float[Array, "b"]:
-    """Noise levels of a batch, one in each of its equal strata, then shifted.
+def stratified_sigmas(
+    key: Key[Array, ""], batch: int, shift: float, *, within: tuple[float, float] = (0.0, 1.0)
+) -> Float[Array, "b"]:
+    """Noise levels of a batch, one in each of the equal strata of an interval, then shifted.
 
     Strata leave less variance from step to step than independent draws.
     """
+    low, high = within
     u = (jnp.arange(batch) + jax.random.uniform(key, (batch,))) / batch
-    return shift_sigmas(u, shift)
+    return shift_sigmas(low + (high - low) * u, shift)
 
 
 def velocity_error(
@@ -190,17 +193,3 @@ def in_compute_type(params: PyTree, dtype: jax.typing.DTypeLike) -> PyTree:
     return jax.tree.map(
         lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params
     )
-
-
-def freeze_in(dtype: jax.typing.DTypeLike, params: PyTree, chosen: PyTree) -> PyTree:
-    """Parameters of which those that do not train are held in the type that is computed in.
-
-    A step brings them into it anyway, and no small update has to survive in them: they take half
-    the memory, twice where an average is kept.
-
-    Args:
-        dtype: to compute in.
-        params: in float32.
-        chosen: what trains, see `stage_parameters`.
-    """
-    return jax.tree.map(lambda x, keep: x if keep else in_compute_type(x, dtype), params, chosen)

@@ -16,7 +16,7 @@ the fast links belong to "model", then to "fsdp"; "data" may run over slow ones.
 import dataclasses
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -36,6 +36,7 @@ DATA, FSDP, MODEL = "data", "fsdp", "model"
 AXES = (DATA, FSDP, MODEL)
 SAMPLES = (DATA, FSDP)
 """Mesh axes over the samples of a batch."""
+Tree = typing.TypeVar("Tree")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,16 +96,24 @@ class TrainLayout:
         return jax.tree_util.tree_map_with_path(place, params)
 
     def state(self, state: TrainState) -> TrainState:
-        """Where each array of a training state lies; arrays or their shapes.
+        """Where each array of a training state lies; arrays or their shapes. See `kept`."""
+        return self.kept(state, state.params)
 
-        What an optimiser keeps in the form of a parameter, under the same path and of the same
-        shape, lies where the parameter lies; all else is on every device.
+    def kept(self, state: Tree, params: PyTree) -> Tree:
+        """Where each array lies of what a run keeps; arrays or their shapes.
+
+        What is kept in the form of a parameter, under the same path and of the same shape, as
+        optimisers do, lies where the parameter lies; all else is on every device.
+
+        Args:
+            state: any tree.
+            params: the parameters.
         """
         places = {
             tuple(path): (leaf.shape, self.place_parameter(
                 jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape
             ))
-            for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         }  # fmt: skip
 
         def place(path: typing.Any, leaf: typing.Any) -> NamedSharding:
@@ -135,16 +144,27 @@ class TrainLayout:
             with_ema: keep a running average.
         """
 
+        def init(params: PyTree, key: jax.Array) -> TrainState:
+            return init_train_state(params, optimizer, key, with_ema=with_ema)
+
+        return self.init(init, params, key)
+
+    def init(
+        self, make: Callable[[PyTree, jax.Array], Tree], params: PyTree, key: jax.Array
+    ) -> Tree:
+        """`make(params, key)`, every array made where it lies; see `kept`.
+
+        Args as in `init_state`.
+        """
         # A typed key cannot be laid over the devices of other hosts, its words can.
         kind, words = jax.random.key_impl(key), np.asarray(jax.random.key_data(key))
 
-        def init(params: PyTree, words: jax.Array) -> TrainState:
-            key = jax.random.wrap_key_data(words, impl=kind)
-            return init_train_state(params, optimizer, key, with_ema=with_ema)
+        def made(params: PyTree, words: jax.Array) -> Tree:
+            return make(params, jax.random.wrap_key_data(words, impl=kind))
 
-        places = self.state(jax.eval_shape(init, params, words))
-        placed = jax.tree.map(_lay_out, params, places.params)
-        return jax.jit(init, out_shardings=places)(placed, _lay_out(words, self.whole))
+        places = self.kept(jax.eval_shape(made, params, words), params)
+        placed = jax.tree.map(_lay_out, params, self.parameters(params))
+        return jax.jit(made, out_shardings=places)(placed, _lay_out(words, self.whole))
 
     def rows(self, batch: int) -> tuple[int, ...]:
         """Which samples of a global batch this host's devices hold, in rising order.

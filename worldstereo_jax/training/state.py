@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from worldstereo_jax.errors import InputError
@@ -17,10 +18,32 @@ Metrics = dict[str, jax.Array]
 LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
 
 
+@typing.runtime_checkable
+class RunState(typing.Protocol):
+    """What the loop and the checkpoints ask of a training state, a frozen pytree."""
+
+    @property
+    def step(self) -> typing.Any:
+        """Steps taken so far, int32 scalar."""
+        ...
+
+    @property
+    def key(self) -> typing.Any:
+        """The typed random key that the run started with."""
+        ...
+
+    def replace(self, **changes: typing.Any) -> typing.Any:
+        """The state with other fields."""
+        ...
+
+
+State = typing.TypeVar("State", bound=RunState)
+
+
 class TrainState(flax.struct.PyTreeNode):
     """Everything a training step changes.
 
-    params     the model's parameters, float32
+    params     the parameters that train, float32; see `split`
     opt_state  the optimiser's state
     step       int32 scalar, optimiser steps taken so far
     key        the typed random key that the run started with; a step folds its number into it
@@ -78,30 +101,48 @@ def _belonging(params: Params, module: str) -> Params:
     return chosen
 
 
-def freeze_rest(params: Params, chosen: Params) -> Params:
-    """The parameters with those that are not chosen as constants: no gradient is computed."""
-    return jax.tree.map(lambda x, keep: x if keep else jax.lax.stop_gradient(x), params, chosen)
+def split(params: Params, chosen: Params) -> tuple[Params, Params]:
+    """What is chosen, and the rest: two trees, each without the branches of the other.
 
+    A run that keeps the first alone in its state has no gradients, moments or average of the rest,
+    and does not save it; `join` is the inverse.
 
-def train_only(
-    optimizer: optax.GradientTransformation, chosen: Params
-) -> optax.GradientTransformation:
-    """An optimiser that leaves parameters alone that are not chosen, weight decay included."""
-    labels = jax.tree.map(lambda keep: "train" if keep else "keep", chosen)
-    return optax.multi_transform({"train": optimizer, "keep": optax.set_to_zero()}, labels)
-
-
-def averaged(state: TrainState, chosen: Params | None = None) -> Params:
-    """The averaged parameters; those that were not chosen for training as they are, to the bit.
-
-    Of a parameter that never changes the average differs from it by rounding. Without an average
-    the parameters themselves.
+    Args:
+        params: nested dict of arrays.
+        chosen: a tree of booleans like it, see `only`.
     """
-    if state.ema is None or chosen is None:
-        return state.params if state.ema is None else state.ema
-    return jax.tree.map(
-        lambda mean, last, keep: mean if keep else last, state.ema, state.params, chosen
-    )
+    flat, keep = flatten_dict(params), flatten_dict(chosen)
+    trained = {path: leaf for path, leaf in flat.items() if keep[path]}
+    rest = {path: leaf for path, leaf in flat.items() if not keep[path]}
+    return unflatten_dict(trained), unflatten_dict(rest)
+
+
+def join(*trees: Params) -> Params:
+    """One tree of several nested dicts that have no leaf in common."""
+    flat: dict[tuple[str, ...], typing.Any] = {}
+    for tree in trees:
+        flat.update(flatten_dict(tree))
+    return unflatten_dict(flat)
+
+
+def averaged(state: TrainState) -> Params:
+    """The averaged parameters; without an average the parameters themselves."""
+    return state.params if state.ema is None else state.ema
+
+
+def running_average(ema: Params, params: Params, step: jax.Array, decay: float) -> Params:
+    """The average after one more step; `step` counts those before.
+
+    It warms up, as min(decay, (1 + step) / (10 + step)), so that a short run's average does not
+    remember the initial parameters.
+    """
+    kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: kept * old + (1.0 - kept) * new, ema, params)
+
+
+def norm_of(grads: Params) -> jax.Array:
+    """Euclidean norm over all of a tree's arrays."""
+    return jnp.sqrt(sum(jnp.vdot(grad, grad) for grad in jax.tree.leaves(grads)))
 
 
 def make_train_step(
@@ -116,8 +157,6 @@ def make_train_step(
     `loss_fn(params, batch, key) -> (loss, metrics)`. The metrics gain `loss` and `grad_norm`.
     `places` holds the sharding of every array of the state, for a run on a mesh
     (`sharding.TrainLayout.state`); what goes in must lie so, and comes out so.
-    The average warms up, as min(ema_decay, (1 + step) / (10 + step)), so that a short run's
-    average does not remember the initial parameters.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -127,10 +166,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
-            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-            ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
-        squares = [jnp.vdot(grad, grad) for grad in jax.tree.leaves(grads)]
-        metrics = dict(metrics, loss=loss, grad_norm=jnp.sqrt(sum(squares)))
+            ema = running_average(ema, params, state.step, ema_decay)
+        metrics = dict(metrics, loss=loss, grad_norm=norm_of(grads))
         new_state = state.replace(params=params, opt_state=opt_state, step=state.step + 1, ema=ema)
         return new_state, metrics
 
