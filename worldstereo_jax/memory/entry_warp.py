@@ -140,6 +140,10 @@ def warp_layers(
     transparent first; the second is all hole where the bank knows no transparent surface.
     """
     check_cameras(w2c, intrinsics)
+    # Doubles from outside would not fit the loops, which carry single precision.
+    w2c, intrinsics, values, down = jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.float32), (w2c, intrinsics, values, down)
+    )
     pane = see_through(bank)
     draw = functools.partial(
         _draw,
@@ -231,7 +235,7 @@ def _draw(
     depth = jnp.where(covered, inverse_depth(inverse), 0.0)
     if values is None:
         points = unproject(pixel_grid(height, width), jnp.maximum(depth, 1e-20), w2c, intrinsics)
-        down = jnp.array([0.0, 1.0, 0.0]) if down is None else down
+        down = jnp.array([0.0, 1.0, 0.0], jnp.float32) if down is None else down
         change = appearance_change(bank, camera_centers(w2c))
         read = functools.partial(
             _read_neighbourhood, bank, change, points, down, rule.levels[0].grid

@@ -251,9 +251,13 @@ def _search(
     step: int,
 ) -> tuple[Float[Array, "h w 2"], Float[Array, "hc wc"]]:
     """Best place in b of each pixel of a at the finest level, and the coarsest one's ambiguity."""
+    # Whatever precision they come in: places and scores are carried through loops in single.
+    codes_a, codes_b = (
+        [jnp.asarray(code, jnp.float32) for code in codes] for codes in (codes_a, codes_b)
+    )
     top = len(codes_a) - 1
     place, ambiguity = _compare_all(codes_a[top], codes_b[top], fundamental, step * 2**top)
-    score = jnp.full(place.shape[:2], -jnp.inf)
+    score = jnp.full(place.shape[:2], -jnp.inf, jnp.float32)
     for level in range(top, -1, -1):
         a, b = codes_a[level], codes_b[level]
         size = (a.shape[0], a.shape[1])
@@ -261,7 +265,7 @@ def _search(
         if level < top:
             offsets = _neighbours(place - pixel_grid(*place.shape[:2]), (1,))
             candidates = [2.0 * _enlarge(offset, size) for offset in offsets]
-            start = (jnp.zeros((*size, 2)), jnp.full(size, -jnp.inf))
+            start = (jnp.zeros((*size, 2), jnp.float32), jnp.full(size, -jnp.inf, jnp.float32))
         else:
             candidates, start = [place - pixel_grid(*size)], (place, score)
         start, _ = lax.scan(better, start, pixel_grid(*size)[None] + jnp.stack(candidates))
@@ -280,7 +284,7 @@ def _refine(
     del number
     grid = pixel_grid(*held[0].shape[:2])
     held, _ = lax.scan(better, held, grid[None] + jnp.stack(_neighbours(held[0] - grid, (1, 3))))
-    moves = jnp.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=2)))
+    moves = jnp.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=2)), jnp.float32)
     middle = held[0]
     held, _ = lax.scan(lambda held, move: better(held, middle + move[None, None]), held, moves)
     return held, None
@@ -375,7 +379,7 @@ def _least_drift(
     h, w = back.shape[:2]
     offset = (back - pixel_grid(h, w)).reshape(h * w, 2)
     grid = pixel_grid(*there.shape[:2])
-    least = jnp.full(there.shape[:2], jnp.inf)
+    least = jnp.full(there.shape[:2], jnp.inf, jnp.float32)
     for corner in itertools.product((-0.5, 0.5), repeat=2):
         at = (there + jnp.array([[corner]])).astype(int)
         column, row = jnp.clip(at[..., 0], 0, w - 1), jnp.clip(at[..., 1], 0, h - 1)
@@ -389,7 +393,7 @@ def _self_distance(code: Float[Array, "h w c"]) -> Float[Array, "h w"]:
     h, w = code.shape[:2]
     wide = max(max(map(abs, move)) for move in _LOCAL_APART)
     padded = jnp.pad(code, ((wide, wide), (wide, wide), (0, 0)), mode="edge")
-    highest = jnp.full((h, w), -1.0)
+    highest = jnp.full((h, w), -1.0, jnp.float32)
     for y, x in _LOCAL_APART:
         for dy, dx in ((y, x), (-y, -x)):
             other = padded[wide + dy : wide + dy + h, wide + dx : wide + dx + w]
@@ -405,7 +409,7 @@ def _subpixel(
 ) -> Float[Array, "h w 2"]:
     """The peak of a parabola through the likeness on either side, along each axis."""
     moves = []
-    for step in (jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])):
+    for step in jnp.eye(2, dtype=jnp.float32):
         after = _similarity(a, b, place + step[None, None])
         before = _similarity(a, b, place - step[None, None])
         bend = after - 2.0 * similarity + before

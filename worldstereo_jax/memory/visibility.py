@@ -90,6 +90,8 @@ def prepare_views(
     Arguments as in `warping.warp_views`; `tolerance` is the share of depth within which two
     neighbouring pixels continue one surface.
     """
+    # Single precision, as everything that loops over the views carries.
+    depth, confidence = jnp.asarray(depth, jnp.float32), jnp.asarray(confidence, jnp.float32)
     inverse = jnp.where(valid[:, None, None], inverse_depth(depth), 0.0)
     keep = ~jax.vmap(between_surfaces)(inverse) & (inverse > 0) & (confidence > 0)
     planes = jax.vmap(tangent_planes)(inverse)
@@ -120,6 +122,9 @@ def visible_surface(
 
     `tolerance` is the share of depth by which a view may differ and still see the same surface.
     """
+    # Cameras in double precision would make doubles of the loop's single ones.
+    target_w2c = jnp.asarray(target_w2c, jnp.float32)
+    target_intrinsics = jnp.asarray(target_intrinsics, jnp.float32)
     transfer = _to_views(views, target_w2c, target_intrinsics)
     proposals = splat_proposals(views, target_w2c, target_intrinsics, height=height, width=width)
 
