@@ -173,6 +173,8 @@ def test_a_memory_is_continued_with_another_path(first, room):
     np.testing.assert_allclose(w2c[0], np.eye(4), atol=1e-5)
     # It goes as far as the preset does, whose pivot is the middle of the image.
     middle = middle_depth(np.asarray(stereo.depth[0]))
+    told = json.loads((out / "run.json").read_text())["units of the recorded path"]
+    np.testing.assert_allclose(told[""], middle / 10, rtol=1e-3)
     expected = np.asarray(make_path("right", 9, pivot_depth=middle))
     np.testing.assert_allclose(w2c[-1], expected[-1], atol=1e-3 * middle)
 

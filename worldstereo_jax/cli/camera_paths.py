@@ -123,6 +123,19 @@ def cameras_of(job: Job, memory: WorldMemory, frames: int) -> Cameras:
     return _cameras(w2c, np.broadcast_to(stereo.intrinsics[0], (frames, 3, 3)))
 
 
+def units_of(jobs: Sequence[Job], memory: WorldMemory) -> dict[str, float]:
+    """How many of the scene's units one of a recording's is, by the names of the recorded jobs.
+
+    Raises:
+        InputError: as `scene_units` does.
+    """
+    return {
+        job.name: scene_units(job.path, memory.stereo.depth[0])
+        for job in jobs
+        if isinstance(job.path, RecordedPath)
+    }
+
+
 def spread(
     w2c: Float[ndarray, "k 4 4"], intrinsics: Float[ndarray, "k 3 3"], frames: int
 ) -> Cameras:

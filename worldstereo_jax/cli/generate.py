@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from worldstereo_jax.cli.arguments import ArgumentParser, count, seed
-from worldstereo_jax.cli.camera_paths import Job, cameras_of, plan_jobs
+from worldstereo_jax.cli.camera_paths import Job, cameras_of, plan_jobs, units_of
 from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.generate_official import run_official
 from worldstereo_jax.cli.memory_input import begin_memory, read_memory, with_capacity, with_room
@@ -203,6 +203,7 @@ def run(options: argparse.Namespace) -> None:
                 "model": {"preset": world.name, "sha256": params_hash(params)},
                 "rollout": dataclasses.asdict(config),
                 "clips": [job.name for job in jobs],
+                "units of the recorded path": units_of(jobs, memory),
                 "difference from the memory": difference,
                 "seconds": stages.seconds,
                 "memory": memory_counts(memory),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from worldstereo_jax.cli.camera_paths import Job, plan_jobs
+from worldstereo_jax.cli.camera_paths import Job, plan_jobs, units_of
 from worldstereo_jax.cli.clip_store import ClipStore
 from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.memory_input import (
@@ -189,6 +189,7 @@ def run_official(options: argparse.Namespace) -> None:
                 "arguments": vars(options),
                 **run,
                 "rollout": dataclasses.asdict(config),
+                "units of the recorded path": units_of(jobs, memory),
                 "seconds": stages.seconds,
                 "memory": memory_counts(memory),
             },
