@@ -9,6 +9,7 @@ where the frames and the depth lie.
 | one text file of RealEstate10K | images/<time stamp>.*, or video.mp4 | as COLMAP's |
 | groundtruth.txt and rgb.txt (TUM RGB-D) | rgb.txt | depth.txt, 5000 a metre |
 
+Depth is in the unit of the cameras; images hold thousandths of it where the table says no other.
 TUM's lens is calibration.txt, `fx fy cx cy` in pixels whose centres are whole numbers, as the
 benchmark's own formulas have them (and ETH3D's files of the same layout). Its poses and depth
 belong to the frame that is nearest in time, at most 0.02 s away, as in its associate.py.

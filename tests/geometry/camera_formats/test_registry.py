@@ -82,7 +82,7 @@ def test_what_a_format_needs_and_cameras_lack_is_named(tmp_path):
         ("# only a comment\n", "of no known camera format"),
         ("1 2 3 4 5 6 7 8 9\n", "of no known camera format"),
         ("https://video\n", "of no known camera format"),
-        ("1 0 0 0 0 0 0 0 1 a.png\n\n", "of a COLMAP model name the folder"),
+        ("1 0 0 0 0 0 0 0 1 a.png\n\n", "of no known camera format"),
         ('{"frames": [], "extrinsic": []}', "could be worldstereo or nerfstudio; name the format"),
         ('{"frames": [', "not valid JSON"),
         ("\udcff".encode("utf-8", "surrogateescape"), "is no text file"),
@@ -101,6 +101,11 @@ def test_what_is_not_there_and_folders_are_named(tmp_path):
         read_cameras(tmp_path / "nothing")
     with pytest.raises(InputError, match="is no COLMAP model"):
         detect_format(tmp_path)
+    (tmp_path / "images.bin").write_bytes(b"\0" * 8)
+    with pytest.raises(
+        InputError, match=r"images\.bin is a table of a COLMAP model; name its folder"
+    ):
+        detect_format(tmp_path / "images.bin")
     with pytest.raises(InputError, match="is no COLMAP model"):
         read_cameras(tmp_path, "colmap")
     with pytest.raises(InputError, match="does not exist or is not a file"):

@@ -103,6 +103,7 @@ _BY_FIELD = {
     "frames": "nerfstudio",
     "camera_path": "nerfstudio-path",
 }
+_TABLES = {f"{table}.{kind}" for table in ("cameras", "images") for kind in ("txt", "bin")}
 _BY_COLUMNS = {8: "tum", 12: "kitti", 19: "realestate10k"}
 
 
@@ -123,6 +124,8 @@ def detect_format(path: PathLike) -> str:
             f"{path} is no COLMAP model (cameras.txt and images.txt, or .bin, in it or in its "
             "sparse/0); of the other formats name the file."
         )
+    if path.name in _TABLES:
+        raise InputError(f"{path} is a table of a COLMAP model; name its folder.")
     if path.is_file() and _begins_as_json(path):
         content = read_json(path)
         fields = content if isinstance(content, dict) else {}
@@ -136,8 +139,7 @@ def detect_format(path: PathLike) -> str:
     columns = len(body[0].words) if body else 0
     if columns not in _BY_COLUMNS or not all(is_number(word) for word in body[0].words):
         raise InputError(
-            f"{path} is of no known camera format: neither JSON nor lines of 8, 12 or 19 numbers; "
-            "of a COLMAP model name the folder."
+            f"{path} is of no known camera format: neither JSON nor lines of 8, 12 or 19 numbers."
         )
     return _BY_COLUMNS[columns]
 
