@@ -261,6 +261,10 @@ def _posed(
         """Of the video's first frame, as the folder has it, or estimated in its unit."""
         if bool((video.depth[0] > 0).any()):
             return video.depth[0]
+        if world.depth is None:
+            raise InputError(
+                f"{clip.folder}: the first frame of a clip has no depth; give --depth-model"
+            )
         depth = preparation.rollout.estimate_depth(params.depth, video.images[:1])
         w2c, lens = np.asarray(path.w2c[:1]), np.asarray(video.cameras.intrinsics[:1])
         if clip.points is not None:

@@ -188,6 +188,11 @@ def test_what_does_not_fit_is_refused_in_a_sentence(weights, cache, tmp_path, ca
     assert "has no depth; add it, or give --depth-model" in refused(
         *build, "32x48", module=build_official_cache
     )
+    unknown = np.zeros((FRAMES, HEIGHT, WIDTH), np.float16)
+    np.savez(bare / "wall/depth.npz", depth=unknown)
+    assert "the first frame of a clip has no depth" in refused(
+        *build, "32x48", module=build_official_cache
+    )
     assert "expected multiples of 16" in refused(*build, "30x48", module=build_official_cache)
     build = ("--clips", videos, *build[2:], "32x48", "--overlap")
     assert "--overlap must be two shares of 1, the lower first" in refused(
