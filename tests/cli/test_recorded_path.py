@@ -74,7 +74,7 @@ def test_the_unit_is_what_was_asked_or_what_the_first_camera_looks_at(tmp_path, 
     assert scene_units(asked, DEPTH) == 0.25
     # Points 7 before the first camera in the middle of its image, others elsewhere and behind.
     local = np.array(
-        [[0.1 * i, 0, 7, 1] for i in range(-5, 6)] + [[6, 0, 10, 1], [0, 0, -3, 1]] * 9
+        [[0.1 * i, 0, 7, 1] for i in range(-5, 6)] + [[6, 0, 10, 1], [0, 0, -3, 1]] * 19
     )
     points = (local @ inverse(given.w2c[0]).T)[:, :3]
     write_cameras(tmp_path / "b", dataclasses.replace(given, points=points), "colmap")

@@ -36,6 +36,9 @@ def test_a_wall_is_left_by_as_much_as_the_camera_moves():
     back = shifted(0, 0)
     back[1, :3, :3] = np.diag([-1, 1, -1])
     np.testing.assert_array_equal(shown_again(WALL, back, lenses(back)), [1, 0])
+    # Nor where what lies behind it would fall inside were its depth 1.
+    back[1, :3, 3] = [4, 2, 0]
+    np.testing.assert_array_equal(shown_again(WALL, back, lenses(back)), [1, 0])
     np.testing.assert_array_equal(shown_again(0 * WALL, back, lenses(back)), [0, 0])
 
 

@@ -14,7 +14,7 @@ def test_points_give_estimated_depth_its_unit():
     x, y = rng.uniform(-1.9, 1.9, 30), rng.uniform(-0.9, 0.9, 30)
     points = np.stack([x, y, np.full(30, 2.0)], -1) * 10
     # Hidden, stray and behind the camera.
-    stray = np.array([[0, 0, 50.0], [3, 0, 90], [0, 0, -5]])
+    stray = np.array([[0, 0, 50.0], [3, 0, 90], *[[0, 0, -5]] * 40])
     pose = np.eye(4, dtype=np.float32)
     pose[:3, 3] = [4, 5, 6]
     world = np.concatenate([points, stray]) - pose[:3, 3]
