@@ -10,8 +10,13 @@
 `worldstereo generate` writes is too. A clip is a window of a video at random; views to attend to
 are taken from the rest of it and made a little worse (`training/reference_augmentation.py`), since
 at sampling time they are generated. A video no longer than the model's clips gives clips without
-such views, as the first clip of a scene is. Depth that a folder does not bring is estimated; where
-the path turns about a point it is brought to the path's unit, else give depth.
+such views, as the first clip of a scene is. Depth that a folder does not bring is estimated; a
+COLMAP model's points, or else the point that the path turns about, bring it to the cameras' unit;
+where there is neither, give depth.
+
+`--overlap 0.3 0.9` keeps clips, and views, that overlap as published training pairs do: the share
+of the first frame's surface that a frame still shows (`data/clip_overlap.py`), for a clip that of
+the frame which shows least. A window that does not fit is drawn again, eight times at most.
 
 A run that is interrupted goes on where it stopped when started again. `--procedural N` renders N
 scenes of this project instead of reading video, to try the commands without data.
@@ -31,10 +36,17 @@ from tqdm import tqdm
 
 from worldstereo_jax.cli.memory_input import depth_for_paths
 from worldstereo_jax.cli.official_options import parse_size
-from worldstereo_jax.data.posed_clips import PosedClip, find_posed_clips, split_clip
+from worldstereo_jax.data.clip_windows import (
+    Window,
+    candidates,
+    draw_window,
+    overlapping_window,
+)
+from worldstereo_jax.data.posed_clips import PosedClip, find_posed_clips
 from worldstereo_jax.data.scene_source import SceneClips
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import keyframe_indices
+from worldstereo_jax.geometry.sparse_depth import unit_of_points
 from worldstereo_jax.geometry.splat import OFFICIAL_RADIUS_NDC
 from worldstereo_jax.interop.official_pipeline import (
     OfficialFiles,
@@ -59,6 +71,8 @@ from worldstereo_jax.training.official_preparation import (
 
 VIEWS = 7
 """Views from elsewhere in the scene; with the first frame as many as the model attends to."""
+TRIES = 8
+"""Windows drawn for a clip that is to overlap."""
 PROCEDURAL_PROMPT = "A room with furniture, seen by a moving camera."
 
 Source = Callable[[int], tuple[PosedFrames, PosedFrames, str]]
@@ -80,6 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--windows", type=int, default=1, help="clips from each video")
     parser.add_argument("--views", type=int, default=VIEWS, help="most views from elsewhere")
     parser.add_argument("--attention", choices=("dense", "correspondence"), default="dense")
+    parser.add_argument(
+        "--overlap", type=float, nargs=2, metavar=("LOW", "HIGH"), help="see above; as shares of 1"
+    )
+    parser.add_argument("--camera-format", help="for folders with cameras of several formats")
     parser.add_argument("--first", type=int, default=0, help="number of the first scene")
     parser.add_argument("--seed", type=int, default=0, help="of windows, views and their damage")
     options = parser.parse_args(arguments)
@@ -102,7 +120,14 @@ def build(options: argparse.Namespace) -> None:
     frames = (files.settings.frames - 1) * stride + 1
     if min(options.windows, options.views, options.procedural or 1) < 1:
         raise InputError("--windows, --views and --procedural must be at least 1")
-    clips = [] if options.clips is None else find_posed_clips(options.clips, frames)
+    if options.overlap is not None and not 0 <= options.overlap[0] <= options.overlap[1] <= 1:
+        raise InputError("--overlap must be two shares of 1, the lower first")
+    of_video = (options.overlap, options.camera_format)
+    if options.clips is None and of_video != (None, None):
+        raise InputError("--overlap and --camera-format are for --clips")
+    clips = []
+    if options.clips is not None:
+        clips = find_posed_clips(options.clips, frames, camera_format=options.camera_format)
     size = _size(options, files, clips)
     world = _world(options, files, frames, size)
     params = load_encoders(files, progress=False)
@@ -110,8 +135,7 @@ def build(options: argparse.Namespace) -> None:
     if options.clips is None:
         count, source = options.procedural, _procedural(options, frames, size)
     else:
-        count = len(clips) * options.windows
-        source = _posed(options, clips, preparation, params)
+        count, source = _posed(options, clips, preparation, params)
 
     encode = open_text_cache(files, options.out / "text", dtype="bfloat16", progress=False)
     write_texts(options.out, encode([""])[0], encode([files.settings.negative_prompt])[0])
@@ -143,6 +167,7 @@ def build(options: argparse.Namespace) -> None:
         "seed": options.seed,
         "clips": [clip.name for clip in clips] or f"procedural from {options.first}",
         "windows": options.windows,
+        **({} if options.overlap is None else {"overlap": options.overlap}),
     }
     first = fields(0)
     writer = ClipCacheWriter(options.out, count, first, recipe)
@@ -215,8 +240,8 @@ def _posed(
     clips: list[PosedClip],
     preparation: Preparation,
     params: OfficialParams,
-) -> Source:
-    """Windows of videos, with views from the rest of each."""
+) -> tuple[int, Source]:
+    """Windows of videos, with views from the rest of each: how many, and each of them."""
     world = preparation.rollout.world
     size = (world.rollout.height, world.rollout.width)
 
@@ -232,23 +257,73 @@ def _posed(
         cameras = Cameras(w2c=jnp.asarray(clip.w2c[chosen]), intrinsics=jnp.asarray(intrinsics))
         return PosedFrames(jnp.asarray(images), jnp.asarray(depth), cameras)
 
+    def first_depth(clip: PosedClip, video: PosedFrames, path: Cameras) -> jax.Array:
+        """Of the video's first frame, as the folder has it, or estimated in its unit."""
+        if bool((video.depth[0] > 0).any()):
+            return video.depth[0]
+        if world.depth is None:
+            raise InputError(
+                f"{clip.folder}: the first frame of a clip has no depth; give --depth-model"
+            )
+        depth = preparation.rollout.estimate_depth(params.depth, video.images[:1])
+        w2c, lens = np.asarray(path.w2c[:1]), np.asarray(video.cameras.intrinsics[:1])
+        if clip.points is not None:
+            unit = unit_of_points(np.asarray(depth[0]), clip.points, w2c[0], lens[0])
+            if unit is not None:
+                return depth[0] * unit
+        return depth_for_paths(depth, w2c, lens, [path])[0]
+
+    def depth_of_window(window: Window) -> np.ndarray:
+        clip, chosen = window.video, window.frames
+        path = Cameras(
+            w2c=jnp.asarray(clip.w2c[chosen]),
+            intrinsics=jnp.asarray(clip.lenses(chosen.tolist(), size)),
+        )
+        return np.asarray(first_depth(clip, frames_of(clip, chosen[:1], 1), path))
+
+    windows = _windows(options, clips, world, depth_of_window)
+
     def source(number: int) -> tuple[PosedFrames, PosedFrames, str]:
-        clip = clips[number // options.windows]
-        rng = np.random.default_rng((options.seed, number))
-        spread = world.frame_stride == 1
-        chosen, others = split_clip(len(clip), world.rollout.frames, rng, spread=spread)
-        video = frames_of(clip, chosen, 1)
-        if not bool((video.depth[0] > 0).any()):
-            depth = preparation.rollout.estimate_depth(params.depth, video.images[:1])
-            first = np.asarray(video.cameras.w2c[:1]), np.asarray(video.cameras.intrinsics[:1])
-            depth = depth_for_paths(depth, *first, [video.cameras])
-            video = dataclasses.replace(video, depth=video.depth.at[0].set(depth[0]))
-        views = rng.permutation(others)[: options.views]
+        window = windows[number]
+        clip, views = window.video, window.views
+        video = frames_of(clip, window.frames, 1)
+        depth = first_depth(clip, video, video.cameras)
+        video = dataclasses.replace(video, depth=video.depth.at[0].set(depth))
         if len(views) == 0:
             return video, jax.tree.map(lambda a: a[:0], video), clip.prompt
         return video, frames_of(clip, views, len(views)), clip.prompt
 
-    return source
+    return len(windows), source
+
+
+def _windows(
+    options: argparse.Namespace,
+    clips: list[PosedClip],
+    world: OfficialWorld,
+    depth: Callable[[Window], np.ndarray],
+) -> list[Window]:
+    """The clips to prepare, all drawn beforehand, so that it is known how many overlap."""
+    frames, spread = world.rollout.frames, world.frame_stride == 1
+    numbers = range(len(clips) * options.windows)
+
+    def draw(number: int, views: int, *attempt: int) -> Window:
+        rng = np.random.default_rng((options.seed, number, *attempt))
+        video = clips[number // options.windows]
+        return draw_window(video, frames, views, rng, spread=spread)
+
+    if options.overlap is None:
+        return [draw(number, options.views) for number in numbers]
+    found = []
+    for number in tqdm(numbers, desc="overlap", unit="clip"):
+        drawn = (draw(number, candidates(options.views), attempt) for attempt in range(TRIES))
+        window = overlapping_window(drawn, depth, tuple(options.overlap))
+        if window is not None:
+            views = window.views[: options.views]
+            found.append(dataclasses.replace(window, views=views))
+    print(f"{len(numbers) - len(found)} of {len(numbers)} clips left out for their overlap")
+    if not found:
+        raise InputError("--overlap: no clip overlaps so; give another range, or longer video")
+    return found
 
 
 if __name__ == "__main__":

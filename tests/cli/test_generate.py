@@ -10,12 +10,16 @@ import pytest
 from PIL import Image
 from plyfile import PlyData
 
+from tests.posed_cameras import random_cameras
 from worldstereo_jax.cli import generate
 from worldstereo_jax.cli.main import main
+from worldstereo_jax.cli.scene_input import middle_depth
 from worldstereo_jax.data import images, video_io
 from worldstereo_jax.data.scene_source import SceneClips
+from worldstereo_jax.geometry.camera_formats import write_cameras
 from worldstereo_jax.geometry.camera_io import read_camera_json
 from worldstereo_jax.geometry.cameras import camera_centers
+from worldstereo_jax.geometry.trajectories import make_path
 from worldstereo_jax.memory.folder import load_memory
 from worldstereo_jax.sampling.world import RolloutConfig, empty_memory
 
@@ -148,9 +152,14 @@ def test_a_memory_is_continued_with_another_path(first, room):
     out = room / "second"
     memory = first / "memory"
     before = {path.name: path.read_bytes() for path in memory.iterdir()}
+    # A recorded path, in a unit of its own: the way to the right, ten times as long.
+    recorded = random_cameras(5)
+    recorded.w2c[:] = make_path("right", 5, pivot_depth=10.0)
+    write_cameras(room / "model", recorded, "colmap")
     _generate(
-        room / "image.png", "--camera", "right", "--memory", memory, "--steps", 2, "--out", out
-    )
+        room / "image.png", "--camera", room / "model", "--memory", memory, "--steps", 2,
+        "--out", out,
+    )  # fmt: skip
     assert before == {path.name: path.read_bytes() for path in memory.iterdir()}
     assert json.loads((out / "run.json").read_text())["rollout"]["steps"] == 2
     old_points, old = load_memory(memory, model="tiny")
@@ -162,6 +171,12 @@ def test_a_memory_is_continued_with_another_path(first, room):
     # The path starts where the first one did: at the image.
     w2c, _, _ = read_camera_json(out / "cameras.json")
     np.testing.assert_allclose(w2c[0], np.eye(4), atol=1e-5)
+    # It goes as far as the preset does, whose pivot is the middle of the image.
+    middle = middle_depth(np.asarray(stereo.depth[0]))
+    told = json.loads((out / "run.json").read_text())["units of the recorded path"]
+    np.testing.assert_allclose(told[""], middle / 10, rtol=1e-3)
+    expected = np.asarray(make_path("right", 9, pivot_depth=middle))
+    np.testing.assert_allclose(w2c[-1], expected[-1], atol=1e-3 * middle)
 
 
 @pytest.mark.slow

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from tests import toy_official as toy
+from tests.posed_cameras import random_cameras
 from worldstereo_jax.cli.main import main
 from worldstereo_jax.data import images, video_io
+from worldstereo_jax.geometry.camera_formats import write_cameras
 from worldstereo_jax.geometry.camera_io import read_camera_json
+from worldstereo_jax.geometry.trajectories import make_path
 from worldstereo_jax.memory.folder import load_memory
 from worldstereo_jax.sampling.official_rollout import OfficialRollout
 
@@ -175,11 +178,17 @@ def test_a_trajectory_needs_the_one_it_goes_on_from(weights, panorama, tmp_path,
 
 @pytest.mark.slow
 def test_a_model_split_over_devices_makes_the_same_clip(weights, picture, tmp_path):
-    """Eight devices, heads that do not divide among them: queries are dealt out."""
+    """Eight devices, heads that do not divide among them: queries are dealt out.
+
+    Along a path recorded in metres.
+    """
+    recorded = random_cameras(5)
+    recorded.w2c[:] = make_path("left", 5, pivot_depth=2.0)
+    write_cameras(tmp_path / "path.txt", recorded, "tum")
     given = (
         picture, "--model", weights / "worldstereo-memory-dmd", "--base", weights / "base",
-        "--depth-model", weights / "depth", "--dtype", "float32", "--camera", "left",
-        "--size", "48x64", "--steps", 1,
+        "--depth-model", weights / "depth", "--dtype", "float32", "--camera",
+        tmp_path / "path.txt", "--size", "48x64", "--steps", 1,
     )  # fmt: skip
     banks = []
     for count in (1, 8):

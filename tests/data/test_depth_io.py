@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worldstereo_jax.data.depth_io import read_depth
+from worldstereo_jax.data.depth_io import read_depth, resize_depth
 from worldstereo_jax.errors import InputError
 
 
@@ -74,3 +74,16 @@ def test_damaged_missing_and_eight_bit_files(tmp_path):
     for name in ("a.npy", "b.npz", "c.exr", "d.png", "e.npy", "none.npy"):
         with pytest.raises(InputError, match=name):
             read_depth(tmp_path / name)
+
+
+def test_the_unit_of_an_image_is_millimetres_unless_told(tmp_path):
+    Image.fromarray(np.array([[0, 5000]], np.uint16)).save(tmp_path / "d.png")
+    np.testing.assert_allclose(read_depth(tmp_path / "d.png"), [[0, 5]])
+    np.testing.assert_allclose(read_depth(tmp_path / "d.png", unit=1 / 5000), [[0, 1]])
+
+
+def test_resized_depth_holds_only_depths_that_were_there():
+    depth = _depth()
+    np.testing.assert_array_equal(resize_depth(depth, (8, 12))[::2, ::2], depth)
+    np.testing.assert_array_equal(resize_depth(depth, (4, 3)), depth[:, 1::2])
+    assert np.isin(resize_depth(depth, (3, 5)), depth).all()

@@ -76,8 +76,11 @@ def _few_cameras(folder: Path) -> None:
         (lambda f: (f / "video.mp4").unlink(), r"a has neither video\.mp4 nor images/"),
         (lambda f: (f / "cameras.json").write_text("{}"), r"cameras\.json has no field 'extrinsic"),
         (lambda f: (f / "prompt.json").write_text("{}"), r"prompt\.json has no field"),
-        (_few_cameras, r"cameras\.json: 'extrinsic' holds 4 cameras, but the model's clips have 6"),
-        (lambda f: (f / "cameras.json").unlink(), r"has no sub-folder with a cameras\.json"),
+        (_few_cameras, r"a: its cameras \(worldstereo\) are 4, but the model's clips have 6"),
+        (
+            lambda f: (f / "cameras.json").unlink(),
+            r"has no sub-folder with known cameras \(cameras\.json",
+        ),
     ],
 )
 def test_a_faulty_clip_is_named_at_once(tmp_path, spoil, said):
@@ -88,7 +91,7 @@ def test_a_faulty_clip_is_named_at_once(tmp_path, spoil, said):
 
 def test_faulty_frames_and_depth_are_named(tmp_path):
     size = (16, 32)
-    write_clip(tmp_path / "a")
+    write_clip(tmp_path / "a", depth="file")
     write_clip(tmp_path / "b", frames="images", depth="folder")
     first, second = find_posed_clips(tmp_path, FRAMES)
     write_video(first.folder / "video.mp4", np.zeros((4, HEIGHT, WIDTH, 3), np.float32))

@@ -75,3 +75,16 @@ def test_files_that_are_no_video_are_named(tmp_path):
     for name in ("text.mp4", "empty.mp4", "cut.mp4", "none.mp4"):
         with pytest.raises(InputError, match=name):
             video_io.read_video(tmp_path / name)
+
+
+def test_the_frames_nearest_to_some_times_are_found(tmp_path):
+    """At 16 a second frame i is shown at i / 16."""
+    grey = np.linspace(-0.9, 0.9, 12, dtype=np.float32)
+    clip = np.broadcast_to(grey[:, None, None, None], (12, 16, 16, 3))
+    video_io.write_video(tmp_path / "v.mp4", clip)
+    found = video_io.read_video_times(tmp_path / "v.mp4", [10.4 / 16, 0.0, 2.6 / 16, 0.0])
+    means = np.stack(found).mean((1, 2, 3)) / 127.5 - 1
+    np.testing.assert_allclose(means, grey[[10, 0, 3, 0]], atol=0.03)
+    assert len(video_io.read_video_times(tmp_path / "v.mp4", [11.9 / 16])) == 1
+    with pytest.raises(InputError, match=r"v\.mp4 shows no frame at 0\.8 s"):
+        video_io.read_video_times(tmp_path / "v.mp4", [0.0, 0.8])

@@ -52,6 +52,7 @@ def cache(weights, tmp_path_factory) -> Path:
     command(
         build_official_cache, "--clips", folder / "videos", "--model", weights / "model",
         "--out", folder / "cache", "--size", f"{HEIGHT}x{WIDTH}", "--windows", 2, "--views", 2,
+        "--overlap", 0.1, 1.0,
     )  # fmt: skip
     return folder / "cache"
 
@@ -187,4 +188,17 @@ def test_what_does_not_fit_is_refused_in_a_sentence(weights, cache, tmp_path, ca
     assert "has no depth; add it, or give --depth-model" in refused(
         *build, "32x48", module=build_official_cache
     )
+    unknown = np.zeros((FRAMES, HEIGHT, WIDTH), np.float16)
+    np.savez(bare / "wall/depth.npz", depth=unknown)
+    assert "the first frame of a clip has no depth" in refused(
+        *build, "32x48", module=build_official_cache
+    )
     assert "expected multiples of 16" in refused(*build, "30x48", module=build_official_cache)
+    build = ("--clips", videos, *build[2:], "32x48", "--overlap")
+    assert "--overlap must be two shares of 1, the lower first" in refused(
+        *build, 0.9, 0.3, module=build_official_cache
+    )
+    assert "no clip overlaps so" in refused(*build, 0.0, 0.01, module=build_official_cache)
+    assert "--overlap and --camera-format are for --clips" in refused(
+        "--procedural", 1, *build[2:], 0.3, 0.9, module=build_official_cache
+    )

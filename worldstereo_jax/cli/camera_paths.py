@@ -8,9 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.array_types import Array, Float, ndarray
+from worldstereo_jax.cli.recorded_path import (
+    RecordedPath,
+    placed_at,
+    read_recorded_path,
+    scene_units,
+)
 from worldstereo_jax.cli.scene_input import AnyScene, image_size, middle_depth
 from worldstereo_jax.data.scene_folders import PanoramaScene, SingleViewScene, Trajectory
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.camera_formats import FORMATS, detect_format
 from worldstereo_jax.geometry.camera_io import read_camera_json, select_cameras
 from worldstereo_jax.geometry.cameras import resize_intrinsics
 from worldstereo_jax.geometry.trajectories import (
@@ -38,12 +45,12 @@ class Job:
     Attributes:
         name: its folder below --out, "" for --out itself.
         prompt: the caption, "" where the scene has none.
-        path: its cameras, or the preset they follow from once the memory is there.
+        path: its cameras, or the preset or recording they follow from once the memory is there.
     """
 
     name: str
     prompt: str
-    path: Cameras | PresetPath
+    path: Cameras | PresetPath | RecordedPath
 
 
 def plan_jobs(
@@ -54,6 +61,8 @@ def plan_jobs(
     camera: str | None,
     amplitude: float | None,
     trajectories: Sequence[str],
+    camera_format: str | None = None,
+    camera_scale: float | None = None,
 ) -> list[Job]:
     """Which clips to make: one along `camera`, or the scene's own paths in the official order.
 
@@ -64,6 +73,8 @@ def plan_jobs(
         camera: file or preset, None for the scene's own paths.
         amplitude: how far a preset goes, None for 1.
         trajectories: "<view>/<trajectory>" of a panorama to make, all when empty.
+        camera_format: of the file, told by its content when None.
+        camera_scale: scene units that one unit of the file is to be; see `scene_units`.
 
     Raises:
         InputError: naming the argument or file at fault.
@@ -71,10 +82,12 @@ def plan_jobs(
     if trajectories and (camera is not None or isinstance(scene, SingleViewScene)):
         raise InputError("--trajectory chooses among a panorama's own paths, without --camera")
     if camera is not None:
-        path = _read_path(scene, own_size, frames, camera, amplitude)
+        path = _read_path(scene, own_size, frames, camera, amplitude, camera_format, camera_scale)
         return [Job("", getattr(scene, "prompt", ""), path)]
     if amplitude is not None:
         raise InputError("--amplitude is for the PRESET paths of --camera")
+    if camera_format is not None or camera_scale is not None:
+        raise InputError("--camera-format and --camera-scale are for a FILE of --camera")
     if isinstance(scene, PanoramaScene):
         return [
             Job(_label(t), t.prompt, spread(t.w2c, t.intrinsics, frames))
@@ -92,11 +105,14 @@ def cameras_of(job: Job, memory: WorldMemory, frames: int) -> Cameras:
     """The cameras of a job in the world of the memory.
 
     A preset starts at the memory's first view, with its intrinsics; its pivot is the median depth
-    of that view's middle.
+    of that view's middle. A recording starts there, too: see `recorded_path`.
     """
     if isinstance(job.path, Cameras):
         return job.path
     stereo = memory.stereo
+    if isinstance(job.path, RecordedPath):
+        units = scene_units(job.path, stereo.depth[0])
+        return _cameras(*placed_at(job.path, units, stereo.w2c[0], stereo.intrinsics[0]))
     path = make_path(
         job.path.name,
         frames,
@@ -105,6 +121,19 @@ def cameras_of(job: Job, memory: WorldMemory, frames: int) -> Cameras:
     )
     w2c = np.asarray(path) @ np.asarray(stereo.w2c[0])
     return _cameras(w2c, np.broadcast_to(stereo.intrinsics[0], (frames, 3, 3)))
+
+
+def units_of(jobs: Sequence[Job], memory: WorldMemory) -> dict[str, float]:
+    """How many of the scene's units one of a recording's is, by the names of the recorded jobs.
+
+    Raises:
+        InputError: as `scene_units` does.
+    """
+    return {
+        job.name: scene_units(job.path, memory.stereo.depth[0])
+        for job in jobs
+        if isinstance(job.path, RecordedPath)
+    }
 
 
 def spread(
@@ -140,13 +169,18 @@ def _read_path(
     frames: int,
     camera: str,
     amplitude: float | None,
-) -> Cameras | PresetPath:
+    camera_format: str | None,
+    camera_scale: float | None,
+) -> Cameras | PresetPath | RecordedPath:
     """The path that --camera asks for.
 
-    The cameras of a file stand in the scene's world; their intrinsics belong to images of the size
-    that the file names, or else of the scene's own size.
+    The cameras of a camera.json stand in the scene's world; their intrinsics belong to images of
+    the size that the file names, or else of the scene's own size. Those of other formats are a
+    recording.
     """
     if camera in path_names():
+        if camera_format is not None or camera_scale is not None:
+            raise InputError("--camera-format and --camera-scale are for a FILE of --camera")
         path = PresetPath(camera, 1.0 if amplitude is None else amplitude)
         # Made once for its checks, before anything expensive.
         make_path(path.name, frames, amplitude=path.amplitude)
@@ -156,9 +190,36 @@ def _read_path(
         raise InputError(unknown_name("camera path", camera, path_names()))
     if amplitude is not None:
         raise InputError("--amplitude is for the PRESET paths of --camera, not for a file")
+    if camera_scale is not None and not (np.isfinite(camera_scale) and camera_scale > 0):
+        raise InputError(f"--camera-scale must be a positive number, not {camera_scale}")
+    if camera_format is not None and camera_format not in FORMATS:
+        raise InputError(unknown_name("camera format", camera_format, FORMATS))
+    name = camera_format or detect_format(file)
+    size = image_size(scene)
+    if name != "worldstereo":
+        path = read_recorded_path(file, name, own_size=own_size, size=size, scale=camera_scale)
+        return _thinned(path, frames)
+    if camera_scale is not None:
+        raise InputError(
+            f"--camera-scale is for a path recorded elsewhere; the cameras of {file} stand in the "
+            "scene's world"
+        )
     w2c, intrinsics, file_size = read_camera_json(file)
-    scaled = resize_intrinsics(intrinsics, file_size or own_size, image_size(scene))
+    scaled = resize_intrinsics(intrinsics, file_size or own_size, size)
     return spread(w2c, np.asarray(scaled), frames)
+
+
+def _thinned(path: RecordedPath, frames: int) -> RecordedPath:
+    """The path of `frames` cameras; see `spread`."""
+    lenses = path.lenses
+    if lenses is None:
+        lenses = np.broadcast_to(np.eye(3), (len(path.w2c), 3, 3))
+    cameras = spread(path.w2c, lenses, frames)
+    return dataclasses.replace(
+        path,
+        w2c=np.asarray(cameras.w2c),
+        lenses=None if path.lenses is None else np.asarray(cameras.intrinsics),
+    )
 
 
 def _label(trajectory: Trajectory) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from worldstereo_jax.cli.arguments import ArgumentParser, count, seed
-from worldstereo_jax.cli.camera_paths import Job, cameras_of, plan_jobs
+from worldstereo_jax.cli.camera_paths import Job, cameras_of, plan_jobs, units_of
 from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.generate_official import run_official
 from worldstereo_jax.cli.memory_input import begin_memory, read_memory, with_capacity, with_room
@@ -24,6 +24,7 @@ from worldstereo_jax.cli.outputs import (
     write_memory,
     write_run,
 )
+from worldstereo_jax.cli.recorded_path import with_lens_of
 from worldstereo_jax.cli.scene_input import (
     AnyScene,
     image_size,
@@ -32,6 +33,7 @@ from worldstereo_jax.cli.scene_input import (
 )
 from worldstereo_jax.data.scene_folders import PanoramaScene
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.camera_formats import FORMATS
 from worldstereo_jax.geometry.trajectories import path_names, unknown_name
 from worldstereo_jax.interop.shipped import SHIPPED, load_world
 from worldstereo_jax.sampling.compiled import compile_rollout
@@ -51,9 +53,24 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--camera",
         metavar="FILE|PRESET",
-        help=f"one of {', '.join(path_names())}, or a camera.json in the scene's world: of more "
-        "cameras than a clip has frames, evenly chosen ones are taken, through fewer a spline is "
-        "laid; default: the scene's own path",
+        help=f"one of {', '.join(path_names())}; or a camera.json in the scene's world; or a path "
+        "recorded elsewhere, which starts at the scene's first view: a COLMAP model's folder, "
+        "transforms.json of nerfstudio, RealEstate10K, TUM, KITTI (see worldstereo cameras "
+        "--help). Of more cameras than a clip has frames evenly chosen ones are taken, through "
+        "fewer a spline is laid. Default: the scene's own path",
+    )
+    parser.add_argument(
+        "--camera-format",
+        metavar="NAME",
+        help=f"of the file: {', '.join(FORMATS)} (default: told by its content)",
+    )
+    parser.add_argument(
+        "--camera-scale",
+        type=float,
+        metavar="S",
+        help="scene units that one unit of a recorded path is (default: 1 for metres; else the "
+        "path keeps its proportion to what its first camera looks at, or, where the file does not "
+        "tell, goes as far as the path dolly)",
     )
     parser.add_argument(
         "--amplitude",
@@ -119,7 +136,10 @@ def run(options: argparse.Namespace) -> None:
         camera=options.camera,
         amplitude=options.amplitude,
         trajectories=options.trajectory,
+        camera_format=options.camera_format,
+        camera_scale=options.camera_scale,
     )
+    scene = with_lens_of(scene, jobs[0].path)
     depth = None
     if options.depth is not None:
         if isinstance(scene, PanoramaScene):
@@ -183,6 +203,7 @@ def run(options: argparse.Namespace) -> None:
                 "model": {"preset": world.name, "sha256": params_hash(params)},
                 "rollout": dataclasses.asdict(config),
                 "clips": [job.name for job in jobs],
+                "units of the recorded path": units_of(jobs, memory),
                 "difference from the memory": difference,
                 "seconds": stages.seconds,
                 "memory": memory_counts(memory),

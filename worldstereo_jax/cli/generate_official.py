@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from worldstereo_jax.cli.camera_paths import Job, plan_jobs
+from worldstereo_jax.cli.camera_paths import Job, plan_jobs, units_of
 from worldstereo_jax.cli.clip_store import ClipStore
 from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.memory_input import (
@@ -27,6 +27,7 @@ from worldstereo_jax.cli.outputs import (
     write_memory,
     write_run,
 )
+from worldstereo_jax.cli.recorded_path import with_lens_of
 from worldstereo_jax.cli.scene_input import AnyScene, image_size, read_working_depth
 from worldstereo_jax.data.scene_folders import (
     PanoramaScene,
@@ -91,7 +92,10 @@ def run_official(options: argparse.Namespace) -> None:
         camera=options.camera,
         amplitude=options.amplitude,
         trajectories=options.trajectory,
+        camera_format=options.camera_format,
+        camera_scale=options.camera_scale,
     )
+    scene = with_lens_of(scene, jobs[0].path)
     trajectories = _own_trajectories(scene, options)
     _check_predecessors(jobs, trajectories)
     depth = None
@@ -128,7 +132,12 @@ def run_official(options: argparse.Namespace) -> None:
             "config": world.denoiser.to_dict(),
         },
         "size": size,
-        "camera": [options.camera, options.amplitude],
+        "camera": [
+            options.camera,
+            options.amplitude,
+            options.camera_format,
+            options.camera_scale,
+        ],
         "choices": _recorded(choices),
         "clips": [job.name for job in jobs],
     }
@@ -180,6 +189,7 @@ def run_official(options: argparse.Namespace) -> None:
                 "arguments": vars(options),
                 **run,
                 "rollout": dataclasses.asdict(config),
+                "units of the recorded path": units_of(jobs, memory),
                 "seconds": stages.seconds,
                 "memory": memory_counts(memory),
             },

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from worldstereo_jax.array_types import UInt8, ndarray
-from worldstereo_jax.cli.arguments import ArgumentParser
+from worldstereo_jax.cli.arguments import ArgumentParser, check_can_be_made
 from worldstereo_jax.cli.memory_edit import add_edits
 from worldstereo_jax.cli.memory_surface import add_surface
-from worldstereo_jax.cli.outputs import check_can_be_made
 from worldstereo_jax.data.images import write_uint8_image
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.bank_agreement import (

@@ -8,9 +8,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from worldstereo_jax.cli.arguments import count
+from worldstereo_jax.cli.arguments import check_can_be_made, count
 from worldstereo_jax.cli.memory_input import read_any_memory, with_room
-from worldstereo_jax.cli.outputs import RUN_FILE, check_can_be_made, memory_counts, save_world
+from worldstereo_jax.cli.outputs import RUN_FILE, memory_counts, save_world
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.memory.folder import model_of_memory
 from worldstereo_jax.sampling.world import RolloutConfig, WorldMemory

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from worldstereo_jax.cli.arguments import check_can_be_made
 from worldstereo_jax.cli.memory_input import read_any_memory
-from worldstereo_jax.cli.outputs import check_can_be_made, write_surface
+from worldstereo_jax.cli.outputs import write_surface
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.memory.entry_cloud import CERTAIN, surface_cloud
 from worldstereo_jax.memory.folder import model_of_memory

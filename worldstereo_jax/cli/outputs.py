@@ -4,7 +4,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -15,6 +14,7 @@ import numpy as np
 
 import worldstereo_jax
 from pallas_kernels.compat import quick_compiler_options
+from worldstereo_jax.cli.arguments import check_can_be_made
 from worldstereo_jax.data.images import write_uint8_image
 from worldstereo_jax.data.point_cloud_io import write_point_cloud
 from worldstereo_jax.data.video_io import write_mask_video, write_video
@@ -93,23 +93,6 @@ def results_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     with atomic_folder(folder) as temporary:
         yield temporary
         check_output_folder(folder, overwrite=overwrite)
-
-
-def check_can_be_made(path: Path, argument: str) -> None:
-    """Refuse a file or folder for which there is no writable folder.
-
-    Args:
-        path: to be written; its folders may be missing.
-        argument: that names it.
-
-    Raises:
-        InputError: naming the argument and what is in the way.
-    """
-    nearest = next(parent for parent in path.resolve().parents if parent.exists())
-    if not nearest.is_dir():
-        raise InputError(f"{argument} {path} cannot be made: {nearest} is a file")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"{argument} {path} cannot be made: {nearest} is not writable")
 
 
 def _foreign_names(folder: Path) -> list[str]:

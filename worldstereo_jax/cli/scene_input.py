@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from worldstereo_jax.array_types import Float, ndarray
-from worldstereo_jax.data.depth_io import read_depth
+from worldstereo_jax.data.depth_io import read_depth, resize_depth
 from worldstereo_jax.data.scene_folders import PanoramaScene, SingleViewScene, read_scene
 from worldstereo_jax.errors import InputError
 
@@ -42,15 +42,10 @@ def read_working_depth(
 ) -> Float[ndarray, "h w"]:
     """A depth map that belongs to an image of `own_size`, at `size`.
 
-    Nearest pixels are taken: a mean over a depth edge would hang between the surfaces.
-
     Raises:
         InputError: for a file that is no depth map, or one of another size than the image's.
     """
-    depth = read_depth(path, own_size)
-    row = (np.arange(size[0]) + 0.5) * own_size[0] / size[0]
-    column = (np.arange(size[1]) + 0.5) * own_size[1] / size[1]
-    depth = depth[np.ix_(row.astype(int), column.astype(int))]
+    depth = resize_depth(read_depth(path, own_size), size)
     if not np.any(depth > 0):
         raise InputError(f"{path} holds too few valid depths to be used at {size[0]}x{size[1]}")
     return depth

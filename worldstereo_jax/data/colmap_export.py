@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from worldstereo_jax.array_types import Array, Bool, Float, ndarray
 from worldstereo_jax.data.export import ExportView
 from worldstereo_jax.data.images import to_uint8, write_image
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.files import atomic_folder
+from worldstereo_jax.geometry.camera_formats import colmap_text
 
 MODEL = Path("sparse") / "0"
 
@@ -58,33 +58,23 @@ def export_colmap(
         raise InputError("Points of an export need colours, and colours need points.")
     cameras, images = [], []
     for number, view in enumerate(views, 1):
-        cameras.append(f"{number} {_lens(view)}")
-        # COLMAP expects a second line per image, with its features; it may be empty.
-        images += [f"{number} {_pose(view)} {number} {view.camera_id}.png", ""]
+        cameras.append(_lens(number, view))
+        images += colmap_text.image_lines(number, view.w2c, number, f"{view.camera_id}.png")
     with atomic_folder(out) as folder:
         for view in views:
             write_image(folder / "images" / f"{view.camera_id}.png", view.image)
         model = folder / MODEL
         model.mkdir(parents=True)
-        _write_lines(model / "cameras.txt", cameras)
-        _write_lines(model / "images.txt", images)
-        _write_lines(model / "points3D.txt", _point_lines(points, colors, valid))
+        colmap_text.write_tables(model, cameras, images, _point_lines(points, colors, valid))
     return Path(out)
 
 
-def _lens(view: ExportView) -> str:
+def _lens(number: int, view: ExportView) -> str:
     k = np.asarray(view.intrinsics, np.float64)
     if abs(k[0, 1]) > 1e-6 * k[0, 0]:
         raise InputError(f"The lens of '{view.camera_id}' has skew, which COLMAP's has not.")
     height, width = np.shape(view.image)[:2]
-    numbers = " ".join(repr(float(x)) for x in (k[0, 0], k[1, 1], k[0, 2], k[1, 2]))
-    return f"PINHOLE {width} {height} {numbers}"
-
-
-def _pose(view: ExportView) -> str:
-    w2c = np.asarray(view.w2c, np.float64)
-    x, y, z, w = Rotation.from_matrix(w2c[:3, :3]).as_quat()
-    return " ".join(repr(float(value)) for value in (w, x, y, z, *w2c[:3, 3]))
+    return colmap_text.lens_line(number, k, (height, width))
 
 
 def _point_lines(
@@ -93,12 +83,5 @@ def _point_lines(
     if points is None or colors is None:
         return []
     keep = np.ones(len(points), bool) if valid is None else np.asarray(valid)
-    xyz, rgb = np.asarray(points, np.float64)[keep], to_uint8(colors)[keep]
-    return [
-        f"{i} {x:.7g} {y:.7g} {z:.7g} {r} {g} {b} 0"
-        for i, ((x, y, z), (r, g, b)) in enumerate(zip(xyz, rgb, strict=True), 1)
-    ]
-
-
-def _write_lines(path: Path, lines: list[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    places, shades = np.asarray(points, np.float64)[keep], to_uint8(colors)[keep]
+    return colmap_text.point_lines(places, shades)

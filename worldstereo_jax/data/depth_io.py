@@ -13,11 +13,14 @@ from worldstereo_jax.array_types import Float, ndarray
 from worldstereo_jax.data.images import open_image
 from worldstereo_jax.errors import InputError
 
-_MILLIMETRES = np.float32(0.001)
+_MILLIMETRE = 0.001
 
 
 def read_depth(
-    path: str | os.PathLike[str], size: tuple[int, int] | None = None
+    path: str | os.PathLike[str],
+    size: tuple[int, int] | None = None,
+    *,
+    unit: float = _MILLIMETRE,
 ) -> Float[ndarray, "h w"]:
     """Depth [h, w] in world units (metres, when it comes from an image), 0 where unknown.
 
@@ -26,6 +29,7 @@ def read_depth(
     [h, w, 1] or [1, h, w] is taken as [h, w].
 
     size: (height, width) of the image that the depth belongs to; checked when given.
+    unit: of the values of an image, in metres.
 
     Raises InputError for a missing or unreadable file, something else than one depth map, another
     size than the image's, negative depth, and a map without a single known value.
@@ -33,7 +37,8 @@ def read_depth(
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file.")
-    depth = _from_array(path) if path.suffix.lower() in (".npy", ".npz") else _from_image(path)
+    is_array = path.suffix.lower() in (".npy", ".npz")
+    depth = _from_array(path) if is_array else _from_image(path, unit)
     if size is not None and depth.shape != tuple(size):
         raise InputError(
             f"{path}: the depth is {depth.shape[0]} x {depth.shape[1]} (height x width), "
@@ -47,6 +52,18 @@ def read_depth(
     if not np.any(depth > 0):
         raise InputError(f"{path} holds no valid depth: every value is 0, NaN or infinite.")
     return depth
+
+
+def resize_depth(depth: Float[ndarray, "h w"], size: tuple[int, int]) -> Float[ndarray, "h2 w2"]:
+    """The nearest pixels at `size` = (height, width).
+
+    A mean over a depth edge would hang between the surfaces.
+    """
+    row, column = (
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for new, old in zip(size, depth.shape, strict=True)
+    )
+    return depth[np.ix_(row, column)]
 
 
 def _from_array(path: Path) -> Float[ndarray, "h w"]:
@@ -83,11 +100,11 @@ def _npz_name(path: Path, names: list[str]) -> str:
     return names[0]
 
 
-def _from_image(path: Path) -> Float[ndarray, "h w"]:
+def _from_image(path: Path, unit: float) -> Float[ndarray, "h w"]:
     image = open_image(path)
     if not image.mode.startswith("I"):
         raise InputError(
             f"{path} must be a 16-bit grey image of millimetres (or .npy, .npz), "
             f"but its pixels are of mode {image.mode}."
         )
-    return np.asarray(image).astype(np.float32) * _MILLIMETRES
+    return np.asarray(image).astype(np.float32) * np.float32(unit)

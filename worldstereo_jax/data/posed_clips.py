@@ -1,32 +1,31 @@
 """Folders of posed video to train on: one sub-folder per clip.
 
-A clip's folder holds video.mp4 or images/ (one picture per frame, in the order of their names),
-cameras.json as `worldstereo generate` writes it (camera.json is found too), and perhaps
-prompt.json ("long caption" or "prompt") and depth: depth.npz with one array [f, h, w], or depth/
-with one file per frame (see `depth_io`). Frames may have any size; they are resized without crop,
-and the intrinsics follow.
+A clip's folder holds cameras and frames in any layout of `clip_layouts` (this project's own, what
+`worldstereo generate` writes; COLMAP; nerfstudio; RealEstate10K; TUM RGB-D), and perhaps
+prompt.json ("long caption" or "prompt") and depth. Frames may have any size; they are resized
+without crop, and the intrinsics follow.
 """
 
 import dataclasses
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from worldstereo_jax.array_types import Float, Int, ndarray
-from worldstereo_jax.data.depth_io import read_depth
-from worldstereo_jax.data.images import read_image, resize_image
+from worldstereo_jax.data.clip_layouts import camera_files, read_layout
+from worldstereo_jax.data.depth_io import resize_depth
+from worldstereo_jax.data.frame_sources import Source
+from worldstereo_jax.data.images import resize_image
 from worldstereo_jax.data.scene_folders import read_caption
-from worldstereo_jax.data.video_io import read_video_frames
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.geometry.camera_io import evenly_spaced, read_camera_json
+from worldstereo_jax.geometry.camera_formats import FORMATS, inverse
+from worldstereo_jax.geometry.camera_io import evenly_spaced
 from worldstereo_jax.geometry.cameras import resize_intrinsics
+from worldstereo_jax.geometry.trajectories import unknown_name
 
-_CAMERAS = ("cameras.json", "camera.json")
-_VIDEO, _IMAGES, _PROMPT = "video.mp4", "images", "prompt.json"
-_DEPTH_FILE, _DEPTH_FOLDER = "depth.npz", "depth"
+_PROMPT = "prompt.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +34,15 @@ class PosedClip:
 
     Attributes:
         folder: where it lies.
-        w2c: world-to-camera matrices [f, 4, 4].
+        w2c: world-to-camera matrices [f, 4, 4]; the first camera's frame is the world's, unless
+            the cameras are this project's own.
         intrinsics: [f, 3, 3], in pixels of `size`.
         size: (height, width) that the intrinsics belong to; None for that of the frames.
         prompt: the caption, empty where there is none.
+        pictures: the frames.
+        maps: their depth, None where the folder has none.
+        points: of the surfaces [n, 3], in the world and unit of the cameras, where a COLMAP model
+            has some.
     """
 
     folder: Path
@@ -46,6 +50,9 @@ class PosedClip:
     intrinsics: Float[ndarray, "f 3 3"]
     size: tuple[int, int] | None
     prompt: str
+    pictures: Source
+    maps: Source | None
+    points: Float[ndarray, "n 3"] | None
 
     @property
     def name(self) -> str:
@@ -63,7 +70,7 @@ class PosedClip:
         Raises:
             InputError: for frames that are missing, unreadable, or not as many as the cameras.
         """
-        pictures = self._pictures(chosen)
+        pictures = self.pictures.read(chosen)
         sizes = {picture.shape[:2] for picture in pictures}
         if len(sizes) != 1:
             raise InputError(f"{self.folder}: its frames differ in size: {sorted(sizes)}.")
@@ -71,82 +78,91 @@ class PosedClip:
         intrinsics = np.asarray(resize_intrinsics(self.intrinsics[list(chosen)], own, size))
         return np.stack([resize_image(picture, size) for picture in pictures]), intrinsics
 
+    def lenses(self, chosen: Sequence[int], size: tuple[int, int]) -> Float[ndarray, "n 3 3"]:
+        """Intrinsics of some frames at `size`, without reading them all; see `frames`."""
+        own = self.size
+        if own is None:
+            height, width = self.pictures.read([0])[0].shape[:2]
+            own = height, width
+        return np.asarray(resize_intrinsics(self.intrinsics[list(chosen)], own, size))
+
     def depth(self, chosen: Sequence[int], size: tuple[int, int]) -> Float[ndarray, "n h w"] | None:
         """Depth of some frames at `size`, 0 where unknown; None where the folder has none.
-
-        Nearest pixels are taken: a mean over a depth edge would hang between the surfaces.
 
         Raises:
             InputError: for depth that is unreadable, or of another number of frames.
         """
-        maps = self._depth_maps(chosen)
-        return None if maps is None else np.stack([_nearest(depth, size) for depth in maps])
-
-    def _pictures(self, chosen: Sequence[int]) -> list[Float[ndarray, "h w 3"]]:
-        folder, video = self.folder / _IMAGES, self.folder / _VIDEO
-        if not folder.is_dir():
-            frames = read_video_frames(video, chosen, len(self))
-            return [
-                frame.astype(np.float32) / np.float32(127.5) - np.float32(1) for frame in frames
-            ]
-        files = _one_per_camera(folder, len(self))
-        return [read_image(files[index]) for index in chosen]
-
-    def _depth_maps(self, chosen: Sequence[int]) -> list[Float[ndarray, "h w"]] | None:
-        folder, file = self.folder / _DEPTH_FOLDER, self.folder / _DEPTH_FILE
-        if folder.is_dir():
-            files = _one_per_camera(folder, len(self))
-            return [read_depth(files[index]) for index in chosen]
-        if not file.is_file():
+        if self.maps is None:
             return None
-        depth = _read_depth_stack(file)
-        if depth.ndim != 3 or len(depth) != len(self):
-            raise InputError(
-                f"{file}: 'depth' has shape {' x '.join(map(str, depth.shape))}, expected one map "
-                f"for each of {len(self)} cameras."
-            )
-        known = np.where(np.isfinite(depth), depth, 0)[list(chosen)].astype(np.float32)
-        if (known < 0).any():
-            raise InputError(f"{file}: 'depth' is negative; it must be positive, or 0 if unknown.")
-        return list(known)
+        return np.stack([resize_depth(depth, size) for depth in self.maps.read(chosen)])
 
 
-def find_posed_clips(folder: str | os.PathLike[str], frames: int) -> list[PosedClip]:
+def find_posed_clips(
+    folder: str | os.PathLike[str], frames: int, *, camera_format: str | None = None
+) -> list[PosedClip]:
     """The clips of a folder by name; everything but frames and depth is read and checked.
 
     Args:
-        folder: holds one sub-folder per clip; those without a camera file are passed over.
+        folder: holds one sub-folder per clip; those without cameras are passed over.
         frames: fewest frames that a clip must have.
+        camera_format: which cameras are read, for folders that hold several kinds.
 
     Raises:
         InputError: for a folder without clips, and, naming file and field, for a clip without
-            frames, with a faulty camera file or caption, or with too few cameras.
+            frames, with faulty cameras or caption, with several kinds of cameras, or with too few.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; one with a sub-folder per clip was expected.")
-    found = [path for path in sorted(folder.iterdir()) if _camera_file(path) is not None]
+    if camera_format is not None and camera_format not in FORMATS:
+        raise InputError(unknown_name("camera format", camera_format, FORMATS))
+    found = [
+        (path, files)
+        for path in sorted(folder.iterdir())
+        if (files := camera_files(path)) and camera_format in (None, *files)
+    ]
     if not found:
-        raise InputError(f"{folder} has no sub-folder with a {_CAMERAS[0]}.")
-    return [read_posed_clip(path, frames) for path in found]
-
-
-def read_posed_clip(folder: Path, frames: int) -> PosedClip:
-    """One clip's folder; see `find_posed_clips`."""
-    cameras = _camera_file(folder)
-    if cameras is None:
-        raise InputError(f"{folder} has no {_CAMERAS[0]}.")
-    if not (folder / _VIDEO).is_file() and not (folder / _IMAGES).is_dir():
-        raise InputError(f"{folder} has neither {_VIDEO} nor {_IMAGES}/.")
-    w2c, intrinsics, size = read_camera_json(cameras)
-    if len(w2c) < frames:
         raise InputError(
-            f"{cameras}: 'extrinsic' holds {len(w2c)} cameras, but the model's clips have {frames} "
-            "frames."
+            f"{folder} has no sub-folder with {camera_format or 'known'} cameras (cameras.json, "
+            "sparse/0, transforms.json, a file of RealEstate10K, or groundtruth.txt and rgb.txt)."
         )
+    clips = []
+    for path, files in found:
+        if camera_format is None and len(files) > 1:
+            raise InputError(
+                f"{path} holds cameras of several formats ({', '.join(files)}); choose one."
+            )
+        clips.append(read_posed_clip(path, frames, camera_format or next(iter(files))))
+    return clips
+
+
+def read_posed_clip(folder: Path, frames: int, camera_format: str) -> PosedClip:
+    """One clip's folder; see `find_posed_clips`."""
+    layout = read_layout(folder, camera_format)
+    cameras = layout.cameras
+    if len(cameras) < frames:
+        raise InputError(
+            f"{folder}: its cameras ({camera_format}) are {len(cameras)}, but the model's clips "
+            f"have {frames} frames."
+        )
+    assert cameras.intrinsics is not None
+    w2c, points = cameras.w2c, cameras.points
+    if camera_format != "worldstereo":
+        # A recording's world may begin far away, where float32 is coarse.
+        start = w2c[0]
+        w2c = w2c @ inverse(start)
+        points = None if points is None else points @ start[:3, :3].T + start[:3, 3]
     prompt = folder / _PROMPT
-    text = read_caption(prompt) if prompt.exists() else ""
-    return PosedClip(folder, w2c, intrinsics, size, text)
+    return PosedClip(
+        folder=folder,
+        w2c=w2c.astype(np.float32),
+        intrinsics=cameras.intrinsics.astype(np.float32),
+        size=cameras.size,
+        prompt=read_caption(prompt) if prompt.exists() else "",
+        pictures=layout.pictures,
+        maps=layout.depth,
+        points=None if points is None else points.astype(np.float32),
+    )
 
 
 def split_clip(
@@ -169,34 +185,3 @@ def split_clip(
     clip = start + evenly_spaced(span, frames)
     others = np.concatenate([np.arange(start), np.arange(start + span, total)])
     return clip, others
-
-
-def _camera_file(folder: Path) -> Path | None:
-    return next((folder / name for name in _CAMERAS if (folder / name).is_file()), None)
-
-
-def _one_per_camera(folder: Path, count: int) -> list[Path]:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
-    if len(files) != count:
-        raise InputError(f"{folder} holds {len(files)} files, but {count} cameras belong to it.")
-    return files
-
-
-def _read_depth_stack(file: Path) -> ndarray:
-    try:
-        with np.load(file) as content:
-            name = "depth" if "depth" in content.files else content.files[0]
-            depth = content[name]
-    except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} cannot be read as a numpy archive with 'depth'.") from error
-    if depth.dtype.kind not in "iuf":
-        raise InputError(f"{file}: 'depth' must hold numbers, not values of type {depth.dtype}.")
-    return depth
-
-
-def _nearest(depth: Float[ndarray, "h w"], size: tuple[int, int]) -> Float[ndarray, "h2 w2"]:
-    row, column = (
-        ((np.arange(new) + 0.5) * old / new).astype(int)
-        for new, old in zip(size, depth.shape, strict=True)
-    )
-    return depth[np.ix_(row, column)]

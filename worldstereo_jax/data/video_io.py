@@ -19,6 +19,7 @@ from worldstereo_jax.files import atomic_write
 
 FRAMES_PER_SECOND = 16
 _QUALITY = "10"
+_LEAST_STEP = 1 / 120  # s
 # The macroblock tree of x264 reads memory it has not written: its bytes change from call to call.
 _REPEATABLE = {"x264-params": "mbtree=0"}
 
@@ -74,6 +75,37 @@ def read_video_frames(
     return [found[index] for index in chosen]
 
 
+def read_video_times(
+    path: str | os.PathLike[str], times: Sequence[float]
+) -> list[UInt8[ndarray, "h w 3"]]:
+    """The frames of a video that are nearest to some times, in the order asked for, 0..255.
+
+    No more frames than those are kept in memory, and none is decoded beyond the last of them.
+
+    Args:
+        path: the video.
+        times: seconds from its first frame.
+
+    Raises:
+        InputError: for a video that ends before one of the times, or whose nearest frame is more
+            than a frame away.
+    """
+    best: dict[float, tuple[float, UInt8[ndarray, "h w 3"]]] = {}
+    latest, step, shown = max(times), 0.0, -1.0
+    for at, frame in _decode_timed(path):
+        step, shown = at - shown if shown >= 0 else 0.0, at
+        for time in set(times):
+            miss = abs(at - time)
+            if time not in best or miss < best[time][0]:
+                best[time] = (miss, frame)
+        if at > latest:
+            break
+    for time in times:
+        if best[time][0] > max(step, _LEAST_STEP):
+            raise InputError(f"{path} shows no frame at {time:g} s.")
+    return [best[time][1] for time in times]
+
+
 def read_mask_video(path: str | os.PathLike[str]) -> Float[ndarray, "f h w 1"]:
     """All masks of a video, [f, h, w, 1], binarised: 1 where the mean of RGB is above one half."""
     return np.stack(
@@ -114,7 +146,14 @@ def _write(
 
 
 def _decode(path: str | os.PathLike[str]) -> Iterator[UInt8[ndarray, "h w 3"]]:
-    path = Path(path)
+    return (frame for _, frame in _decode_timed(path))
+
+
+def _decode_timed(
+    path: str | os.PathLike[str],
+) -> Iterator[tuple[float, UInt8[ndarray, "h w 3"]]]:
+    """Frames with their times, in seconds from the first."""
+    path, start = Path(path), None
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file.")
     count = 0
@@ -124,7 +163,9 @@ def _decode(path: str | os.PathLike[str]) -> Iterator[UInt8[ndarray, "h w 3"]]:
                 raise InputError(f"{path} holds no video.")
             for frame in container.decode(video=0):
                 count += 1
-                yield frame.to_ndarray(format="rgb24")
+                at = 0.0 if frame.time is None else float(frame.time)
+                start = at if start is None else start
+                yield at - start, frame.to_ndarray(format="rgb24")
     except FFmpegError as error:
         raise InputError(f"{path} cannot be read as a video: {error.strerror}.") from error
     if count == 0:

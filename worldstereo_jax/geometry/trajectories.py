@@ -23,7 +23,8 @@ from worldstereo_jax.geometry.rotations import (
 _ORBIT_DEGREES = 20.0
 _PAN_DEGREES = 25.0
 _ARC_DEGREES = 16.0
-_DOLLY = 0.35
+DOLLY = 0.35
+"""How far the path "dolly" goes at amplitude 1, as a share of the pivot's depth."""
 _SPIRAL_RADIUS = 0.22
 _LOOP_RADII = (0.25, 0.12)
 
@@ -51,7 +52,7 @@ def _orbit(t: ndarray, amplitude: float) -> tuple[ndarray, ndarray]:
 
 def _dolly(t: ndarray, amplitude: float) -> tuple[ndarray, ndarray]:
     """Straight ahead; backwards when the amplitude is negative."""
-    eye = np.stack([0 * t, 0 * t, _DOLLY * amplitude * t], -1)
+    eye = np.stack([0 * t, 0 * t, DOLLY * amplitude * t], -1)
     return eye, eye + np.array([0.0, 0.0, 1.0])
 
 
@@ -66,7 +67,7 @@ def _spiral(t: ndarray, amplitude: float) -> tuple[ndarray, ndarray]:
     """One turn of growing radius while moving ahead, looking at the pivot."""
     radius = _SPIRAL_RADIUS * amplitude * t
     turn = 2 * np.pi * t
-    ahead = 0.5 * _DOLLY * min(abs(amplitude), 1.5) * t
+    ahead = 0.5 * DOLLY * min(abs(amplitude), 1.5) * t
     eye = np.stack([radius * np.sin(turn), -radius * np.cos(turn), ahead], -1)
     return eye, np.broadcast_to(np.array([0.0, 0.0, 1.0]), eye.shape)
 
