@@ -107,6 +107,40 @@ def cameras_of(job: Job, memory: WorldMemory, frames: int) -> Cameras:
     return _cameras(w2c, np.broadcast_to(stereo.intrinsics[0], (frames, 3, 3)))
 
 
+def path_through_memory(
+    memory: WorldMemory, camera: str, amplitude: float | None, frames: int
+) -> Cameras:
+    """The path that --camera asks for, through the world of a memory alone, for its image size.
+
+    As `plan_jobs` and `cameras_of` lay it when a clip goes on from the memory. A file that names no
+    image size is taken to begin with the memory's first view's field of view, as the file of the
+    scene does that the memory was begun from.
+
+    Args:
+        memory: at least one view must be stored.
+        camera: file or preset.
+        amplitude: how far a preset goes, None for 1.
+        frames: cameras of the path.
+
+    Raises:
+        InputError: naming the argument or file at fault.
+    """
+    path = _preset_or_file(camera, amplitude, frames)
+    if isinstance(path, PresetPath):
+        return cameras_of(Job("", "", path), memory, frames)
+    w2c, intrinsics, size = read_camera_json(path)
+    stereo = memory.stereo
+    if size is None:
+        first = np.asarray(stereo.intrinsics[0])
+        scale = np.array([first[0, 0], first[1, 1], 1.0], np.float32)
+        scale[:2] /= intrinsics[0, [0, 1], [0, 1]]
+        scaled = intrinsics * scale[:, None]
+    else:
+        height, width = stereo.images.shape[1:3]
+        scaled = np.asarray(resize_intrinsics(intrinsics, size, (height, width)))
+    return spread(w2c, scaled, frames)
+
+
 def spread(
     w2c: Float[ndarray, "k 4 4"], intrinsics: Float[ndarray, "k 3 3"], frames: int
 ) -> Cameras:
@@ -146,9 +180,18 @@ def _read_path(
     The cameras of a file stand in the scene's world; their intrinsics belong to images of the size
     that the file names, or else of the scene's own size.
     """
+    path = _preset_or_file(camera, amplitude, frames)
+    if isinstance(path, PresetPath):
+        return path
+    w2c, intrinsics, file_size = read_camera_json(path)
+    scaled = resize_intrinsics(intrinsics, file_size or own_size, image_size(scene))
+    return spread(w2c, np.asarray(scaled), frames)
+
+
+def _preset_or_file(camera: str, amplitude: float | None, frames: int) -> PresetPath | Path:
+    """What --camera names, with --amplitude; a preset is checked before anything expensive."""
     if camera in path_names():
         path = PresetPath(camera, 1.0 if amplitude is None else amplitude)
-        # Made once for its checks, before anything expensive.
         make_path(path.name, frames, amplitude=path.amplitude)
         return path
     file = Path(camera)
@@ -156,9 +199,7 @@ def _read_path(
         raise InputError(unknown_name("camera path", camera, path_names()))
     if amplitude is not None:
         raise InputError("--amplitude is for the PRESET paths of --camera, not for a file")
-    w2c, intrinsics, file_size = read_camera_json(file)
-    scaled = resize_intrinsics(intrinsics, file_size or own_size, image_size(scene))
-    return spread(w2c, np.asarray(scaled), frames)
+    return file
 
 
 def _label(trajectory: Trajectory) -> str:

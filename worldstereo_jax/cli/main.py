@@ -24,6 +24,7 @@ COMMANDS = {
     ),
     "generate": ("worldstereo_jax.cli.generate", "a clip from an image or scene and a camera path"),
     "memory": ("worldstereo_jax.cli.memory", "look into the memory that a run wrote, or edit it"),
+    "view": ("worldstereo_jax.cli.view", "walk through a memory in the browser, and build paths"),
     "convert": ("worldstereo_jax.cli.convert", "official weights to orbax, and back"),
     "verify": ("worldstereo_jax.cli.verify", "compare with recorded outputs of the official code"),
 }

@@ -20,7 +20,7 @@ from worldstereo_jax.memory.entry_codec import QuantisedEntries, restore_entries
 from worldstereo_jax.memory.entry_folder import entries_from_fields
 from worldstereo_jax.memory.entry_frame import make_entry_frame
 from worldstereo_jax.memory.entry_update import update_entries
-from worldstereo_jax.memory.folder import load_memory, load_optional_fields
+from worldstereo_jax.memory.folder import is_memory, load_memory, load_optional_fields
 from worldstereo_jax.memory.global_geometric import init_global_memory
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory, init_spatial_memory
 from worldstereo_jax.sampling.world import (
@@ -65,6 +65,12 @@ def read_memory(folder: Path, model: str, scene: AnyScene) -> WorldMemory:
             "view no more"
         )
     return memory
+
+
+def memory_folder(folder: Path) -> Path:
+    """The memory of a folder: itself, or the memory/ of a run's results."""
+    inside = folder / "memory"
+    return inside if not is_memory(folder) and is_memory(inside) else folder
 
 
 def read_any_memory(folder: Path, model: str) -> WorldMemory:
