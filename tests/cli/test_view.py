@@ -117,6 +117,10 @@ def browser(viser, shown):
         yield browser
 
 
+def towards(eye, target) -> np.ndarray:
+    return np.asarray(look_at(np.array(eye, np.float32), np.array(target, np.float32)))
+
+
 def press(button) -> None:
     button.value = True
 
@@ -146,8 +150,9 @@ def test_mistakes_are_one_sentence(results, tmp_path, refused):
     empty = ww.wall().replace(stereo=init_spatial_memory(1, ww.HEIGHT, ww.WIDTH))
     save_world(tmp_path / "memory", empty, "tiny")
     assert "holds no views" in refused("view", tmp_path / "memory")
-    (tmp_path / RUN_FILE).write_text("[]")
-    assert "no record of a run" in refused("view", tmp_path / "memory")
+    save_world(tmp_path / "run/memory", ww.wall(), "tiny")
+    (tmp_path / "run" / RUN_FILE).write_text("[]")
+    assert "no record of a run" in refused("view", tmp_path / "run")
 
 
 @pytest.mark.usefixtures("viser")
@@ -203,7 +208,7 @@ def test_the_memories_are_in_the_scene_and_controls_change_them(shown):
 
 def test_a_click_on_a_view_leads_there_and_back(shown, browser):
     _, scene, _ = shown
-    browser.look(look_at([-1.0, -0.5, -1.0], [0.0, 0, 2.0]))
+    browser.look(towards([-1.0, -0.5, -1.0], [0.0, 0, 2.0]))
     browser.click("/views/1")
     until(lambda: not scene.frusta[1].visible)
     until(lambda: np.allclose(browser.w2c(), ww.ahead(ww.EYES[1])[0], atol=1e-5))
@@ -219,7 +224,7 @@ def test_keys_are_added_where_browsers_stand_and_taken_away(shown, browser):
     _, _, builder = shown
     press(builder.delete)
     assert "no keys yet" in builder.said.content
-    places = [ww.ahead((0.302, 0, 0.001))[0], np.asarray(look_at([0.5, -0.3, 0.4], [0.2, 0, 2.0]))]
+    places = [ww.ahead((0.302, 0, 0.001))[0], towards([0.5, -0.3, 0.4], [0.2, 0, 2.0])]
     for w2c in places:
         browser.look(w2c)
         press(builder.add)

@@ -6,8 +6,13 @@ import pytest
 
 from tests.evaluation import wall_world as ww
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.evaluation import path_preview
-from worldstereo_jax.evaluation.path_preview import frame_figures, preview_path
+from worldstereo_jax.evaluation.path_preview import (
+    frame_figures,
+    preview_path,
+    preview_stride,
+    previewed_views,
+)
+from worldstereo_jax.geometry.points import depth_to_points
 from worldstereo_jax.memory.spatial_stereo import init_spatial_memory
 from worldstereo_jax.sampling.world import Cameras
 
@@ -65,24 +70,26 @@ def test_nothing_is_known_of_what_was_never_seen(preview):
 
 def test_from_behind_a_surface_it_is_said_so(preview):
     frame = frame_figures(preview)[3]
-    assert frame.behind == 1
+    assert (frame.behind, frame.known) == (1, 1)
+    # The stored views show its other side.
+    assert frame.views == 0
     assert frame.nearest == pytest.approx(1, rel=1e-3)
-    assert frame.through  # from (0, -3, 0) the way meets the wall at y = -1 ...
 
 
-def test_a_large_memory_is_previewed_at_a_fraction_of_its_size_with_the_same_shares(monkeypatch):
-    path = along(*ww.ahead((0.9, 0, 0)))
-    whole = frame_figures(preview_path(ww.wall(), path))[0]
-    monkeypatch.setattr(path_preview, "MOST_PIXELS", ww.HEIGHT * ww.WIDTH // 4)
-    told = []
-    found = preview_path(ww.wall(), path, on_frame=told.append)
-    assert told == [0]
-    assert found.points.shape == (1, 16, 24, 3)
-    half = frame_figures(found)[0]
-    for name in ("points", "entries", "views", "known"):
-        assert getattr(half, name) == pytest.approx(getattr(whole, name), abs=0.05)
-    assert half.angle == pytest.approx(whole.angle, abs=0.5)
-    assert half.distance == pytest.approx(whole.distance, abs=1e-5)
+def test_large_memories_are_previewed_at_a_fraction_of_their_size():
+    assert [preview_stride(*size) for size in ((96, 160), (480, 832), (100, 1000))] == [1, 4, 2]
+    stereo = ww.wall().stereo
+    tilted = jnp.asarray(np.fromfunction(lambda y, x: 2 + x / 50 + y / 80, (32, 48)), jnp.float32)
+    stereo = stereo.replace(depth=stereo.depth.at[:2].set(tilted))
+    halves = previewed_views(stereo, 2)
+    assert halves.depth.shape == (2, 16, 24)
+    assert halves.valid.all()
+    # The pixels taken show the points that they showed before.
+    whole, half = (
+        np.asarray(depth_to_points(views.depth[1], views.w2c[1], views.intrinsics[1]))
+        for views in (stereo, halves)
+    )
+    np.testing.assert_allclose(half, whole[1::2, 1::2], atol=1e-5)
 
 
 def test_a_memory_without_views_is_refused():

@@ -61,6 +61,11 @@ def test_the_summary_names_the_worst_frame_and_the_surface(preview):
     said = preview_summary(frame_figures(calm))
     assert "through no stored surface" in said
     assert "aside" not in said
+    assert "backs" not in said
+    backs = preview._replace(
+        behind=np.broadcast_to(np.arange(FRAMES)[:, None, None] == 4, (8, H, W))
+    )
+    assert "100 % of frame 4 are backs" in preview_summary(frame_figures(backs))
     assert "-" in preview_table(frame_figures(calm))
 
 

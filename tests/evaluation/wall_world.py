@@ -8,15 +8,12 @@ import functools
 import tempfile
 from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from worldstereo_jax.cli.memory_input import read_any_memory
 from worldstereo_jax.cli.outputs import save_world
-from worldstereo_jax.memory.entries import EntryConfig, init_entries
-from worldstereo_jax.memory.global_geometric import init_global_memory, insert_points
-from worldstereo_jax.memory.spatial_stereo import init_spatial_memory, insert_keyframes
-from worldstereo_jax.sampling.world import WorldMemory
+from worldstereo_jax.sampling.world import RolloutConfig, WorldMemory, empty_memory
 
 HEIGHT, WIDTH = 32, 48
 K = np.array([[40.0, 0, 24], [0, 40.0, 16], [0, 0, 1]], np.float32)
@@ -39,46 +36,58 @@ def back(eye) -> np.ndarray:
 
 def colour(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Of the wall, in [-1, 1]."""
-    return 0.6 * np.stack([np.sin(5 * x), np.cos(4 * y), np.sin(3 * (x + y))], -1)
+    waves = [np.sin(5 * x), np.cos(4 * y), np.sin(3 * (x + y))]
+    return (0.6 * np.stack(waves, -1)).astype(np.float32)
 
 
 def make_wall() -> WorldMemory:
-    """Both memories of the wall; the views' pictures are those of the wall, too."""
-    x, y = (
-        a.ravel() for a in np.meshgrid(np.arange(54) * 0.05 - 1.175, np.arange(32) * 0.05 - 0.775)
-    )
-    place = jnp.asarray(np.stack([x, y, np.full_like(x, 2.0)], -1), jnp.float32)
-    colours = jnp.asarray(colour(x, y), jnp.float32)
+    """Both memories of the wall; the views' pictures are those of the wall, too.
+
+    Made by numpy, since every little program of jax's would have to be compiled.
+    """
+    columns, rows = np.arange(54) * 0.05 - 1.175, np.arange(32) * 0.05 - 0.775
+    x, y = (a.ravel().astype(np.float32) for a in np.meshgrid(columns, rows))
     count = len(x)
-    bank = init_entries(EntryConfig(count))
+    place = np.stack([x, y, np.full_like(x, 2.0)], -1)
+    towards = np.tile(np.array([0.0, 0.0, -1.0], np.float32), (count, 1))
+    colours = colour(x, y)
     both = (x > -0.9) & (x < 1.2)
-    views = np.where(both, 3, np.where(x < 0, 1, 2)).astype(np.uint32)
-    bank = bank.replace(
+    config = RolloutConfig(
+        height=HEIGHT, width=WIDTH, bank_capacity=3, point_capacity=2048, entry_capacity=count
+    )
+    shapes = jax.eval_shape(lambda: empty_memory(config))
+    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    views = empty.entries.views
+    views[:, 0] = np.where(both, 3, np.where(x < 0, 1, 2))
+    entries = empty.entries.replace(
         position=place,
         anchor=place,
-        normal=jnp.tile(jnp.array([[0.0, 0.0, -1.0]]), (count, 1)),
-        direction=jnp.tile(jnp.array([[0.0, 0.0, -1.0]]), (count, 1)),
-        footprint=jnp.full(count, 0.05),
-        distance=jnp.full(count, 2.0),
-        spacing=jnp.ones(count),
-        confidence=jnp.full(count, 0.9),
-        observations=jnp.ones(count, jnp.int32),
-        views=bank.views.at[:, 0].set(views),
-        features=tuple(jnp.tile(colours, (1, 9)) for _ in bank.features),
-        valid=jnp.ones(count, bool),
-        count=jnp.asarray(count, jnp.int32),
+        normal=towards,
+        direction=towards,
+        footprint=np.full(count, 0.05, np.float32),
+        distance=np.full(count, 2.0, np.float32),
+        spacing=np.ones(count, np.float32),
+        confidence=np.full(count, 0.9, np.float32),
+        observations=np.ones(count, np.int32),
+        views=views,
+        features=tuple(np.tile(colours, (1, 9)) for _ in empty.entries.features),
+        valid=np.ones(count, bool),
+        count=np.int32(count),
     )
     u, v = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
-    pictures = [colour(2 * (u - 24) / 40 + eye[0], 2 * (v - 16) / 40) for eye in EYES]
-    stereo = insert_keyframes(
-        init_spatial_memory(3, HEIGHT, WIDTH),
-        jnp.asarray(np.stack(pictures), jnp.float32),
-        jnp.full((2, HEIGHT, WIDTH), 2.0),
-        jnp.asarray(ahead(*EYES)),
-        jnp.asarray(np.stack([K, K])),
+    stereo = empty.stereo
+    for i, eye in enumerate(EYES):
+        stereo.images[i] = colour(2 * (u - 24) / 40 + eye[0], 2 * (v - 16) / 40)
+    stereo.depth[:2], stereo.confidence[:2], stereo.valid[:2] = 2.0, 1.0, True
+    stereo.w2c[:2], stereo.intrinsics[:2] = ahead(*EYES), K
+    stereo.w2c[2], stereo.intrinsics[2] = np.eye(4), np.eye(3)
+    points = empty.points
+    points.positions[:count], points.colors[:count], points.valid[:count] = place, colours, True
+    return WorldMemory(
+        points=points.replace(count=np.int32(count)),
+        stereo=stereo.replace(count=np.int32(2)),
+        entries=entries,
     )
-    points = insert_points(init_global_memory(2048), place, colours, jnp.ones(count, bool))
-    return WorldMemory(points=points, stereo=stereo, entries=bank)
 
 
 @functools.cache

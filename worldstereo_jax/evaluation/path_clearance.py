@@ -3,9 +3,10 @@
 import itertools
 import typing
 
+import jax
 import numpy as np
 
-from worldstereo_jax.array_types import Bool, Float, ndarray
+from worldstereo_jax.array_types import Array, Bool, Float, ndarray
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_cloud import CERTAIN, GIVEN
 from worldstereo_jax.memory.entry_field import entry_axes, entry_cosine
@@ -34,7 +35,7 @@ def path_clearance(bank: EntryBank, centres: Float[ndarray, "f 3"]) -> PathClear
     """
     least = np.where(np.asarray(bank.source) == 0, GIVEN, CERTAIN)
     slot = np.flatnonzero(np.asarray(bank.valid) & (np.asarray(bank.confidence) >= least))
-    fields = (bank.position, entry_axes(bank), entry_cosine(bank), bank.footprint * bank.spacing)
+    fields = (bank.position, *_pieces(bank))
     position, axes, cosine, width = (np.asarray(field, np.float64)[slot] for field in fields)
     reach = np.stack([width / cosine, width], axis=-1)
     away = [np.asarray(centre, np.float64) - position for centre in centres]
@@ -48,3 +49,9 @@ def path_clearance(bank: EntryBank, centres: Float[ndarray, "f 3"]) -> PathClear
         beside = np.abs((meets[:, None] * axes[crosses, :2]).sum(-1))
         through.append(bool((beside <= reach[crosses]).all(-1).any()))
     return PathClearance(np.array(nearest, np.float32), np.array(through[: len(centres)], bool))
+
+
+@jax.jit
+def _pieces(bank: EntryBank) -> tuple[Array, Array, Array]:
+    """Every entry's axes, cosine of the angle of view, and width across the slant."""
+    return entry_axes(bank), entry_cosine(bank), bank.footprint * bank.spacing

@@ -47,7 +47,8 @@ class PathPreview(typing.NamedTuple):
 
     points [f, h, w, 3], points_seen [f, h, w]: the global memory, 0 where it shows nothing.
     entries [f, h, w, 3], entries_seen [f, h, w]: the surface entries, likewise. behind [f, h, w]:
-    the entry there is seen from its back. views_seen [f, h, w]: a stored view shows the surface.
+    the entry there is seen from its back. views_seen [f, h, w]: a stored view shows this side of
+    the surface.
     angle [f, h, w]: radians at that surface between the rays to the camera and to the nearest such
     view; infinite where there is none. distance [f, h, w]: between those cameras, world units,
     likewise. view [f]: the stored view that shows most of the frame, -1 where none shows any.
@@ -105,9 +106,9 @@ def preview_path(
         InputError: when no view is stored.
     """
     height, width = memory.stereo.images.shape[1:3]
-    stride = _stride(height, width)
+    stride = preview_stride(height, width)
     size = height // stride, width // stride
-    views = _held_views(memory.stereo, stride)
+    views = previewed_views(memory.stereo, stride)
     intrinsics = resize_intrinsics(cameras.intrinsics, (height, width), size)
     # As both kinds of rollouts draw them: the official radius, or a pixel where that is less.
     official = OFFICIAL_RADIUS_NDC * min(height, width) / 2
@@ -148,15 +149,23 @@ def frame_figures(preview: PathPreview) -> list[FrameFigures]:
     return found
 
 
-def _stride(height: int, width: int) -> int:
+def preview_stride(height: int, width: int) -> int:
+    """How many pixels of a memory's views, along each axis, become one of the preview.
+
+    A power of two that divides both sides, the least that leaves `MOST_PIXELS`.
+    """
     stride = 1
     while height * width > MOST_PIXELS * stride**2 and not (height | width) & (2 * stride - 1):
         stride *= 2
     return stride
 
 
-def _held_views(stereo: SpatialStereoMemory, stride: int) -> SpatialStereoMemory:
-    """The stored views without empty slots, of every `stride`-th pixel along both axes."""
+def previewed_views(stereo: SpatialStereoMemory, stride: int) -> SpatialStereoMemory:
+    """The stored views without empty slots, of every `stride`-th pixel along both axes.
+
+    Raises:
+        InputError: when there are none.
+    """
     held = np.flatnonzero(np.asarray(stereo.valid))
     if len(held) == 0:
         raise InputError("the memory holds no views, so nothing can be told of a path")
@@ -218,7 +227,9 @@ def _preview_frame(
         values=jnp.concatenate([colours, back.astype(jnp.float32)], -1),
     )
     is_entry = drawn.mask < 0.5
-    depth = jnp.where(is_entry, drawn.depth, render.depth)
+    behind = is_entry & (drawn.features[..., 3] > 0.5)
+    # Of a surface seen from its back the views show the other side.
+    depth = jnp.where(behind, 0.0, jnp.where(is_entry, drawn.depth, render.depth))
     shown = nearest_view(
         depth[None], w2c[None], intrinsics[None], views.depth, views.w2c, views.intrinsics
     )
@@ -228,7 +239,7 @@ def _preview_frame(
         render.mask < 0.5,
         drawn.features[..., :3],
         is_entry,
-        is_entry & (drawn.features[..., 3] > 0.5),
+        behind,
         shown.seen[0],
         shown.angle[0],
         shown.distance[0],

@@ -18,6 +18,7 @@ from worldstereo_jax.evaluation.sheet_layout import PAPER, Row, Section, evenly_
 WIDEST_DEGREES = 60.0
 """Angle to the nearest stored view that is drawn brightest."""
 _ANGLES = "viridis"
+_BEHIND = 0.02  # share of a frame that shows backs of surfaces, from which on it is said
 _DOTS_PER_INCH = 100
 _CURVES = {
     "known": ("either memory", "#222226"),
@@ -48,7 +49,7 @@ def preview_table(figures: Sequence[FrameFigures]) -> str:
 
 
 def preview_summary(figures: Sequence[FrameFigures]) -> str:
-    """Two or three sentences: how much is known, how far the views are, what is in the way."""
+    """A few sentences: how much is known, how far the views are, what is in the way."""
     known = np.array([frame.known for frame in figures])
     least = int(known.argmin())
     said = [
@@ -61,6 +62,10 @@ def preview_summary(figures: Sequence[FrameFigures]) -> str:
         said.append(
             f"Stored views look at it from up to {angles[widest]:.0f}° aside (frame {widest})."
         )
+    behind = np.array([frame.behind for frame in figures])
+    if behind.max() > _BEHIND:
+        most = int(behind.argmax())
+        said.append(f"{100 * behind[most]:.0f} % of frame {most} are backs of surfaces.")
     through = [number for number, frame in enumerate(figures) if frame.through]
     if through:
         said.append(

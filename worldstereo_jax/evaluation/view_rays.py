@@ -2,11 +2,12 @@
 
 import typing
 
+import jax
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from worldstereo_jax.array_types import Bool, Float, UInt8, ndarray
+from worldstereo_jax.array_types import Array, Bool, Float, UInt8, ndarray
 from worldstereo_jax.data.images import to_uint8
 from worldstereo_jax.geometry.cameras import camera_centers
 from worldstereo_jax.geometry.points import depth_to_points
@@ -36,26 +37,34 @@ def correspondence_rays(stereo: SpatialStereoMemory, a: int, b: int, *, most: in
         a, b: slots of two stored views.
         most: matches shown, evenly chosen.
     """
-    views = [(stereo.depth[i], stereo.w2c[i], stereo.intrinsics[i]) for i in (a, b)]
-    pixels, valid = (np.asarray(x) for x in dense_correspondence(*views[0], *views[1]))
+    views = jax.tree.map(np.asarray, (stereo.depth, stereo.w2c, stereo.intrinsics))
+    one, other = (tuple(field[i] for field in views) for i in (a, b))
+    pixels, valid, points, points_b = (np.asarray(x) for x in _match(one, other))
     rows, columns = _spread_matches(valid, most)
     there = np.floor(pixels[rows, columns]).astype(int)
-    ends_a = np.asarray(depth_to_points(*views[0]))[rows, columns]
-    ends_b = np.asarray(depth_to_points(*views[1]))[there[:, 1], there[:, 0]]
-    starts = [np.broadcast_to(np.asarray(camera_centers(view[1])), ends_a.shape) for view in views]
+    ends_a, ends_b = points[rows, columns], points_b[there[:, 1], there[:, 0]]
+    starts = [
+        np.broadcast_to(np.asarray(camera_centers(view[1])), ends_a.shape) for view in (one, other)
+    ]
     segments = np.concatenate(
         [np.stack([start, end], 1) for start, end in zip(starts, (ends_a, ends_b), strict=True)]
     )
     hue = matplotlib.colormaps["hsv"](np.linspace(0, 0.9, max(len(rows), 1)), bytes=True)[:, :3]
     hue = hue[: len(rows)]
     colors = np.broadcast_to(np.concatenate([hue, hue])[:, None], segments.shape).astype(np.uint8)
-    known = int((np.asarray(views[0][0]) > 0).sum())
+    known = int((one[0] > 0).sum())
     pair = np.concatenate([to_uint8(stereo.images[i]) for i in (a, b)], axis=1)
     matches = (
         np.concatenate([columns[:, None] + 0.5, rows[:, None] + 0.5], 1),
         pixels[rows, columns],
     )
     return Rays(segments, colors, valid.sum() / max(known, 1), _draw_matches(pair, *matches, hue))
+
+
+@jax.jit
+def _match(one: tuple[Array, ...], other: tuple[Array, ...]) -> tuple[Array, ...]:
+    """`dense_correspondence` of two views, and the surface points of both."""
+    return (*dense_correspondence(*one, *other), depth_to_points(*one), depth_to_points(*other))
 
 
 def _spread_matches(valid: Bool[ndarray, "h w"], most: int) -> tuple[ndarray, ndarray]:
