@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from worldstereo_jax.evaluation.contact_sheet import COVERED, HOLE
+from worldstereo_jax.evaluation.contact_sheet import COVERED
 from worldstereo_jax.evaluation.path_clearance import PathClearance
 from worldstereo_jax.evaluation.path_preview import PathPreview, frame_figures
 from worldstereo_jax.evaluation.preview_sheet import (
+    UNKNOWN,
     angle_pictures,
     known_pictures,
     preview_sheet,
@@ -32,7 +33,7 @@ def preview():
         views_seen=seen[2],
         angle=angle.astype(np.float32),
         distance=np.where(seen[2], 0.5, np.inf).astype(np.float32),
-        view=np.array([0, 0, 1, 1, 1, 1, 1, -1]),
+        view=np.where(seen[2], (frame > 1) & (column > 0), -1).astype(np.int32),
         clearance=PathClearance(
             np.linspace(2, 0.5, FRAMES).astype(np.float32), np.arange(FRAMES) == 5
         ),
@@ -43,7 +44,8 @@ def test_the_table_has_a_line_for_each_frame(preview):
     table = preview_table(frame_figures(preview)).splitlines()
     assert len(table) == FRAMES + 2
     assert "70.0 %" in table[2 + 3]
-    assert "15.0°" in table[2 + 3]
+    assert "15.0°      0.500      1" in table[2 + 3]
+    assert "5.0°      0.500      0" in table[2 + 1]
     assert [line.endswith("through a surface") for line in table[2:]] == [
         i == 5 for i in range(FRAMES)
     ]
@@ -71,11 +73,11 @@ def test_the_summary_names_the_worst_frame_and_the_surface(preview):
 
 def test_holes_are_shown_and_entries_stand_before_points(preview):
     drawn = known_pictures(preview)[3]
-    assert (drawn[:, 7:] == HOLE).all()
+    assert (drawn[:, 7:] == UNKNOWN).all()
     assert (drawn[:, 6] == 0).all()  # a point, where there is no entry
     assert (drawn[:, :6] == 255).all()
     angle = angle_pictures(preview)[3]
-    assert (angle[:, 7:] == HOLE).all()
+    assert (angle[:, 7:] == UNKNOWN).all()
     assert (angle[:, 5:7] == COVERED).all()
     steeper = angle_pictures(preview)[6]
     assert steeper[0, 0].sum() > angle[0, 0].sum()
@@ -86,7 +88,7 @@ def test_the_sheet_shows_frames_above_curves(preview):
     sheet = preview_sheet(preview, figures, title="a path")
     few = preview_sheet(preview, figures, columns=2, title="a path")
     assert few.shape[1] < sheet.shape[1]
-    assert (sheet == HOLE).all(-1).any()
+    assert (sheet == UNKNOWN).all(-1).any()
     # The curves' colours stand in the lower part only.
     line = (np.abs(sheet.astype(int) - (0x3B, 0x7D, 0xD8)) < 3).all(-1)
     assert line.any()

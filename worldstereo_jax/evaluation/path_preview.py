@@ -29,7 +29,6 @@ from worldstereo_jax.geometry.splat import (
     render_points,
     solid_image,
 )
-from worldstereo_jax.memory.coverage import view_coverage
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_appearance import appearance_change
 from worldstereo_jax.memory.entry_points import entry_colors
@@ -51,7 +50,7 @@ class PathPreview(typing.NamedTuple):
     the surface.
     angle [f, h, w]: radians at that surface between the rays to the camera and to the nearest such
     view; infinite where there is none. distance [f, h, w]: between those cameras, world units,
-    likewise. view [f]: the stored view that shows most of the frame, -1 where none shows any.
+    likewise. view [f, h, w]: number of the view at that angle, -1 likewise.
     clearance: of the path from the surfaces.
     """
 
@@ -63,7 +62,7 @@ class PathPreview(typing.NamedTuple):
     views_seen: Bool[ndarray, "f h w"]
     angle: Float[ndarray, "f h w"]
     distance: Float[ndarray, "f h w"]
-    view: Int[ndarray, "f"]
+    view: Int[ndarray, "f h w"]
     clearance: PathClearance
 
 
@@ -73,8 +72,8 @@ class FrameFigures(typing.NamedTuple):
     points, entries, views, known: shares of its pixels, 0 to 1, that the global memory, the surface
     entries, a stored view, or either memory shows. behind: share that shows entries from their
     back. angle: median over the pixels that a view shows, degrees; distance: likewise, world units;
-    NaN where there are none. view: the stored view that shows most, -1 for none. through: the way
-    from the frame before runs through a surface. nearest: distance of the camera from the nearest
+    NaN where there are none. view: the one that is nearest for most pixels, -1 for none. through:
+    the way from the frame before runs through a surface. nearest: distance of the camera from the nearest
     surface, world units, infinite where there is none.
     """
 
@@ -129,8 +128,7 @@ def preview_path(
 def frame_figures(preview: PathPreview) -> list[FrameFigures]:
     """The figures of each frame of a preview."""
     found = []
-    for i, view in enumerate(preview.view):
-        seen = preview.views_seen[i]
+    for i, seen in enumerate(preview.views_seen):
         asked = seen.any()
         found.append(
             FrameFigures(
@@ -141,7 +139,7 @@ def frame_figures(preview: PathPreview) -> list[FrameFigures]:
                 behind=float(preview.behind[i].mean()),
                 angle=float(np.degrees(np.median(preview.angle[i][seen]))) if asked else np.nan,
                 distance=float(np.median(preview.distance[i][seen])) if asked else np.nan,
-                view=int(view),
+                view=int(np.bincount(preview.view[i][seen]).argmax()) if asked else -1,
                 through=bool(preview.clearance.through[i]),
                 nearest=float(preview.clearance.nearest[i]),
             )
@@ -233,7 +231,6 @@ def _preview_frame(
     shown = nearest_view(
         depth[None], w2c[None], intrinsics[None], views.depth, views.w2c, views.intrinsics
     )
-    share = view_coverage(views, w2c[None], intrinsics[None])[0].sum(-1)
     return (
         solid_image(render),
         render.mask < 0.5,
@@ -243,5 +240,5 @@ def _preview_frame(
         shown.seen[0],
         shown.angle[0],
         shown.distance[0],
-        jnp.where(share.max() > 0, jnp.argmax(share), -1).astype(jnp.int32),
+        shown.view[0],
     )

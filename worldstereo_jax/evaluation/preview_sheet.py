@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 
 from worldstereo_jax.array_types import Bool, Float, UInt8, ndarray
 from worldstereo_jax.data.images import to_uint8
-from worldstereo_jax.evaluation.contact_sheet import COVERED, HOLE
+from worldstereo_jax.evaluation.contact_sheet import COVERED
 from worldstereo_jax.evaluation.path_preview import FrameFigures, PathPreview
 from worldstereo_jax.evaluation.sheet_layout import PAPER, Row, Section, evenly_chosen, lay_out
 
+UNKNOWN = (236, 20, 180)
+"""Colour of what no memory shows: like nothing in a scene, among whose colours it stands."""
 WIDEST_DEGREES = 60.0
 """Angle to the nearest stored view that is drawn brightest."""
 _ANGLES = "viridis"
@@ -31,19 +33,17 @@ _CURVES = {
 def preview_table(figures: Sequence[FrameFigures]) -> str:
     """A line for each frame, below a heading of two lines."""
     lines = [
-        "       share of pixels shown by         seen from    to the nearest view    most of    "
-        "nearest",
-        "frame  points entries  views  either    behind       angle   distance       it view   "
-        "surface",
+        "       share of pixels shown by         seen from    to the nearest view        nearest",
+        "frame  points entries  views  either    behind       angle   distance   view    surface",
     ]
     for number, frame in enumerate(figures):
         shares = (frame.points, frame.entries, frame.views, frame.known)
         told = "".join(f"{100 * share:6.1f} %" for share in shares)
         seen = np.isfinite(frame.angle)
-        angle = f"{frame.angle:8.1f}° {frame.distance:10.3g}" if seen else f"{'-':>9} {'-':>10}"
+        angle = f"{frame.angle:8.1f}° {frame.distance:10.3f}" if seen else f"{'-':>9} {'-':>10}"
         view = str(frame.view) if frame.view >= 0 else "-"
-        near = f"{frame.nearest:.3g}" if np.isfinite(frame.nearest) else "-"
-        line = f"{number:5} {told}  {100 * frame.behind:6.1f} %   {angle} {view:>13} {near:>9}"
+        near = f"{frame.nearest:.3f}" if np.isfinite(frame.nearest) else "-"
+        line = f"{number:5} {told}  {100 * frame.behind:6.1f} %   {angle} {view:>6} {near:>10}"
         lines.append(line + ("  through a surface" if frame.through else ""))
     return "\n".join(lines)
 
@@ -80,7 +80,7 @@ def show_holes(
     colours: Float[ndarray, "*f h w 3"], seen: Bool[ndarray, "*f h w"]
 ) -> UInt8[ndarray, "*f h w 3"]:
     """Pictures with what is not seen in the colour of holes."""
-    return np.where(seen[..., None], to_uint8(colours), np.array(HOLE, np.uint8))
+    return np.where(seen[..., None], to_uint8(colours), np.array(UNKNOWN, np.uint8))
 
 
 def known_pictures(preview: PathPreview) -> UInt8[ndarray, "f h w 3"]:
@@ -96,7 +96,7 @@ def angle_pictures(preview: PathPreview) -> UInt8[ndarray, "f h w 3"]:
     level = np.degrees(np.where(preview.views_seen, preview.angle, 0.0)) / WIDEST_DEGREES
     colours = matplotlib.colormaps[_ANGLES](np.clip(level, 0, 1), bytes=True)[..., :3]
     known = preview.entries_seen | preview.points_seen
-    unseen = np.where(known[..., None], np.array(COVERED, np.uint8), np.array(HOLE, np.uint8))
+    unseen = np.where(known[..., None], np.array(COVERED, np.uint8), np.array(UNKNOWN, np.uint8))
     return np.where(preview.views_seen[..., None], colours, unseen)
 
 
