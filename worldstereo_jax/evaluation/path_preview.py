@@ -73,8 +73,8 @@ class FrameFigures(typing.NamedTuple):
     entries, a stored view, or either memory shows. behind: share that shows entries from their
     back. angle: median over the pixels that a view shows, degrees; distance: likewise, world units;
     NaN where there are none. view: the one that is nearest for most pixels, -1 for none. through:
-    the way from the frame before runs through a surface. nearest: distance of the camera from the nearest
-    surface, world units, infinite where there is none.
+    the way from the frame before runs through a surface. nearest: distance of the camera from the
+    nearest surface, world units, infinite where there is none.
     """
 
     points: float

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from worldstereo_jax.array_types import Bool, Float, UInt8, ndarray
 from worldstereo_jax.data.images import to_uint8
@@ -151,11 +152,13 @@ def _curves(figures: Sequence[FrameFigures], width: int) -> UInt8[ndarray, "heig
     for axis in (left, right):
         for at in (i for i, frame in enumerate(figures) if frame.through):
             axis.axvspan(at - 1, at, color="#e2583e", alpha=0.25, linewidth=0)
+        axis.set_xlim(-0.3, len(figures) - 0.7)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("frame (shaded: through a surface)")
         axis.set_facecolor(paper)
     left.legend(fontsize=8, loc="lower left")
     scale = ScalarMappable(Normalize(0, WIDEST_DEGREES), _ANGLES)
-    figure.colorbar(scale, ax=right, label="° in the pictures", pad=0.12)
+    figure.colorbar(scale, ax=right, label="° in the pictures (grey: no view)", pad=0.12)
     canvas.draw()
     drawn = np.asarray(canvas.buffer_rgba())[..., :3]
     # Rounding of inches may miss the sheet's width by a pixel.
