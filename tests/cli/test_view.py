@@ -17,6 +17,7 @@ from worldstereo_jax.cli.outputs import RUN_FILE, save_world
 from worldstereo_jax.cli.viewer_path import NO_KEY
 from worldstereo_jax.evaluation.memory_scene import pose_of, w2c_of
 from worldstereo_jax.evaluation.path_preview import frame_figures, preview_path
+from worldstereo_jax.evaluation.preview_sheet import KNOWN, UNKNOWN
 from worldstereo_jax.geometry.camera_io import read_camera_json, write_cameras_json
 from worldstereo_jax.geometry.rotations import look_at
 from worldstereo_jax.memory.spatial_stereo import init_spatial_memory
@@ -210,14 +211,14 @@ def test_a_click_on_a_view_leads_there_and_back(shown, browser):
     _, scene, _ = shown
     browser.look(towards([-1.0, -0.5, -1.0], [0.0, 0, 2.0]))
     browser.click("/views/1")
-    until(lambda: not scene.frusta[1].visible)
+    # Pictures that stand before the camera make way.
+    until(lambda: not any(handle.visible for handle in (*scene.frusta, *scene.names)))
     until(lambda: np.allclose(browser.w2c(), ww.ahead(ww.EYES[1])[0], atol=1e-5))
     assert browser.client.camera.fov == pytest.approx(scene.frusta[1].fov)
     browser.look(ww.ahead((0.301, 0, 0))[0])
     assert not scene.frusta[1].visible
     browser.look(ww.ahead((0.3, 0, -1))[0])
-    until(lambda: scene.frusta[1].visible)
-    assert scene.frusta[0].visible
+    until(lambda: all(handle.visible for handle in (*scene.frusta, *scene.names)))
 
 
 def test_keys_are_added_where_browsers_stand_and_taken_away(shown, browser):
@@ -278,7 +279,10 @@ def test_a_path_is_previewed_played_and_written_for_generate(shown, browser, tmp
         f"frame {i}: {100 * frame.known:.0f} % known" for i, frame in enumerate(expected)
     ]
     assert "least in frame 2" in builder.summary.content
-    assert len(np.unique(builder.line.colors.reshape(-1, 3), axis=0)) > 1
+    # From green, for what is known wholly, towards the colour of what is not.
+    ends = builder.line.colors[[0, -1], [0, 1]].astype(int)
+    np.testing.assert_array_equal(ends[0], KNOWN)
+    np.testing.assert_allclose(ends[1], 0.75 * ends[0] + 0.25 * np.array(UNKNOWN), atol=8)
 
     press(builder.play)
     assert builder.frame.value == 2
@@ -288,6 +292,7 @@ def test_a_path_is_previewed_played_and_written_for_generate(shown, browser, tmp
     builder.file.value = str(file)
     press(builder.export)
     assert f"'my photo.jpg' --camera {file} --memory" in builder.said.content
+    assert "no stored view" not in builder.said.content
     w2c, _, size = read_camera_json(file)
     np.testing.assert_array_equal(w2c, builder.cameras().w2c)
     assert size == (ww.HEIGHT, ww.WIDTH)
@@ -299,7 +304,10 @@ def test_a_path_is_previewed_played_and_written_for_generate(shown, browser, tmp
     press(builder.add)
     assert not builder.coverage.visible
     assert builder.pictures == []
+    builder.key.value = "0"
+    press(builder.delete)
     press(builder.export)
+    assert "starts at no stored view" in builder.said.content
     assert len(read_camera_json(file)[0]) == 3
     for name, said in (("x.txt", "must end in .json"), ("other.json", "there already")):
         (tmp_path / "other.json").write_text("mine")

@@ -7,8 +7,11 @@ from worldstereo_jax.evaluation.contact_sheet import COVERED
 from worldstereo_jax.evaluation.path_clearance import PathClearance
 from worldstereo_jax.evaluation.path_preview import PathPreview, frame_figures
 from worldstereo_jax.evaluation.preview_sheet import (
+    KNOWN,
     UNKNOWN,
     angle_pictures,
+    frame_label,
+    known_colours,
     known_pictures,
     preview_sheet,
     preview_summary,
@@ -69,6 +72,17 @@ def test_the_summary_names_the_worst_frame_and_the_surface(preview):
     )
     assert "100 % of frame 4 are backs" in preview_summary(frame_figures(backs))
     assert "-" in preview_table(frame_figures(calm))
+
+
+def test_a_frame_has_a_label_and_a_colour(preview):
+    figures = frame_figures(preview)
+    assert frame_label(3, figures[3]) == "frame 3: 70 % known, 15° from view 1"
+    assert frame_label(5, figures[5]).endswith(", through a surface")
+    unseen = figures[7]._replace(known=0.0, angle=np.nan)
+    assert frame_label(7, unseen) == "frame 7: 0 % known"
+    colours = known_colours(np.array([0.0, 0.5, 1.0]))
+    np.testing.assert_array_equal(colours[[0, 2]], [UNKNOWN, KNOWN])
+    np.testing.assert_allclose(colours[1], (np.array(UNKNOWN) + KNOWN) / 2, atol=1)
 
 
 def test_holes_are_shown_and_entries_stand_before_points(preview):

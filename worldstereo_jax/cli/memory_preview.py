@@ -5,6 +5,7 @@ from pathlib import Path
 
 from worldstereo_jax.cli.arguments import count
 from worldstereo_jax.cli.camera_paths import path_through_memory
+from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.memory_input import memory_folder, read_any_memory
 from worldstereo_jax.cli.outputs import check_can_be_made
 from worldstereo_jax.cli.run_record import rollout_of_run
@@ -59,7 +60,10 @@ def _preview(options: argparse.Namespace) -> None:
         raise InputError(f"{folder} holds no views, so nothing can be told of a path")
     frames = options.frames or rollout_of_run(folder).frames
     cameras = path_through_memory(memory, options.camera, options.amplitude, frames)
-    preview = preview_path(memory, cameras)
+    with Stages(1) as stages, stages.stage("looking along the path"):
+        preview = preview_path(
+            memory, cameras, on_frame=lambda i: stages.note(f" frame {i + 1} of {frames}")
+        )
     figures = frame_figures(preview)
     summary = preview_summary(figures)
     amplitude = "" if options.amplitude is None else f", amplitude {options.amplitude:g}"

@@ -27,7 +27,8 @@ from worldstereo_jax.sampling.world import WorldMemory
 FIRST_CONFIDENCE = 0.3
 """Least confidence of the entries shown at first."""
 VIEW_COLOUR, CLIP_COLOUR = (59, 125, 216), (120, 120, 126)
-_FRUSTUM = 0.08  # size of a stored view, as a share of the depth in view
+_FRUSTUM = 0.05  # size of a stored view, as a share of the depth in view
+_LEFT = 0.02  # how far a browser goes before it has left a view, likewise
 _LINE = 2.0  # pixels
 _STEP_BACK, _STEP_UP = 0.9, 0.35  # from the first view to where a visitor begins
 
@@ -64,25 +65,25 @@ class MemoryScene:
     def __init__(self, server: typing.Any, viewed: Viewed):
         self._server, self._memory = server, viewed.memory
         self._lock = threading.RLock()
-        self._hidden: int | None = None
+        self._visited: int | None = None
         self.scale = view_scale(viewed.memory.stereo)
         self.views = stored_frusta(viewed.memory.stereo)
         server.scene.set_up_direction(WORLD_UP)
         self._place_visitors()
         self.points = self._add_points()
         self.frusta = [self._add_view(number) for number in range(len(self.views))]
+        self.names = [self._add_name(number) for number in range(len(self.views))]
         self.clip = None if viewed.clip is None else self._add_clip(viewed.clip)
         self._add_controls()
         self.entries = self._draw_entries()
         self.rays = self._draw_rays()
 
     def go_to(self, client: typing.Any, number: int) -> None:
-        """Put a browser's camera where a stored view stands; its picture makes way meanwhile."""
+        """Put a browser's camera where a stored view stands; the pictures make way meanwhile."""
         view = self.views[number]
         with self._lock:
-            self._show_hidden()
-            self._hidden = number
-            self.frusta[number].visible = False
+            self._visited = number
+            self._show_views()
         stand_at(client, view.pose, view.fov)
 
     def _place_visitors(self) -> None:
@@ -128,6 +129,10 @@ class MemoryScene:
         handle.on_click(lambda event: self.go_to(event.client, number))
         return handle
 
+    def _add_name(self, number: int) -> typing.Any:
+        at = self.views[number].pose.position
+        return self._server.scene.add_label(f"/names/{number}", str(number), position=at)
+
     def _add_clip(self, w2c: Float[ndarray, "f 4 4"]) -> typing.Any:
         return self._server.scene.add_line_segments(
             "/clip",
@@ -157,7 +162,7 @@ class MemoryScene:
             self.shared = gui.add_markdown("")
             self.pair = gui.add_image(np.zeros((1, 2, 3), np.uint8))
         self.points_on.on_update(lambda _: self._set_visible(self.points, self.points_on.value))
-        self.views_on.on_update(lambda _: self._show_views())
+        self.views_on.on_update(lambda _: self._ask_for_views())
         self.clip_on.on_update(lambda _: self._set_visible(self.clip, self.clip_on.value))
         for control in (self.entries_on, self.colour, self.confidence, self.size):
             control.on_update(lambda _: self._redraw_entries())
@@ -206,28 +211,28 @@ class MemoryScene:
         with self._lock:
             self.rays = self._draw_rays()
 
+    def _ask_for_views(self) -> None:
+        with self._lock:
+            self._visited = None
+            self._show_views()
+
     def _show_views(self) -> None:
         with self._lock:
-            self._hidden = None
-            for handle in self.frusta:
-                handle.visible = self.views_on.value
+            for handle in (*self.frusta, *self.names):
+                handle.visible = self.views_on.value and self._visited is None
 
     def _watch(self, client: typing.Any) -> None:
         client.camera.on_update(self._uncover)
 
     def _uncover(self, camera: typing.Any) -> None:
-        """Show the view again in which a browser stood, once it has left."""
+        """Show the views again once a browser has left the one that it went to."""
         with self._lock:
-            if self._hidden is None:
+            if self._visited is None:
                 return
-            away = np.linalg.norm(camera.position - self.views[self._hidden].pose.position)
-            if away > 0.5 * _FRUSTUM * self.scale:
-                self._show_hidden()
-
-    def _show_hidden(self) -> None:
-        if self._hidden is not None:
-            self.frusta[self._hidden].visible = self.views_on.value
-            self._hidden = None
+            away = np.linalg.norm(camera.position - self.views[self._visited].pose.position)
+            if away > _LEFT * self.scale:
+                self._visited = None
+                self._show_views()
 
     @staticmethod
     def _set_visible(handle: typing.Any, visible: bool) -> None:

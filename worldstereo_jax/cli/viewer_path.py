@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 
 from worldstereo_jax.cli.outputs import FRAMES_PER_SECOND, check_can_be_made
@@ -21,10 +20,15 @@ from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.key_path import KeyPath, snap_to_view
 from worldstereo_jax.evaluation.memory_scene import Frustum, path_segments, pose_of, w2c_of
 from worldstereo_jax.evaluation.path_preview import FrameFigures, frame_figures, preview_path
-from worldstereo_jax.evaluation.preview_sheet import known_pictures, preview_summary
+from worldstereo_jax.evaluation.preview_sheet import (
+    frame_label,
+    known_colours,
+    known_pictures,
+    preview_summary,
+)
 from worldstereo_jax.evaluation.sheet_layout import evenly_chosen
 from worldstereo_jax.geometry.camera_io import write_cameras_json
-from worldstereo_jax.sampling.world import Cameras
+from worldstereo_jax.sampling.world import Cameras, same_camera
 
 KEY_COLOUR, PATH_COLOUR = (226, 88, 62), (226, 88, 62)
 NO_KEY = "none"
@@ -56,14 +60,14 @@ class PathBuilder:
         self.line: typing.Any = None
         self.keys: list[typing.Any] = []
         self.pictures: list[typing.Any] = []
-        gui = server.gui
+        gui, frames = server.gui, min(max(viewed.frames, 2), MOST_FRAMES)
         with gui.add_folder("Path"):
             self.add = gui.add_button("Add this camera", hint="as a key at the path's end")
             self.key = gui.add_dropdown("Key", (NO_KEY,))
             self.go = gui.add_button("Go to key")
             self.delete = gui.add_button("Delete key")
-            self.frames = gui.add_slider("Frames", 2, MOST_FRAMES, 1, viewed.frames)
-            self.frame = gui.add_slider("Frame", 0, viewed.frames - 1, 1, 0)
+            self.frames = gui.add_slider("Frames", 2, MOST_FRAMES, 1, frames)
+            self.frame = gui.add_slider("Frame", 0, frames - 1, 1, 0)
             self.play = gui.add_button("Play, or stop")
             self.preview = gui.add_button("Preview coverage")
             self.file = gui.add_text("File", str(file))
@@ -154,7 +158,7 @@ class PathBuilder:
         with self._telling(), self._lock:
             if len(self.path.keys) >= 2:
                 path = self.path.cameras(self.frames.value)
-                self._look_from(event.client, path[self.frame.value])
+                self._look_from(event.client, path[min(self.frame.value, len(path) - 1)])
 
     def _look_from(self, client: typing.Any, w2c: np.ndarray) -> None:
         """Move one browser's camera, all of them for None."""
@@ -223,7 +227,10 @@ class PathBuilder:
             size = self._viewed.memory.stereo.images.shape[1:3]
             write_cameras_json(file, cameras.w2c, cameras.intrinsics, (size[0], size[1]))
             self._written.add(file.resolve())
-            self.said.content = f"{file} is written:\n\n```\n{self.command(file)}\n```"
+            stereo = self._viewed.memory.stereo
+            at_view = same_camera(cameras.w2c[0], stereo.w2c, stereo.valid).any()
+            note = "" if at_view else "\n\nIt starts at no stored view; official models need one there."
+            self.said.content = f"{file} is written:\n\n`{self.command(file)}`{note}"
 
     def _draw_path(self) -> None:
         """Show keys and spline as they are now; what was known of the path before is forgotten."""
@@ -247,7 +254,7 @@ class PathBuilder:
         colours = np.broadcast_to(np.array(PATH_COLOUR, np.uint8), segments.shape)
         if self.figures:
             known = np.array([frame.known for frame in self.figures])
-            shades = matplotlib.colormaps["RdYlGn"](known, bytes=True)[:, :3]
+            shades = known_colours(known)
             colours = np.stack([shades[:-1], shades[1:]], axis=1)
         self.line = self._server.scene.add_line_segments(
             "/path/line", segments, colours, thickness=4.0, thickness_units="screen"
@@ -281,11 +288,3 @@ class PathBuilder:
             picture.remove()
         self.pictures = []
         self.coverage.visible = False
-
-
-def frame_label(number: int, figures: FrameFigures) -> str:
-    """A frame's figures in a few words."""
-    label = f"frame {number}: {100 * figures.known:.0f} % known"
-    if np.isfinite(figures.angle):
-        label += f", {figures.angle:.0f}° from view {figures.view}"
-    return label + (", through a surface" if figures.through else "")

@@ -18,6 +18,8 @@ from worldstereo_jax.evaluation.sheet_layout import PAPER, Row, Section, evenly_
 
 UNKNOWN = (236, 20, 180)
 """Colour of what no memory shows: like nothing in a scene, among whose colours it stands."""
+KNOWN = (30, 150, 60)
+"""Colour of a frame that is known wholly."""
 WIDEST_DEGREES = 60.0
 """Angle to the nearest stored view that is drawn brightest."""
 _ANGLES = "viridis"
@@ -75,6 +77,20 @@ def preview_summary(figures: Sequence[FrameFigures]) -> str:
     else:
         said.append("It runs through no stored surface.")
     return " ".join(said)
+
+
+def known_colours(known: Float[ndarray, "f"]) -> UInt8[ndarray, "f 3"]:
+    """Of shares, 0 to 1: from the colour of what is unknown to a green."""
+    shades = [np.interp(known, [0, 1], pair) for pair in zip(UNKNOWN, KNOWN, strict=True)]
+    return np.stack(shades, axis=-1).astype(np.uint8)
+
+
+def frame_label(number: int, figures: FrameFigures) -> str:
+    """A frame's figures in a few words."""
+    label = f"frame {number}: {100 * figures.known:.0f} % known"
+    if np.isfinite(figures.angle):
+        label += f", {figures.angle:.0f}° from view {figures.view}"
+    return label + (", through a surface" if figures.through else "")
 
 
 def show_holes(
