@@ -14,7 +14,7 @@ from worldstereo_jax.evaluation.path_preview import (
 )
 from worldstereo_jax.geometry.points import depth_to_points
 from worldstereo_jax.memory.spatial_stereo import init_spatial_memory
-from worldstereo_jax.sampling.world import Cameras
+from worldstereo_jax.sampling.world import Cameras, RolloutConfig, render_points
 
 pytestmark = pytest.mark.row("S26")
 
@@ -25,11 +25,13 @@ def along(*w2c):
     )
 
 
+# From view 0, from 0.9 to its right, from above where nothing is stored, from behind.
+PATH = along(*ww.ahead((0, 0, 0), (0.9, 0, 0), (0, -3, 0)), ww.back((0.1, 0, 3)))
+
+
 @pytest.fixture(scope="module")
 def preview():
-    """From view 0, from 0.9 to its right, from above where nothing is stored, from behind."""
-    path = along(*ww.ahead((0, 0, 0), (0.9, 0, 0), (0, -3, 0)), ww.back((0.1, 0, 3)))
-    return preview_path(ww.wall(), path)
+    return preview_path(ww.wall(), PATH)
 
 
 def test_a_stored_view_is_known_whole(preview):
@@ -74,6 +76,13 @@ def test_from_behind_a_surface_it_is_said_so(preview):
     # The stored views show its other side.
     assert frame.views == 0
     assert frame.nearest == pytest.approx(1, rel=1e-3)
+
+
+def test_points_are_those_that_a_clip_will_be_given(preview):
+    config = RolloutConfig(height=ww.HEIGHT, width=ww.WIDTH)
+    memory = ww.wall()
+    render = render_points(config, memory.points, PATH, memory.stereo.images[0])
+    np.testing.assert_array_equal(preview.points_seen[1:], render.mask[1:] < 0.5)
 
 
 def test_large_memories_are_previewed_at_a_fraction_of_their_size():

@@ -229,7 +229,11 @@ class PathBuilder:
             self._written.add(file.resolve())
             stereo = self._viewed.memory.stereo
             at_view = same_camera(cameras.w2c[0], stereo.w2c, stereo.valid).any()
-            note = "" if at_view else "\n\nIt starts at no stored view; official models need one there."
+            note = (
+                ""
+                if at_view
+                else "\n\nIt starts at no stored view; official models need one there."
+            )
             self.said.content = f"{file} is written:\n\n`{self.command(file)}`{note}"
 
     def _draw_path(self) -> None:

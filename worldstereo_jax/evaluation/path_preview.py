@@ -37,6 +37,8 @@ from worldstereo_jax.memory.global_geometric import GlobalGeometricMemory
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
 from worldstereo_jax.sampling.world import Cameras, WorldMemory
 
+_Bank = typing.TypeVar("_Bank")
+
 MOST_PIXELS = 32_768
 """Pixels of a previewed frame at most; frames of larger memories are halved until they fit."""
 
@@ -112,17 +114,17 @@ def preview_path(
     # As both kinds of rollouts draw them: the official radius, or a pixel where that is less.
     official = OFFICIAL_RADIUS_NDC * min(height, width) / 2
     radius = pixel_radius(height, width, max(1.0, official))
+    points = _held_slots(memory.points, int(memory.points.count))
+    entries = _held_slots(memory.entries, int(memory.entries.count))
     frames = []
     for number, camera in enumerate(zip(cameras.w2c, intrinsics, strict=True)):
-        frame = _preview_frame(
-            memory.points, views, memory.entries, *camera, size=size, radius_ndc=radius
-        )
+        frame = _preview_frame(points, views, entries, *camera, size=size, radius_ndc=radius)
         frames.append(jax.tree.map(np.asarray, frame))
         if on_frame is not None:
             on_frame(number)
     stacked = [np.stack(field) for field in zip(*frames, strict=True)]
     centres = np.asarray(camera_centers(cameras.w2c))
-    return PathPreview(*stacked, clearance=path_clearance(memory.entries, centres))
+    return PathPreview(*stacked, clearance=path_clearance(entries, centres))
 
 
 def frame_figures(preview: PathPreview) -> list[FrameFigures]:
@@ -187,6 +189,15 @@ def previewed_views(stereo: SpatialStereoMemory, stride: int) -> SpatialStereoMe
         w2c=jnp.asarray(np.asarray(stereo.w2c)[held]),
         source=jnp.asarray(np.asarray(stereo.source)[held]),
     )
+
+
+def _held_slots(bank: _Bank, count: int) -> _Bank:
+    """A bank without most of its room, which costs as much to draw as what it holds.
+
+    A power of two is left, so that memories of like sizes share their compiled programs.
+    """
+    slots = 1 << max(count - 1, 0).bit_length()
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[:slots]) if jnp.ndim(x) else x, bank)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "radius_ndc"))
