@@ -265,6 +265,19 @@ def test_without_a_browser_there_is_no_camera_to_add(shown):
     assert builder.path.keys == ()
 
 
+def test_a_viewer_that_is_closed_draws_no_further_frame(shown, browser):
+    _, _, builder = shown
+    for eye in ((0, 0, 0), (0.9, 0, 0)):
+        browser.look(ww.ahead(eye)[0])
+        press(builder.add)
+    builder.close()
+    press(builder.preview)
+    assert builder.figures == []
+    assert "Frame 1" not in builder.said.content
+    press(builder.play)
+    assert builder.frame.value == 0
+
+
 def test_a_path_is_previewed_played_and_written_for_generate(shown, browser, tmp_path):
     _, _, builder = shown
     for eye in ((0, 0, 0), (0.9, 0, 0)):

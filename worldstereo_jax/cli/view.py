@@ -109,9 +109,7 @@ def _viser() -> typing.Any:
     try:
         return importlib.import_module("viser")
     except ImportError as error:
-        raise InputError(
-            'worldstereo view needs the library viser: pip install -e ".[view]"'
-        ) from error
+        raise InputError('the library viser is missing: pip install -e ".[view]"') from error
 
 
 def _last_clip(memory: Path) -> Float[ndarray, "f 4 4"] | None:

@@ -114,7 +114,9 @@ class PathBuilder:
         try:
             yield
         except (InputError, OSError) as error:
-            self.said.content = f"**{error}**"
+            # Nobody is told by a server that has gone.
+            if not self._closed.is_set():
+                self.said.content = f"**{error}**"
 
     def _add_camera(self, event: typing.Any) -> None:
         with self._telling(), self._lock:
@@ -187,13 +189,17 @@ class PathBuilder:
             try:
                 self._show_coverage(cameras)
             finally:
-                self.preview.disabled = False
+                if not self._closed.is_set():
+                    self.preview.disabled = False
 
     def _show_coverage(self, cameras: Cameras) -> None:
         total = len(cameras.w2c)
         self.said.content = "Drawing the memories (the first time takes longer) …"
 
         def tell(number: int) -> None:
+            # The process ends only once this thread has.
+            if self._closed.is_set():
+                raise InputError("the viewer has been closed")
             self.said.content = f"Frame {number + 1} of {total} …"
 
         preview = preview_path(self._viewed.memory, cameras, on_frame=tell)
