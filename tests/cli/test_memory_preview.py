@@ -31,6 +31,7 @@ def test_a_path_is_told_and_drawn(results, tmp_path, capsys):
     said = capsys.readouterr().out
     lines = said.splitlines()
     assert [line.split()[0] for line in lines[2:5]] == ["0", "1", "2"]
+    assert lines[5] == ""
     assert "100.0 %" in lines[2]
     assert "100.0 %" not in lines[4]
     assert "The memories show" in said
