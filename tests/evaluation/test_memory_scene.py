@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from tests.evaluation import wall_world as ww
 from worldstereo_jax.data.images import to_uint8
@@ -18,14 +19,13 @@ from worldstereo_jax.evaluation.memory_scene import (
     view_scale,
     w2c_of,
 )
-from worldstereo_jax.geometry.rotations import axis_angle_to_matrix
 
 
 def test_poses_are_the_cameras_axes_and_place_in_the_world_and_go_back():
     random = np.random.default_rng(0)
     for vector in random.normal(size=(20, 3)):
         w2c = np.eye(4, dtype=np.float32)
-        w2c[:3, :3] = axis_angle_to_matrix(vector)
+        w2c[:3, :3] = Rotation.from_rotvec(vector).as_matrix()
         w2c[:3, 3] = random.normal(size=3)
         pose = pose_of(w2c)
         np.testing.assert_allclose(w2c @ np.append(pose.position, 1), [0, 0, 0, 1], atol=1e-5)

@@ -6,6 +6,8 @@ position in world units. Colours are 0..255.
 
 import typing
 
+import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from PIL import Image
@@ -60,16 +62,26 @@ class Frustum(typing.NamedTuple):
 
 def pose_of(w2c: Float[Array | ndarray, "4 4"]) -> Pose:
     """The pose of a world-to-camera matrix."""
-    c2w = np.asarray(invert_rigid(w2c))
-    return Pose(np.asarray(quaternion_from_matrix(c2w[:3, :3])), c2w[:3, 3])
+    return Pose(*(np.asarray(part) for part in _pose(jnp.asarray(w2c, jnp.float32))))
 
 
 def w2c_of(wxyz: Float[ndarray, "4"], position: Float[ndarray, "3"]) -> Float[ndarray, "4 4"]:
     """The world-to-camera matrix of a pose, whose quaternion may have any length but zero."""
-    c2w = np.eye(4, dtype=np.float32)
-    c2w[:3, :3] = matrix_from_quaternion(np.asarray(wxyz, np.float32))
-    c2w[:3, 3] = position
-    return np.asarray(invert_rigid(c2w))
+    pose = np.asarray(wxyz, np.float32), np.asarray(position, np.float32)
+    return np.asarray(_matrix(*pose))
+
+
+# Compiled as one, since every step by itself takes longer than all together.
+@jax.jit
+def _pose(w2c: Float[Array, "4 4"]) -> tuple[Float[Array, "4"], Float[Array, "3"]]:
+    c2w = invert_rigid(w2c)
+    return quaternion_from_matrix(c2w[:3, :3]), c2w[:3, 3]
+
+
+@jax.jit
+def _matrix(wxyz: Float[Array, "4"], position: Float[Array, "3"]) -> Float[Array, "4 4"]:
+    turned = jnp.eye(4).at[:3, :3].set(matrix_from_quaternion(wxyz))
+    return invert_rigid(turned.at[:3, 3].set(position))
 
 
 def point_cloud(points: GlobalGeometricMemory) -> Cloud:
