@@ -10,6 +10,7 @@ from worldstereo_jax.cli.camera_paths import (
     PresetPath,
     cameras_of,
     middle_depth,
+    path_through_memory,
     plan_jobs,
     spread,
 )
@@ -18,7 +19,7 @@ from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import write_cameras_json
 from worldstereo_jax.geometry.cameras import camera_centers
 from worldstereo_jax.geometry.trajectories import make_path
-from worldstereo_jax.sampling.world import Cameras, RolloutConfig, init_memory
+from worldstereo_jax.sampling.world import Cameras, RolloutConfig, empty_memory, init_memory
 
 _FRAMES = 9
 _K = np.array([[100.0, 0, 60], [0, 100.0, 36], [0, 0, 1]], np.float32)
@@ -132,3 +133,32 @@ def test_a_preset_is_not_taken_for_a_file_of_its_name(tmp_path, picture, monkeyp
     (tmp_path / "mine").write_text(json.dumps({}))
     with pytest.raises(InputError, match="mine has no field 'extrinsic'"):
         _plan(picture, camera="mine")
+
+
+def test_a_memory_alone_is_passed_as_the_scene_it_was_begun_from(scene, tmp_path):
+    """Presets and files, whatever size the file names; without one it has the first view's lens."""
+    found, _ = read_working_scene(scene)
+    config = RolloutConfig()
+    memory = empty_memory(config)
+    depth = jnp.full((config.height, config.width), 3.0)
+    memory = memory.replace(
+        stereo=memory.stereo.replace(
+            depth=memory.stereo.depth.at[0].set(depth),
+            w2c=memory.stereo.w2c.at[0].set(found.w2c[0]),
+            intrinsics=memory.stereo.intrinsics.at[0].set(found.intrinsics[0]),
+        )
+    )
+    for camera in ("spiral", str(scene / "camera.json")):
+        (job,) = _plan(scene, camera=camera)
+        expected = cameras_of(job, memory, _FRAMES)
+        found = path_through_memory(memory, camera, None, _FRAMES)
+        np.testing.assert_allclose(found.w2c, expected.w2c, atol=1e-6)
+        np.testing.assert_allclose(found.intrinsics, expected.intrinsics, rtol=1e-5)
+    zooming = np.stack([_K, _K * np.array([[2.0], [2.0], [1.0]], np.float32)])
+    path = np.asarray(make_path("left", 2))
+    for size in (None, (72, 120)):
+        write_cameras_json(tmp_path / "path.json", path, zooming, size)
+        found = path_through_memory(memory, str(tmp_path / "path.json"), None, 2)
+        np.testing.assert_allclose(
+            found.intrinsics, zooming * [[160 / 120], [160 / 120], [1]], rtol=1e-5
+        )

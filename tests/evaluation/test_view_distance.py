@@ -38,6 +38,8 @@ def test_angle_and_distance_are_those_to_the_nearest_view_that_sees_the_point():
     assert bool(found.seen.all())
     inner = (slice(None), np.r_[0:12, 16:32])  # not the column where sight begins
     np.testing.assert_allclose(np.asarray(found.angle[0])[inner], expected[inner], atol=2e-3)
+    assert (angle[0] > angle[1]).all()
+    np.testing.assert_array_equal(found.view[0], 1)
     away = np.where(sees, 0.9, 1.0)
     np.testing.assert_allclose(np.asarray(found.distance[0])[inner], away[inner], atol=1e-5)
 
@@ -48,6 +50,7 @@ def test_hidden_and_unknown_points_are_never_seen():
     found = nearest_view(wall, poses((0, 0, 0)), K[None], before, poses((0.1, 0, 0)), K[None])
     assert not bool(found.seen.any())
     assert np.isinf(found.angle).all()
+    assert (np.asarray(found.view) == -1).all()
     unknown = nearest_view(0 * wall, poses((0, 0, 0)), K[None], wall, poses((0, 0, 0)), K[None])
     assert not bool(unknown.seen.any())
 

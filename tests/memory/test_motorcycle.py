@@ -1,5 +1,6 @@
 """Middlebury's motorcycle: a real pair with dense true disparity, against what the memory finds."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -28,6 +29,12 @@ from worldstereo_jax.memory.warping import warp_views
 HEIGHT, WIDTH = 496, 736
 # Rows of wheels, engine and floor, about as hard as the whole: the tests of entries take these.
 TOP, BOTTOM = 272, 400
+
+# Optimised, unlike most programs of tests: at this size it is the run that takes the time.
+MATCH = jax.jit(
+    functools.partial(match_images, finest=0, levels=4),
+    compiler_options={"xla_backend_optimization_level": 1},
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +90,7 @@ def test_dense_matches_by_descriptors_and_cameras(pair, motorcycle, change):
     deviation = gaussian_filter(light * light, 3) - gaussian_filter(light, 3) ** 2
     textured = visible & (deviation > 0.06**2)  # 7.6 of 255 grey levels
     lines = fundamental_matrix(m.left_w2c, m.left_intrinsics, m.right_w2c, m.right_intrinsics)
-    found = match_images(
-        jnp.asarray(left), jnp.asarray(change(right)), fundamental=lines, finest=0, levels=4
-    )
+    found = MATCH(jnp.asarray(left), jnp.asarray(change(right)), fundamental=lines)
     off = np.linalg.norm(np.asarray(found.pixels) - truth, axis=-1)
     valid = np.asarray(found.valid)
     figures = {

@@ -39,6 +39,14 @@ class PresetPath:
 
 
 @dataclasses.dataclass(frozen=True)
+class _CameraFile:
+    """A file or folder of cameras, and its format's name in `FORMATS`."""
+
+    file: Path
+    format: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Job:
     """One clip to make.
 
@@ -136,6 +144,51 @@ def units_of(jobs: Sequence[Job], memory: WorldMemory) -> dict[str, float]:
     }
 
 
+def path_through_memory(
+    memory: WorldMemory,
+    camera: str,
+    amplitude: float | None,
+    frames: int,
+    *,
+    camera_format: str | None = None,
+    camera_scale: float | None = None,
+) -> Cameras:
+    """The path that --camera asks for, through the world of a memory alone, for its image size.
+
+    As `plan_jobs` and `cameras_of` lay it when a clip goes on from the memory. A file that names no
+    image size is taken to begin with the memory's first view's field of view, as the file of the
+    scene does that the memory was begun from.
+
+    Args:
+        memory: at least one view must be stored.
+        camera: file or preset.
+        amplitude: how far a preset goes, None for 1.
+        frames: cameras of the path.
+        camera_format: of the file, told by its content when None.
+        camera_scale: scene units that one unit of the file is to be; see `scene_units`.
+
+    Raises:
+        InputError: naming the argument or file at fault.
+    """
+    stereo = memory.stereo
+    height, width = stereo.images.shape[1:3]
+    own_size = (height, width)
+    path = _preset_or_file(camera, amplitude, frames, camera_format, camera_scale)
+    if isinstance(path, _CameraFile) and path.format != "worldstereo":
+        path = _recording(path, frames, own_size, own_size, camera_scale)
+    if not isinstance(path, _CameraFile):
+        return cameras_of(Job("", "", path), memory, frames)
+    w2c, intrinsics, size = read_camera_json(path.file)
+    if size is None:
+        first = np.asarray(stereo.intrinsics[0])
+        scale = np.array([first[0, 0], first[1, 1], 1.0], np.float32)
+        scale[:2] /= intrinsics[0, [0, 1], [0, 1]]
+        scaled = intrinsics * scale[:, None]
+    else:
+        scaled = np.asarray(resize_intrinsics(intrinsics, size, own_size))
+    return spread(w2c, scaled, frames)
+
+
 def spread(
     w2c: Float[ndarray, "k 4 4"], intrinsics: Float[ndarray, "k 3 3"], frames: int
 ) -> Cameras:
@@ -178,11 +231,29 @@ def _read_path(
     the size that the file names, or else of the scene's own size. Those of other formats are a
     recording.
     """
+    path = _preset_or_file(camera, amplitude, frames, camera_format, camera_scale)
+    if isinstance(path, PresetPath):
+        return path
+    size = image_size(scene)
+    if path.format != "worldstereo":
+        return _recording(path, frames, own_size, size, camera_scale)
+    w2c, intrinsics, file_size = read_camera_json(path.file)
+    scaled = resize_intrinsics(intrinsics, file_size or own_size, size)
+    return spread(w2c, np.asarray(scaled), frames)
+
+
+def _preset_or_file(
+    camera: str,
+    amplitude: float | None,
+    frames: int,
+    camera_format: str | None,
+    camera_scale: float | None,
+) -> PresetPath | _CameraFile:
+    """What --camera names, with the options about it; a preset is checked before anything else."""
     if camera in path_names():
         if camera_format is not None or camera_scale is not None:
             raise InputError("--camera-format and --camera-scale are for a FILE of --camera")
         path = PresetPath(camera, 1.0 if amplitude is None else amplitude)
-        # Made once for its checks, before anything expensive.
         make_path(path.name, frames, amplitude=path.amplitude)
         return path
     file = Path(camera)
@@ -195,18 +266,24 @@ def _read_path(
     if camera_format is not None and camera_format not in FORMATS:
         raise InputError(unknown_name("camera format", camera_format, FORMATS))
     name = camera_format or detect_format(file)
-    size = image_size(scene)
-    if name != "worldstereo":
-        path = read_recorded_path(file, name, own_size=own_size, size=size, scale=camera_scale)
-        return _thinned(path, frames)
-    if camera_scale is not None:
+    if name == "worldstereo" and camera_scale is not None:
         raise InputError(
             f"--camera-scale is for a path recorded elsewhere; the cameras of {file} stand in the "
             "scene's world"
         )
-    w2c, intrinsics, file_size = read_camera_json(file)
-    scaled = resize_intrinsics(intrinsics, file_size or own_size, size)
-    return spread(w2c, np.asarray(scaled), frames)
+    return _CameraFile(file, name)
+
+
+def _recording(
+    path: _CameraFile,
+    frames: int,
+    own_size: tuple[int, int],
+    size: tuple[int, int],
+    scale: float | None,
+) -> RecordedPath:
+    """A path recorded elsewhere, of `frames` cameras; sizes as `read_recorded_path` takes them."""
+    recorded = read_recorded_path(path.file, path.format, own_size=own_size, size=size, scale=scale)
+    return _thinned(recorded, frames)
 
 
 def _thinned(path: RecordedPath, frames: int) -> RecordedPath:

@@ -24,7 +24,7 @@ from worldstereo_jax.cli.outputs import (
     write_memory,
     write_run,
 )
-from worldstereo_jax.cli.recorded_path import with_lens_of
+from worldstereo_jax.cli.recorded_path import add_recording_options, with_lens_of
 from worldstereo_jax.cli.scene_input import (
     AnyScene,
     image_size,
@@ -33,7 +33,6 @@ from worldstereo_jax.cli.scene_input import (
 )
 from worldstereo_jax.data.scene_folders import PanoramaScene
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.geometry.camera_formats import FORMATS
 from worldstereo_jax.geometry.trajectories import path_names, unknown_name
 from worldstereo_jax.interop.shipped import SHIPPED, load_world
 from worldstereo_jax.sampling.compiled import compile_rollout
@@ -59,19 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "--help). Of more cameras than a clip has frames evenly chosen ones are taken, through "
         "fewer a spline is laid. Default: the scene's own path",
     )
-    parser.add_argument(
-        "--camera-format",
-        metavar="NAME",
-        help=f"of the file: {', '.join(FORMATS)} (default: told by its content)",
-    )
-    parser.add_argument(
-        "--camera-scale",
-        type=float,
-        metavar="S",
-        help="scene units that one unit of a recorded path is (default: 1 for metres; else the "
-        "path keeps its proportion to what its first camera looks at, or, where the file does not "
-        "tell, goes as far as the path dolly)",
-    )
+    add_recording_options(parser)
     parser.add_argument(
         "--amplitude",
         type=float,

@@ -28,6 +28,7 @@ COMMANDS = {
         "worldstereo_jax.cli.cameras",
         "look into cameras of COLMAP, nerfstudio and others, or convert them",
     ),
+    "view": ("worldstereo_jax.cli.view", "walk through a memory in the browser, and build paths"),
     "convert": ("worldstereo_jax.cli.convert", "official weights to orbax, and back"),
     "verify": ("worldstereo_jax.cli.verify", "compare with recorded outputs of the official code"),
 }

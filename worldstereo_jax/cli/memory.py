@@ -8,6 +8,7 @@ import numpy as np
 from worldstereo_jax.array_types import UInt8, ndarray
 from worldstereo_jax.cli.arguments import ArgumentParser, check_can_be_made
 from worldstereo_jax.cli.memory_edit import add_edits
+from worldstereo_jax.cli.memory_preview import add_preview
 from worldstereo_jax.cli.memory_surface import add_surface
 from worldstereo_jax.data.images import write_uint8_image
 from worldstereo_jax.errors import InputError
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     inspect.set_defaults(act=inspect_memory)
     add_surface(actions)
+    add_preview(actions)
     add_edits(actions)
     return parser
 

@@ -1,7 +1,6 @@
 """`worldstereo memory undo`, `prune`, `select` and `merge`: a saved memory in, another one out."""
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import numpy as np
 
 from worldstereo_jax.cli.arguments import check_can_be_made, count
 from worldstereo_jax.cli.memory_input import read_any_memory, with_room
-from worldstereo_jax.cli.outputs import RUN_FILE, memory_counts, save_world
+from worldstereo_jax.cli.outputs import memory_counts, save_world
+from worldstereo_jax.cli.run_record import rollout_of_run
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.memory.folder import model_of_memory
 from worldstereo_jax.sampling.world import RolloutConfig, WorldMemory
@@ -73,7 +73,7 @@ def _edit(options: argparse.Namespace) -> None:
     model = model_of_memory(options.folder)
     edit: Callable[[argparse.Namespace, RolloutConfig, WorldMemory], WorldMemory] = options.edit
     memory = read_any_memory(options.folder, model)
-    found = edit(options, _sizes(options.folder), memory)
+    found = edit(options, rollout_of_run(options.folder), memory)
     before, after = memory_counts(memory), memory_counts(found)
     if not any(after[name] for name in ("points", "keyframes", "entries")):
         raise InputError(f"nothing of {options.folder} would be left; {_extent(memory)}")
@@ -126,19 +126,3 @@ def _extent(memory: WorldMemory) -> str:
         return f"it holds {len(views)} views and no points"
     corners = [" ".join(f"{x:.3g}" for x in corner) for corner in (points.min(0), points.max(0))]
     return f"it holds {len(views)} views, and points from {corners[0]} to {corners[1]}"
-
-
-def _sizes(folder: Path) -> RolloutConfig:
-    """How the memory's points were made: from the run's record beside it, else the defaults."""
-    record = folder.resolve().parent / RUN_FILE
-    if not record.is_file():
-        return RolloutConfig()
-    try:
-        said = json.loads(record.read_text()).get("rollout", {})
-        plain = RolloutConfig()
-        return RolloutConfig(
-            point_radius=float(said.get("point_radius", plain.point_radius)),
-            point_edges=str(said.get("point_edges", plain.point_edges)),
-        )
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{record} is no record of a run: {error}") from error

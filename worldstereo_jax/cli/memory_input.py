@@ -20,7 +20,7 @@ from worldstereo_jax.memory.entry_codec import QuantisedEntries, restore_entries
 from worldstereo_jax.memory.entry_folder import entries_from_fields
 from worldstereo_jax.memory.entry_frame import make_entry_frame
 from worldstereo_jax.memory.entry_update import update_entries
-from worldstereo_jax.memory.folder import load_memory, load_optional_fields
+from worldstereo_jax.memory.folder import is_memory, load_memory, load_optional_fields
 from worldstereo_jax.memory.global_geometric import init_global_memory
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory, init_spatial_memory
 from worldstereo_jax.sampling.world import (
@@ -65,6 +65,12 @@ def read_memory(folder: Path, model: str, scene: AnyScene) -> WorldMemory:
             "view no more"
         )
     return memory
+
+
+def memory_folder(folder: Path) -> Path:
+    """The memory of a folder: itself, or the memory/ of a run's results."""
+    inside = folder / "memory"
+    return inside if not is_memory(folder) and is_memory(inside) else folder
 
 
 def read_any_memory(folder: Path, model: str) -> WorldMemory:
@@ -200,7 +206,8 @@ def with_capacity(config: RolloutConfig, views: int, points: int, clips: int) ->
     """The config with memories so large that no view or point of `clips` clips can be lost.
 
     Surface entries are shared by views, so room is made for half of the pixels; those beyond it
-    are counted.
+    are counted. Capacities grow in steps of a half or a third, so that a memory which goes on clip
+    by clip seldom needs programs of other sizes than those that are compiled already.
 
     Args:
         config: its capacities are kept where they suffice.
@@ -213,10 +220,18 @@ def with_capacity(config: RolloutConfig, views: int, points: int, clips: int) ->
     points += clips * config.keyframes * config.height * config.width
     return dataclasses.replace(
         config,
-        bank_capacity=max(config.bank_capacity, views),
-        point_capacity=max(config.point_capacity, points),
-        entry_capacity=max(config.entry_capacity, entries),
+        bank_capacity=_stepped(config.bank_capacity, views),
+        point_capacity=_stepped(config.point_capacity, points),
+        entry_capacity=_stepped(config.entry_capacity, entries),
     )
+
+
+def _stepped(capacity: int, wanted: int) -> int:
+    """The capacity while it suffices, else the next above of 1, 2, 3, 4, 6, 8, 12, 16, ..."""
+    if wanted <= capacity:
+        return capacity
+    power = 1 << (wanted - 1).bit_length()
+    return power * 3 // 4 if wanted <= power * 3 // 4 else power
 
 
 def with_room(memory: WorldMemory, config: RolloutConfig) -> WorldMemory:

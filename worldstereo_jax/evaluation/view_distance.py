@@ -18,12 +18,14 @@ class NearestView(NamedTuple):
 
     seen: [f, h, w], at least one does. angle: [f, h, w], least angle at the point between the
     rays to the pixel's camera and to such a view, radians. distance: [f, h, w], least distance
-    between those cameras, world units. Both are infinite where none sees the point.
+    between those cameras, world units. Both are infinite where none sees the point. view:
+    [f, h, w], number of the view at the least angle, -1 where none sees the point.
     """
 
     seen: Bool[Array, "f h w"]
     angle: Float[Array, "f h w"]
     distance: Float[Array, "f h w"]
+    view: Int[Array, "f h w"]
 
 
 @jax.jit
@@ -44,7 +46,7 @@ def nearest_view(
     stored = (jnp.asarray(stored_depth), jnp.asarray(stored_w2c), jnp.asarray(stored_intrinsics))
     centres = camera_centers(stored_w2c)
 
-    def one(frame: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def one(frame: tuple[Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         frame_depth, pose, k = frame
         _, found = bank_correspondence(frame_depth, pose, k, *stored, valid)
         points = depth_to_points(frame_depth, pose, k)
@@ -57,10 +59,13 @@ def nearest_view(
         )
         angle = jnp.arctan2(sine, (mine[None] * theirs).sum(-1))
         away = jnp.linalg.norm(centres - eye[None], axis=-1)[:, None, None]
+        seen = found.any(0)
+        angle = jnp.where(found, angle, jnp.inf)
         return (
-            found.any(0),
-            jnp.where(found, angle, jnp.inf).min(0),
+            seen,
+            angle.min(0),
             jnp.where(found, jnp.broadcast_to(away, found.shape), jnp.inf).min(0),
+            jnp.where(seen, jnp.argmin(angle, 0), -1).astype(jnp.int32),
         )
 
     clip = (jnp.asarray(depth), jnp.asarray(w2c), jnp.asarray(intrinsics))

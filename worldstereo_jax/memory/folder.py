@@ -138,6 +138,11 @@ def load_memory(
         ) from error
 
 
+def is_memory(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder looks like one that `save_memory` wrote."""
+    return (Path(folder) / _HEADER).is_file()
+
+
 def model_of_memory(folder: str | os.PathLike[str]) -> str:
     """Identity of the model that a memory folder was made by.
 
