@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.posed_cameras import random_cameras
-from worldstereo_jax.cli.camera_paths import Job, cameras_of, plan_jobs
+from worldstereo_jax.cli.camera_paths import Job, cameras_of, path_through_memory, plan_jobs
 from worldstereo_jax.cli.recorded_path import (
     RecordedPath,
     placed_at,
@@ -162,3 +162,23 @@ def test_what_does_not_fit_is_named(tmp_path, picture, scene):
         refused("--camera-format and --camera-scale are for a FILE of --camera", "left", **option)
         with pytest.raises(InputError, match="are for a FILE of --camera"):
             plan_jobs(*read_working_scene(scene), FRAMES, **NOTHING, **option)
+
+
+def test_a_memory_alone_is_passed_as_by_a_clip_that_goes_on_from_it(tmp_path, picture):
+    """As above, without the scene: previews see the path that the clip will take."""
+    memory = empty_memory(RolloutConfig())
+    k = np.array([[150.0, 0.0, 80.0], [0.0, 150.0, 48.0], [0.0, 0.0, 1.0]], np.float32)
+    stereo = memory.stereo.replace(
+        depth=memory.stereo.depth.at[0].set(3.0),
+        w2c=memory.stereo.w2c.at[0].set(np.eye(4)),
+        intrinsics=memory.stereo.intrinsics.at[0].set(k),
+    )
+    memory = dataclasses.replace(memory, stereo=stereo)
+    write_cameras(tmp_path / "tum.txt", recording(), "tum")
+    expected = cameras_of(plan(picture, tmp_path / "tum.txt", camera_scale=0.5), memory, FRAMES)
+    found = path_through_memory(
+        memory, str(tmp_path / "tum.txt"), None, FRAMES, camera_format="tum", camera_scale=0.5
+    )
+    np.testing.assert_array_equal(found.w2c, expected.w2c)
+    np.testing.assert_array_equal(found.intrinsics, expected.intrinsics)
+    assert np.abs(found.w2c[-1] - found.w2c[0]).max() > 0.01

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from worldstereo_jax.cli.arguments import check_can_be_made
 from worldstereo_jax.cli.outputs import FRAMES_PER_SECOND
 from worldstereo_jax.cli.viewer_memory import MemoryScene, Viewed, stand_at
 from worldstereo_jax.errors import InputError
