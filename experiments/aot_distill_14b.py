@@ -53,7 +53,6 @@ from worldstereo_jax.training.distill_state import (
     Optimizers,
     init_distill_state,
     make_distill_step,
-    pick,
 )
 from worldstereo_jax.training.official_distill import (
     Told,
@@ -62,6 +61,7 @@ from worldstereo_jax.training.official_distill import (
 )
 from worldstereo_jax.training.official_objective import TrainingClip
 from worldstereo_jax.training.sharding import SAMPLES, TrainLayout, parse_mesh
+from worldstereo_jax.training.state import split
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TITLE = "A distillation step of the 14B memory model, ahead of time"
@@ -86,7 +86,7 @@ def program(layout: TrainLayout, samples: int, pattern: str) -> Program:
     config = get_preset("wan_14b_memory").replace(attention_pattern=pattern)
     shapes = parameter_shapes(config)
     params = from_flat({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()})
-    trained = pick(params, distilled_parameters(params))
+    trained = split(params, distilled_parameters(params))[0]
 
     def adamw() -> optax.GradientTransformation:
         return optax.chain(
@@ -110,14 +110,14 @@ def program(layout: TrainLayout, samples: int, pattern: str) -> Program:
     negative = jnp.zeros((512, config.text_dim), jnp.bfloat16)
     networks = official_networks(layout.model(config), dmd_schedule(), negative)
     step = make_distill_step(networks, optimizers, read, places=places)
-    split = NamedSharding(layout.mesh, PartitionSpec(SAMPLES))
+    by_sample = NamedSharding(layout.mesh, PartitionSpec(SAMPLES))
     batch = abstract_clip(samples * (FAKE_UPDATES + 1), pattern)
     held = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.compute_dtype), params)
     return Program(
         step=step,
         state=jax.tree.map(laid, state, places),
         teacher=jax.tree.map(laid, held, layout.parameters(params)),
-        batch=jax.tree.map(lambda x: laid(x, split), batch),
+        batch=jax.tree.map(lambda x: laid(x, by_sample), batch),
     )
 
 

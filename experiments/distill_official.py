@@ -52,10 +52,8 @@ from worldstereo_jax.training.distill_state import (
     FAKE_UPDATES,
     DistillState,
     Optimizers,
-    complete,
     init_distill_state,
     make_distill_step,
-    pick,
 )
 from worldstereo_jax.training.loop import train
 from worldstereo_jax.training.official_distill import (
@@ -67,6 +65,7 @@ from worldstereo_jax.training.official_distill import (
 from worldstereo_jax.training.official_fields import check_recipe, read_negative_text
 from worldstereo_jax.training.official_objective import DROP_REFERENCES, SHIFT, in_compute_type
 from worldstereo_jax.training.sharding import TrainLayout, parse_mesh
+from worldstereo_jax.training.state import join, split
 
 EXPORT = "worldstereo"
 """Folder of the distilled checkpoint within --out."""
@@ -141,7 +140,7 @@ def run(options: argparse.Namespace) -> None:
     )
     config = loaded.config
     chosen = distilled_parameters(loaded.params)
-    trained = pick(loaded.params, chosen)
+    trained = split(loaded.params, chosen)[0]
     teacher = in_compute_type(loaded.params, config.compute_dtype)
     total = count_parameters(loaded.params)
     del loaded
@@ -187,7 +186,7 @@ def run(options: argparse.Namespace) -> None:
     )
     export_official(
         options.out / EXPORT,
-        complete(state.ema, teacher),
+        join(teacher, state.ema),
         config,
         {**opened.values, **few.to_official()},
         dtype=jnp.dtype(options.export_dtype),

@@ -14,8 +14,9 @@ import optax
 
 from worldstereo_jax.sampling.schedules import dmd_schedule
 from worldstereo_jax.training.distill import Networks
-from worldstereo_jax.training.distill_state import Optimizers, init_distill_state, pick
+from worldstereo_jax.training.distill_state import Optimizers, init_distill_state
 from worldstereo_jax.training.official_objective import SHIFT, stratified_sigmas
+from worldstereo_jax.training.state import split
 
 MEAN, DEVIATION = 1.5, 0.5
 SCHEDULE = dmd_schedule(2)
@@ -63,7 +64,7 @@ def read(batch, key):
 
 
 def new_state(seed=0, optimizers=OPTIMIZERS):
-    return init_distill_state(pick(TEACHER, CHOSEN), optimizers, jax.random.key(seed))
+    return init_distill_state(split(TEACHER, CHOSEN)[0], optimizers, jax.random.key(seed))
 
 
 SPREAD, SIZES = 0.1, (4, 32, 32, 1)

@@ -17,13 +17,13 @@ from worldstereo_jax.training.batches import SeededBatches
 from worldstereo_jax.training.distill import rollout
 from worldstereo_jax.training.distill_state import (
     Optimizers,
-    complete,
     init_distill_state,
     make_distill_step,
     part_of,
 )
 from worldstereo_jax.training.loop import train
 from worldstereo_jax.training.sharding import TrainLayout, parse_mesh
+from worldstereo_jax.training.state import join
 
 SAMPLES, FAKE_UPDATES = 8, 3
 
@@ -51,7 +51,7 @@ def sampled(student, schedule):
         schedule,
         dmd,
     )
-    return np.asarray(sampler(complete(student, toy.TEACHER), noise))
+    return np.asarray(sampler(join(toy.TEACHER, student), noise))
 
 
 def test_the_student_comes_to_make_what_the_teacher_makes():
@@ -110,7 +110,7 @@ def test_student_and_fake_score_start_as_copies_of_what_trains():
     assert set(state.student) == {"score", "steps"}
     both = (state.student["score"]["mean"], state.fake["score"]["mean"], state.ema["score"]["mean"])
     assert len({x.unsafe_buffer_pointer() for x in (*both, toy.TEACHER["score"]["mean"])}) == 4
-    whole = complete(state.student, toy.TEACHER)
+    whole = join(toy.TEACHER, state.student)
     assert whole["shared"]["one"] is toy.TEACHER["shared"]["one"]
     assert jax.tree.structure(whole) == jax.tree.structure(toy.TEACHER)
 

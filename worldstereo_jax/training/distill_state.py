@@ -12,7 +12,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from worldstereo_jax.array_types import Array, Key, PyTree
@@ -24,7 +23,7 @@ from worldstereo_jax.training.distill import (
     generator_loss,
 )
 from worldstereo_jax.training.official_objective import SHIFT
-from worldstereo_jax.training.state import norm_of, running_average
+from worldstereo_jax.training.state import join, norm_of, running_average
 
 FAKE_UPDATES = 5
 """Updates of the fake score for each of the student (DMD2, section 4.2)."""
@@ -69,7 +68,7 @@ def init_distill_state(
     """Start with student and fake score equal to the teacher.
 
     Args:
-        trained: the teacher's parameters of what trains, of `pick`, float32; copied.
+        trained: the teacher's parameters of what trains, of `state.split`, float32; copied.
         optimizers: keep what they keep.
         key: typed random key of the run.
     """
@@ -87,22 +86,6 @@ def init_distill_state(
         step=jnp.zeros((), jnp.int32),
         key=key,
     )
-
-
-def pick(params: PyTree, chosen: PyTree) -> PyTree:
-    """The chosen parameters alone: nested dicts without the others, see `complete`.
-
-    Args:
-        params: nested dicts.
-        chosen: a boolean for each.
-    """
-    flags = flatten_dict(chosen)
-    return unflatten_dict({k: x for k, x in flatten_dict(params).items() if flags[k]})
-
-
-def complete(trained: PyTree, params: PyTree) -> PyTree:
-    """All parameters of a network, from those of its own and, for the rest, another's arrays."""
-    return unflatten_dict({**flatten_dict(params), **flatten_dict(trained)})
 
 
 def make_distill_step(
@@ -144,7 +127,7 @@ def make_distill_step(
 
         def computing(trained: PyTree) -> PyTree:
             """A whole network, in the teacher's types."""
-            whole = complete(trained, teacher)
+            whole = join(teacher, trained)
             return jax.tree.map(lambda x, like: x.astype(like.dtype), whole, teacher)
 
         def given(number: Array):

@@ -118,7 +118,7 @@ def split(params: Params, chosen: Params) -> tuple[Params, Params]:
 
 
 def join(*trees: Params) -> Params:
-    """One tree of several nested dicts that have no leaf in common."""
+    """One tree of several nested dicts; of a leaf that several have, the last one's counts."""
     flat: dict[tuple[str, ...], typing.Any] = {}
     for tree in trees:
         flat.update(flatten_dict(tree))
