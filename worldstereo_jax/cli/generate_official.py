@@ -114,7 +114,13 @@ def run_official(options: argparse.Namespace) -> None:
     if world.weights is not None:
         # Says so at once when qwix is not there.
         _ = world.transformer
-    _check_needs(world, options, memory, drawn=trajectories is None or options.renders == "memory")
+    _check_needs(
+        world,
+        options,
+        memory,
+        drawn=trajectories is None or options.renders == "memory",
+        most=_views_before(scene, memory) + (len(jobs) - 1) * config.keyframes,
+    )
     if trajectories is not None and options.renders != "memory":
         for job in jobs:
             _check_length(trajectories[job.name], frames)
@@ -264,11 +270,11 @@ def _rollout_config(
     clips: int,
 ) -> RolloutConfig:
     height, width = size
-    views = len(scene.bank.names) if isinstance(scene, PanoramaScene) else 1
+    views = _views_before(scene, memory)
     points = views * height * width
     held = RolloutConfig(bank_capacity=1, point_capacity=1, entry_capacity=1)
     if memory is not None:
-        views, points = int(memory.stereo.count), int(memory.points.count)
+        points = int(memory.points.count)
         held = dataclasses.replace(
             held,
             bank_capacity=memory.stereo.capacity,
@@ -293,14 +299,25 @@ def _rollout_config(
     return dataclasses.replace(config, entry_capacity=entries)
 
 
+def _views_before(scene: AnyScene, memory: WorldMemory | None) -> int:
+    """Views that are stored before the first clip."""
+    if memory is not None:
+        return int(memory.stereo.count)
+    return len(scene.bank.names) if isinstance(scene, PanoramaScene) else 1
+
+
 def _check_needs(
     world: OfficialWorld,
     options: argparse.Namespace,
     memory: WorldMemory | None,
     *,
     drawn: bool,
+    most: int,
 ) -> None:
-    """Refuse what lacks a network that it needs, before any weight is read."""
+    """Refuse what lacks a network that it needs, before any weight is read.
+
+    `drawn`: points are rendered. `most`: views that are stored before the last clip.
+    """
     knows_depth = world.depth is not None or options.depth is not None or memory is not None
     needing = [
         what
@@ -313,7 +330,6 @@ def _check_needs(
     ]
     if needing and not knows_depth:
         raise InputError(f"{needing[0]} needs depth: give --depth-model, or --depth for an image")
-    most = world.rollout.bank_capacity - world.rollout.keyframes
     chosen = world.has_references and world.choices.retrieval == "official"
     if chosen and most > world.rollout.references and world.dinov2 is None:
         raise InputError(
