@@ -1,6 +1,7 @@
 """Settings that every test runs under."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -35,6 +36,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 ).strip()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tracing makes many small objects, few of which are ever part of a cycle.
+gc.set_threshold(50_000, 20, 10)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

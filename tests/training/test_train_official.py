@@ -98,14 +98,13 @@ def test_video_becomes_clips_and_clips_a_checkpoint(cache, run, trained):
     assert loaded.settings.frames == toy.FRAMES
 
 
-@pytest.mark.parametrize("mesh", [(), ("--mesh", "data=2,fsdp=4")], ids=["device", "mesh"])
-def test_a_finished_run_is_resumed_and_written_again_to_the_bit(
-    weights, cache, run, trained, tmp_path, mesh
+def test_a_finished_run_is_resumed_on_a_mesh_and_written_again_to_the_bit(
+    weights, cache, run, trained, tmp_path
 ):
-    """Also where its arrays lie split over devices; `train` itself is tested to resume."""
+    """Its arrays lie split over devices then; `train` itself is tested to resume."""
     shutil.copytree(run, tmp_path / "again")
     (tmp_path / "again/worldstereo/model.safetensors").unlink()
-    again = train(weights, cache, tmp_path / "again", "--resume", *mesh)
+    again = train(weights, cache, tmp_path / "again", "--resume", "--mesh", "data=2,fsdp=4")
     assert set(again) == set(trained)
     for name, array in trained.items():
         np.testing.assert_array_equal(again[name], array, err_msg=name)
