@@ -1,5 +1,6 @@
 """The clips that a command line asks for, each with its camera path."""
 
+import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,29 @@ class Job:
     name: str
     prompt: str
     path: Cameras | PresetPath | RecordedPath
+
+
+def add_path_options(parser: argparse.ArgumentParser) -> None:
+    """Add what may be said of the path that --camera names."""
+    parser.add_argument(
+        "--camera-format",
+        metavar="NAME",
+        help=f"of the file: {', '.join(FORMATS)} (default: told by its content)",
+    )
+    parser.add_argument(
+        "--camera-scale",
+        type=float,
+        metavar="S",
+        help="scene units that one unit of a recorded path is (default: 1 for metres; else the "
+        "path keeps its proportion to what its first camera looks at, or, where the file does not "
+        "tell, goes as far as the path dolly)",
+    )
+    parser.add_argument(
+        "--amplitude",
+        type=float,
+        metavar="A",
+        help="how far a PRESET path goes: 1 is a moderate move, negative mirrors it (default 1)",
+    )
 
 
 def plan_jobs(

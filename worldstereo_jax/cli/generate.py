@@ -9,7 +9,13 @@ from pathlib import Path
 import jax
 
 from worldstereo_jax.cli.arguments import ArgumentParser, count, seed
-from worldstereo_jax.cli.camera_paths import Job, cameras_of, plan_jobs, units_of
+from worldstereo_jax.cli.camera_paths import (
+    Job,
+    add_path_options,
+    cameras_of,
+    plan_jobs,
+    units_of,
+)
 from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.generate_official import run_official
 from worldstereo_jax.cli.memory_input import begin_memory, read_memory, with_capacity, with_room
@@ -24,7 +30,7 @@ from worldstereo_jax.cli.outputs import (
     write_memory,
     write_run,
 )
-from worldstereo_jax.cli.recorded_path import add_recording_options, with_lens_of
+from worldstereo_jax.cli.recorded_path import with_lens_of
 from worldstereo_jax.cli.scene_input import (
     AnyScene,
     image_size,
@@ -58,13 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "--help). Of more cameras than a clip has frames evenly chosen ones are taken, through "
         "fewer a spline is laid. Default: the scene's own path",
     )
-    add_recording_options(parser)
-    parser.add_argument(
-        "--amplitude",
-        type=float,
-        metavar="A",
-        help="how far a PRESET path goes: 1 is a moderate move, negative mirrors it (default 1)",
-    )
+    add_path_options(parser)
     parser.add_argument(
         "--trajectory",
         action="append",

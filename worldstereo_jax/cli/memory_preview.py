@@ -4,10 +4,9 @@ import argparse
 from pathlib import Path
 
 from worldstereo_jax.cli.arguments import check_can_be_made, count
-from worldstereo_jax.cli.camera_paths import path_through_memory
+from worldstereo_jax.cli.camera_paths import add_path_options, path_through_memory
 from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.memory_input import memory_folder, read_any_memory
-from worldstereo_jax.cli.recorded_path import add_recording_options
 from worldstereo_jax.cli.run_record import rollout_of_run
 from worldstereo_jax.data.images import write_uint8_image
 from worldstereo_jax.errors import InputError
@@ -31,13 +30,7 @@ def add_preview(actions) -> None:
         help=f"one of {', '.join(path_names())}; a camera.json in the world of the memory; or a "
         "path recorded elsewhere, as `worldstereo generate` takes them",
     )
-    add_recording_options(parser)
-    parser.add_argument(
-        "--amplitude",
-        type=float,
-        metavar="A",
-        help="how far a PRESET path goes: 1 is a moderate move, negative mirrors it (default 1)",
-    )
+    add_path_options(parser)
     parser.add_argument(
         "--frames",
         type=count,

@@ -5,7 +5,6 @@ that view's lens, and what follows is relative to it. A bare picture is taken to
 own lens. Most formats have a unit of their own; how it becomes the scene's is `scene_units`.
 """
 
-import argparse
 import dataclasses
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from worldstereo_jax.cli.scene_input import AnyScene, middle_depth
 from worldstereo_jax.data.scene_folders import SingleViewScene
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_formats import (
-    FORMATS,
     UNIT_SIZE,
     PosedCameras,
     fitted,
@@ -49,23 +47,6 @@ class RecordedPath:
     ahead: float | None
     metric: bool
     scale: float | None
-
-
-def add_recording_options(parser: argparse.ArgumentParser) -> None:
-    """Add what may be said of a path of --camera that was recorded elsewhere."""
-    parser.add_argument(
-        "--camera-format",
-        metavar="NAME",
-        help=f"of the file: {', '.join(FORMATS)} (default: told by its content)",
-    )
-    parser.add_argument(
-        "--camera-scale",
-        type=float,
-        metavar="S",
-        help="scene units that one unit of a recorded path is (default: 1 for metres; else the "
-        "path keeps its proportion to what its first camera looks at, or, where the file does not "
-        "tell, goes as far as the path dolly)",
-    )
 
 
 def read_recorded_path(
