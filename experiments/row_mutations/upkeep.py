@@ -226,6 +226,14 @@ UPKEEP = (
     ),
     mutation(
         34,
+        "memory.visibility:shines_through",
+        "what is behind shows through the gaps of a surface",
+        then(zeros),
+        "memory/test_visibility.py::"
+        "test_what_is_behind_does_not_show_through_a_rough_surface_that_came_near",
+    ),
+    mutation(
+        34,
         "memory.entry_warp:_front",
         "hidden entries are drawn",
         lambda original: (

@@ -55,6 +55,22 @@ def test_extremes_around_ignore_missing_depth():
     assert surface.nearest_around(inverse)[1, 4] == pytest.approx(0.2)
 
 
+@pytest.mark.row("S34")
+def test_only_what_a_nearer_surface_encloses_shines_through_it():
+    near = _plane(0.002, -0.001, 0.5)
+    # A dot, two side by side, a slit one pixel wide, a window, and a silhouette.
+    far = np.zeros(near.shape, bool)
+    far[2, 3] = far[5, 2:4] = True
+    enclosed = far.copy()
+    far[:, 6] = far[8:12, 0:4] = far[:, 12:] = True
+    inverse = jnp.where(far, 0.1, near)
+    found = surface.shines_through(inverse, tolerance=0.1)
+    np.testing.assert_array_equal(found, enclosed)
+    np.testing.assert_array_equal(surface.shines_through(7.0 * inverse, tolerance=0.1), enclosed)
+    for still in (near, jnp.where(far, 0.47, near), jnp.where(enclosed, 0.0, near), 0.0 * near):
+        assert not surface.shines_through(still, tolerance=0.1).any()
+
+
 def test_pixel_transfer_is_projection_of_the_unprojected(room):
     one, other = room.bank, room.target
     matrix, vector = surface.pixel_transfer(

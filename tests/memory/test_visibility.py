@@ -115,3 +115,28 @@ def test_missing_depth_and_empty_banks_leave_holes_and_no_nan(room):
     )
     assert bool(jnp.isfinite(inverse).all())
     assert float((inverse > 0).mean()) > 0.5
+
+
+@pytest.mark.row("S34")
+def test_what_is_behind_does_not_show_through_a_rough_surface_that_came_near(room):
+    h, w = room.bank.depth.shape[1:]
+    intrinsics = room.bank.intrinsics
+    rough = np.random.default_rng(0).normal(1.0, 0.006, (h, w))
+    stored = jnp.asarray(np.where(np.arange(w) < 0.6 * w, rough, 4.0), jnp.float32)
+    views = _views(
+        room.bank,
+        depth=room.bank.depth.at[0].set(stored),
+        confidence=jnp.ones_like(room.bank.depth),
+        w2c=room.bank.w2c.at[0].set(jnp.eye(4)),
+        valid=room.bank.valid & (jnp.arange(len(room.bank.valid)) < 1),
+    )
+    closer = jnp.eye(4).at[:3, 3].set(jnp.array([0.1, 0.0, -0.5]))
+    inverse, _ = _surface(views, closer, intrinsics[0])
+    depth = np.asarray(inverse_depth(inverse))
+    # The wall's edge is carried to where it is seen from there; without the test of its gaps 52
+    # pixels of the wall show what is behind it.
+    focal, _, middle = np.asarray(intrinsics[0, 0])
+    edge = (0.6 * w - middle + 0.1 * focal) / 0.5 + middle
+    wall = depth[:, : int(edge) - 4]
+    assert (wall > 0).mean() > 0.98
+    assert (wall > 2.0).sum() < 15

@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from worldstereo_jax.geometry.splat import Render
+from worldstereo_jax.memory.warping import Warped
 from worldstereo_jax.models.vae_tiny import encode_frames
 from worldstereo_jax.sampling.conditions import (
     UNSEEN_LOG_WEIGHT,
     anchor,
     example_conditions,
     gather_conditions,
+    where_points_speak,
     without_entries,
     without_global,
     without_stereo,
@@ -70,6 +73,23 @@ def test_points_and_views_agree_on_what_is_seen(gathered):
     by_views = np.asarray(guidance.warped_mask) < 0.5
     by_points = np.asarray(guidance.render_mask) < 0.5
     assert (by_views & by_points).sum() > 0.8 * by_views.sum()
+
+
+@pytest.mark.row("S34")
+def test_points_speak_where_no_view_does_but_not_between_nearer_surfaces():
+    wall, behind = jnp.full((1, 12, 16), 1.0), jnp.full((1, 12, 16), 4.0)
+    hole = jnp.zeros((1, 12, 16)).at[0, 3, 4].set(1.0).at[:, :, 11:].set(1.0)
+    nothing = jnp.zeros((1, 12, 16, 3))
+    warped = Warped(nothing, hole, jnp.where(hole > 0, 0.0, wall), 1.0 - hole)
+    render = Render(image=nothing, alpha=1.0 - 0.0 * hole, mask=0.0 * hole, depth=behind)
+    depth, by_points = where_points_speak(warped, render)
+    np.testing.assert_array_equal(by_points, (hole > 0).at[0, 3, 4].set(False))
+    wanted = jnp.where(hole > 0, behind, wall).at[0, 3, 4].set(0.0)
+    np.testing.assert_array_equal(depth, wanted)
+    # Points of the surface itself close it.
+    depth, by_points = where_points_speak(warped, dataclasses.replace(render, depth=wall))
+    np.testing.assert_array_equal(by_points, hole > 0)
+    np.testing.assert_array_equal(depth, wall)
 
 
 @pytest.mark.row("S26")

@@ -117,6 +117,24 @@ def farthest_around(inverse: Float[Array, "h w"]) -> Float[Array, "h w"]:
     return jnp.where(jnp.isfinite(value), value, 0.0)
 
 
+def shines_through(inverse: Float[Array, "h w"], *, tolerance: float) -> Bool[Array, "h w"]:
+    """Pixels at which a farther surface shows through the gaps of a nearer one (row S34).
+
+    Samples of a surface that comes close, or is seen steeply, lie apart, and what is behind shows
+    between them. A pixel is such a gap when along its row, its column and both diagonals a surface
+    nearer by more than `tolerance` of inverse depth stands on both sides, one or two pixels away.
+    A slit one pixel wide stays, being open along itself, and so does a silhouette. (Compare the
+    sectors of Pintus et al., "Real-time rendering of massive unstructured raw point clouds using
+    screen-space operators", 2011.)
+    """
+    closed = inverse > 0
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        for side in (1, -1):
+            one, two = (_shift(_shift(inverse, side * k * dy, 0), side * k * dx, 1) for k in (1, 2))
+            closed &= jnp.maximum(one, two) > (1.0 + tolerance) * inverse
+    return closed
+
+
 def inverse_intrinsics(intrinsics: Float[Array, "*v 3 3"]) -> Float[Array, "*v 3 3"]:
     """Inverses of upper triangular intrinsics [[fx, s, cx], [0, fy, cy], [0, 0, 1]]."""
     fx, s, cx = intrinsics[..., 0, 0], intrinsics[..., 0, 1], intrinsics[..., 0, 2]

@@ -28,11 +28,13 @@ from worldstereo_jax.memory.surface import (
     nearest_around,
     one_surface,
     pixel_transfer,
+    shines_through,
     tangent_planes,
 )
 
 _LEVELS = 4  # splats up to 2**3 target pixels wide; a surface nearer than that shows cracks
 _NEAR = 0.02  # a depth below this share of the other camera's depth is cut off
+_BEHIND = 5.0  # tolerances by which a surface lies behind another, not on it
 _HIGHEST = lax.Precision.HIGHEST
 
 
@@ -136,6 +138,7 @@ def visible_surface(
 
     # A scan, not an unrolled loop: a third of the time to compile.
     best, _ = lax.scan(confirm, jnp.zeros((height, width), jnp.float32), jnp.stack(proposals))
+    best = jnp.where(shines_through(best, tolerance=_BEHIND * tolerance), 0.0, best)
     return best, _look(views, transfer, best, tolerance)
 
 

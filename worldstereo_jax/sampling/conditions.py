@@ -6,6 +6,7 @@ a sampler batches, that training caches, and from which ablations remove one mem
 """
 
 import dataclasses
+import functools
 import typing
 
 import jax
@@ -14,13 +15,14 @@ from einops import reduce
 from flax import struct
 
 from pallas_kernels import TokenGeometry
-from worldstereo_jax.array_types import Array, Float, PyTree
-from worldstereo_jax.geometry.splat import solid_image
+from worldstereo_jax.array_types import Array, Bool, Float, PyTree
+from worldstereo_jax.geometry.splat import Render, solid_image
 from worldstereo_jax.memory.entry_completion import entries_beyond
 from worldstereo_jax.memory.entry_tokens import EntryTokens
 from worldstereo_jax.memory.environment import mirrored_environment
 from worldstereo_jax.memory.hole_filling import fill_holes
 from worldstereo_jax.memory.masks import ViewSet, token_geometries
+from worldstereo_jax.memory.surface import inverse_depth, shines_through
 from worldstereo_jax.memory.warping import Candidates, Warped, fuse_candidates
 from worldstereo_jax.models.vae_tiny import encode_frames
 from worldstereo_jax.sampling.world import (
@@ -34,6 +36,8 @@ from worldstereo_jax.sampling.world import (
 
 # Views averaged into the fused warp of a pixel.
 FUSED_VIEWS = 4
+# Share of inverse depth by which a point lies behind the surfaces around it, not on one of them.
+BEHIND = 0.1
 # Log-weight of a latent pixel on which no stored view falls: the filled-in guess stays readable
 # at the model's entry, while any true observation outweighs it.
 UNSEEN_LOG_WEIGHT = -6.0
@@ -182,9 +186,7 @@ def gather_conditions(
     is_start = same_camera(cameras.w2c[0], stereo.w2c, stereo.valid)
     first_image = jnp.where(is_start.any(), stereo.images[jnp.argmax(is_start)], warped.features[0])
     render = render_points(config, memory.points, cameras, first_image)
-    # Division of labour (row S26): where no view is remembered, the coarse points speak first.
-    depth = jnp.where(warped.depth > 0, warped.depth, render.depth)
-    by_points = (warped.mask > 0.5) & (render.mask < 0.5)
+    depth, by_points = where_points_speak(warped, render)
     solid = solid_image(render)
     fused = jnp.where(by_points[..., None], solid, warped.features)
     around = jax.vmap(
@@ -196,7 +198,7 @@ def gather_conditions(
     fill = jax.vmap(jax.vmap(fill_holes, in_axes=(0, 0, 0, 0)), in_axes=(0, 0, 0, None))
     render_filled, fused = fill(
         jnp.stack([solid, fused]),
-        jnp.stack([render.mask, warped.mask * render.mask]),
+        jnp.stack([render.mask, jnp.where(by_points, 0.0, warped.mask)]),
         jnp.stack([render.depth, depth]),
         around,
     )
@@ -251,6 +253,28 @@ def gather_conditions(
         depth=depth,
     )
     return conditions, guidance
+
+
+def where_points_speak(
+    warped: Warped, render: Render
+) -> tuple[Float[Array, "f h w"], Bool[Array, "f h w"]]:
+    """Division of labour: where no view is remembered, the coarse points speak (rows S26, S34).
+
+    Not in the gaps of a surface that views do show, though: there the points are of what is behind.
+
+    Args:
+        warped: of the stereo bank, along a path.
+        render: of the global memory, along the same path.
+
+    Returns:
+        Depth known from either memory, world units, 0 where neither knows it; and the pixels at
+        which it is that of the points, and their colours are to be taken.
+    """
+    depth = jnp.where(warped.mask < 0.5, warped.depth, render.depth)
+    gaps = jax.vmap(functools.partial(shines_through, tolerance=BEHIND))(inverse_depth(depth))
+    unseen = warped.mask > 0.5
+    by_points = unseen & (render.mask < 0.5) & ~gaps
+    return jnp.where(unseen & gaps, 0.0, depth), by_points
 
 
 def _candidate_latents(
