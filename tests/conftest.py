@@ -40,7 +40,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tracing makes many small objects, few of which are ever part of a cycle.
 gc.set_threshold(50_000, 20, 10)
 
+# Every compiled program holds some mappings of memory, of which Linux allows a process 65,530; the
+# compiler is killed at the next one. Half the tests come near that.
+_MOST_MAPPINGS = 40_000
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_mappings():
+    """Forget the compiled programs of earlier files when there are too many; the cache has them."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and len(mappings.read_bytes().splitlines()) > _MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from worldstereo_jax.sampling.world import (
     WorldMemory,
     WorldParams,
     init_memory,
+    remember_frames,
 )
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "init_memory",
     "make_rollout",
     "make_sampler",
+    "remember_frames",
     "sample",
     "unipc",
     "unipc_schedule",
