@@ -1,16 +1,21 @@
 """A world of a few thousand random parameters, for tests of the rollout and its training."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.compat import quick_compiler_options
 from worldstereo_jax.config import ControlConfig, ModelConfig
 from worldstereo_jax.data.scene_source import SceneClips
 from worldstereo_jax.models.depth_tiny import TinyDepth, TinyDepthConfig
 from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig
 from worldstereo_jax.models.worldstereo import WorldStereo, init_params
+from worldstereo_jax.sampling.conditions import Conditions, Guidance, gather_conditions
+from worldstereo_jax.sampling.denoise import denoise
 from worldstereo_jax.sampling.world import (
+    Cameras,
     RolloutConfig,
     World,
     WorldMemory,
@@ -83,3 +88,30 @@ def memory() -> WorldMemory:
     item = scene()
     begin = jax.jit(lambda *frame: init_memory(ROLLOUT, *frame))
     return begin(item["image"][0], item["depth"][0], item["w2c"][0], item["intrinsics"][0])
+
+
+def cameras() -> Cameras:
+    return Cameras(w2c=scene()["w2c"], intrinsics=scene()["intrinsics"])
+
+
+@functools.cache
+def gather() -> Callable[[WorldMemory, Cameras], tuple[Conditions, Guidance]]:
+    """What memories say of a path: the same program as in `compile_rollout`, for all tests."""
+
+    def gather(vae, memory: WorldMemory, cameras: Cameras):
+        return gather_conditions(WORLD, vae, memory, cameras)
+
+    lowered = jax.jit(gather).lower(params().vae, memory(), cameras())
+    return functools.partial(lowered.compile(quick_compiler_options()), params().vae)
+
+
+@functools.cache
+def gathered() -> tuple[Conditions, Guidance]:
+    """What the memory of the first frame says of the scene's path."""
+    return gather()(memory(), cameras())
+
+
+@jax.jit
+def denoised(x: jax.Array, timestep: jax.Array, batch: Conditions) -> jax.Array:
+    """The denoiser's output under conditions with a batch axis."""
+    return denoise(WORLD.denoiser, params().denoiser, x, timestep, batch)
