@@ -14,6 +14,7 @@ Record: see the docstring of `train_tiny.py`, which trains on the result.
 
 import argparse
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -50,7 +51,7 @@ def main() -> None:
         source = SceneClips(
             seeds, frames=rollout.frames, height=rollout.height, width=rollout.width
         )
-        prepare = jax.jit(lambda scene, key: prepare_pair(world, params.vae, scene, key))
+        prepare = functools.partial(prepare_pair, world, params.vae)
     else:
         source = LongWorlds(
             seeds,

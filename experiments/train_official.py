@@ -195,7 +195,9 @@ def run(options: argparse.Namespace) -> None:
         count = count_parameters(parts.trained)
         print(f"{count:,} of {count + count_parameters(frozen):,} parameters train")
     if layout is None:
-        state, places, rows = init_train_state(parts.trained, optimizer, key), None, None
+        # Bound to its device as what a step returns is: else the second step compiles again.
+        state = jax.device_put(init_train_state(parts.trained, optimizer, key), jax.devices()[0])
+        places = rows = None
     else:
         state, rows = layout.init_state(parts.trained, optimizer, key), layout.rows(options.batch)
         places = layout.state(state)

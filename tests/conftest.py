@@ -108,7 +108,28 @@ def memory():
 
 
 @pytest.fixture(scope="session")
-def cameras(scene):
-    from worldstereo_jax.sampling.world import Cameras
+def cameras():
+    from tests import small_world
 
-    return Cameras(w2c=scene["w2c"], intrinsics=scene["intrinsics"])
+    return small_world.cameras()
+
+
+@pytest.fixture(scope="session")
+def gather():
+    from tests import small_world
+
+    return small_world.gather()
+
+
+@pytest.fixture(scope="session")
+def gathered():
+    from tests import small_world
+
+    return small_world.gathered()
+
+
+@pytest.fixture(scope="session")
+def denoised():
+    from tests import small_world
+
+    return small_world.denoised

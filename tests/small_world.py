@@ -1,16 +1,22 @@
 """A world of a few thousand random parameters, for tests of the rollout and its training."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from pallas_kernels.compat import quick_compiler_options
 from worldstereo_jax.config import ControlConfig, ModelConfig
 from worldstereo_jax.data.scene_source import SceneClips
 from worldstereo_jax.models.depth_tiny import TinyDepth, TinyDepthConfig
 from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig
 from worldstereo_jax.models.worldstereo import WorldStereo, init_params
+from worldstereo_jax.sampling.conditions import Conditions, Guidance, gather_conditions
+from worldstereo_jax.sampling.denoise import denoise
 from worldstereo_jax.sampling.world import (
+    Cameras,
     RolloutConfig,
     World,
     WorldMemory,
@@ -53,20 +59,22 @@ WORLD = World(
 )
 
 
-def _moved(params, key: jax.Array):
+def _moved(params):
     """Parameters with every zero-initialised one moved away from zero."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    return tree.unflatten(
-        [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    )
+    random = np.random.default_rng(1)
+
+    def moved(x: jax.Array) -> jax.Array:
+        # By numpy: a program for every shape would take seconds to compile.
+        return jnp.asarray(np.asarray(x) + 0.1 * random.standard_normal(x.shape, np.float32))
+
+    return jax.tree.map(moved, params)
 
 
 @functools.cache
 def params() -> WorldParams:
     image = jnp.zeros((1, ROLLOUT.height, ROLLOUT.width, 3))
     return WorldParams(
-        denoiser=_moved(init_params(MODEL, jax.random.key(0)), jax.random.key(1)),
+        denoiser=_moved(init_params(MODEL, jax.random.key(0))),
         vae=jax.jit(WORLD.vae.init)(jax.random.key(2), image)["params"],
         depth=jax.jit(WORLD.depth.init)(jax.random.key(3), image)["params"],
     )
@@ -81,5 +89,30 @@ def scene() -> dict[str, jax.Array]:
 @functools.cache
 def memory() -> WorldMemory:
     item = scene()
-    begin = jax.jit(lambda *frame: init_memory(ROLLOUT, *frame))
-    return begin(item["image"][0], item["depth"][0], item["w2c"][0], item["intrinsics"][0])
+    names = ("image", "depth", "w2c", "intrinsics")
+    return init_memory(ROLLOUT, *(item[name][0] for name in names))
+
+
+def cameras() -> Cameras:
+    return Cameras(w2c=scene()["w2c"], intrinsics=scene()["intrinsics"])
+
+
+@functools.cache
+def gather() -> Callable[[WorldMemory, Cameras], tuple[Conditions, Guidance]]:
+    """What memories say of a path: the same program as in `compile_rollout`, for all tests."""
+
+    read = jax.jit(gather_conditions, static_argnums=0)
+    lowered = read.lower(WORLD, params().vae, memory(), cameras())
+    return functools.partial(lowered.compile(quick_compiler_options()), params().vae)
+
+
+@functools.cache
+def gathered() -> tuple[Conditions, Guidance]:
+    """What the memory of the first frame says of the scene's path."""
+    return gather()(memory(), cameras())
+
+
+@jax.jit
+def denoised(x: jax.Array, timestep: jax.Array, batch: Conditions) -> jax.Array:
+    """The denoiser's output under conditions with a batch axis."""
+    return denoise(WORLD.denoiser, params().denoiser, x, timestep, batch)

@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.memory import correspondence
 from worldstereo_jax.memory.correspondence import (
     bank_correspondence,
-    dense_correspondence,
     find_correspondence,
-    hidden_pixels,
     patch_correspondence,
     store_correspondences,
 )
 from worldstereo_jax.memory.warping import splat_depth
+
+dense_correspondence = jax.jit(correspondence.dense_correspondence)
+hidden_pixels = jax.jit(correspondence.hidden_pixels)
 
 
 def _truth(one, i, other, j):

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from worldstereo_jax.memory.coverage import retrieve_by_coverage, view_coverage
+from worldstereo_jax.memory import coverage
+from worldstereo_jax.memory.coverage import retrieve_by_coverage
 from worldstereo_jax.memory.spatial_stereo import init_spatial_memory, insert_keyframes
+
+view_coverage = jax.jit(coverage.view_coverage)
 
 
 @pytest.fixture(scope="module")

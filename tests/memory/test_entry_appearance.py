@@ -1,18 +1,18 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.memory import entry_scene as es
 from worldstereo_jax.geometry.cameras import camera_centers
+from worldstereo_jax.memory import entry_appearance
 from worldstereo_jax.memory.entries import init_entries
-from worldstereo_jax.memory.entry_appearance import (
-    appearance_change,
-    first_appearance,
-    unexplained_variance,
-)
+from worldstereo_jax.memory.entry_appearance import first_appearance, unexplained_variance
 from worldstereo_jax.memory.entry_codec import quantise_entries, restore_entries
 from worldstereo_jax.memory.entry_edit import merge_entries
 from worldstereo_jax.memory.entry_warp import warp_entries
+
+appearance_change = jax.jit(entry_appearance.appearance_change)
 
 # Colour per unit of direction, at right angles to the line of sight: a wandering sheen.
 SHEEN = np.array([[1.5, 0.3, 0.0], [0.0, 1.2, 0.2], [-1.0, 0.5, 0.0]])

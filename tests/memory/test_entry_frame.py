@@ -6,12 +6,12 @@ import pytest
 from tests.memory import entry_scene as es
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import project, unproject
-from worldstereo_jax.memory.entry_frame import (
-    frame_surface,
-    make_entry_frame,
-    sample_surface_at,
-    surface_points,
-)
+from worldstereo_jax.memory import entry_frame
+from worldstereo_jax.memory.entry_frame import surface_points
+
+frame_surface = jax.jit(entry_frame.frame_surface)
+make_entry_frame = jax.jit(entry_frame.make_entry_frame)
+sample_surface_at = jax.jit(entry_frame.sample_surface_at)
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,18 @@ from scipy.spatial import cKDTree
 
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import project
-from worldstereo_jax.memory.curve_run import sort_run
+from worldstereo_jax.memory import curve_run, entry_index
 from worldstereo_jax.memory.entry_index import (
     build_index,
     init_index,
     insert_entries,
     query_frustum,
     query_radius,
-    renumber_entries,
 )
 from worldstereo_jax.memory.ranges import Hits
+
+renumber_entries = jax.jit(entry_index.renumber_entries)
+sort_run = jax.jit(curve_run.sort_run)
 
 
 def cloud(kind, n=4000, seed=0):

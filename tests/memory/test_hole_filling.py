@@ -3,13 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from worldstereo_jax.memory.hole_filling import fill_holes, nearest_known, row_means
+from worldstereo_jax.memory import hole_filling
+
+fill_holes = jax.jit(hole_filling.fill_holes)
+nearest_known = jax.jit(hole_filling.nearest_known)
+row_means = jax.jit(hole_filling.row_means)
 
 
 def test_known_pixels_stay_and_a_constant_stays_constant():
     hole = jnp.zeros((13, 21)).at[4:9, 6:15].set(1.0)
     image = jnp.where(hole[..., None] > 0, jnp.nan, 0.25) * jnp.ones((13, 21, 3))
-    filled = jax.jit(fill_holes)(image, hole)
+    filled = fill_holes(image, hole)
     np.testing.assert_allclose(filled, 0.25, atol=1e-6)
     ramp = jnp.linspace(-1, 1, 21)[None, :, None] * jnp.ones((13, 21, 1))
     filled = fill_holes(ramp, hole)

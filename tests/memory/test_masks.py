@@ -5,18 +5,20 @@ import pytest
 
 from pallas_kernels import CorrespondenceRule
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.memory.correspondence import dense_correspondence, patch_correspondence
+from worldstereo_jax.memory import correspondence, masks
 from worldstereo_jax.memory.masks import (
     TOKEN,
     ViewSet,
     reference_block_mask,
     token_geometries,
     token_geometry,
-    token_surface,
-    visibility_words,
 )
 
 _geometry = jax.jit(token_geometry)
+token_surface = jax.jit(masks.token_surface)
+visibility_words = jax.jit(masks.visibility_words)
+dense_correspondence = jax.jit(correspondence.dense_correspondence)
+patch_correspondence = jax.jit(correspondence.patch_correspondence, static_argnums=(2, 3))
 ROWS, COLUMNS = 80 // TOKEN, 112 // TOKEN
 TOKENS = ROWS * COLUMNS
 

@@ -1,14 +1,14 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from worldstereo_jax.memory.photometry import (
-    TILES,
-    frame_gain,
-    known_light,
-    remove_gain,
-    view_gains,
-)
+from worldstereo_jax.memory import photometry
+from worldstereo_jax.memory.photometry import TILES, remove_gain
+
+frame_gain = jax.jit(photometry.frame_gain)
+known_light = jax.jit(photometry.known_light)
+view_gains = jax.jit(photometry.view_gains)
 
 GAINS = np.array([[1.0, 1.0, 1.0], [0.6, 0.7, 0.65], [1.2, 1.0, 0.9]], np.float32)
 

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -5,6 +6,7 @@ from worldstereo_jax.memory.resampling import cubic_weights, sample_surface
 from worldstereo_jax.memory.surface import one_surface, tangent_planes
 
 
+@jax.jit
 def _sample(features, inverse, pixels):
     planes = tangent_planes(inverse)
     smooth = one_surface(inverse, planes, tolerance=0.04)

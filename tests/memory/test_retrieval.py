@@ -4,18 +4,16 @@ import numpy as np
 import pytest
 
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.memory.retrieval import (
-    axis_angle_degrees,
-    bank_frames,
-    box_iou,
-    camera_features,
-    diversity_features,
-    farthest_points,
-    frustum_box,
-    overlap_score,
-    quality_score,
-    select_references,
-)
+from worldstereo_jax.memory import retrieval
+from worldstereo_jax.memory.retrieval import axis_angle_degrees, bank_frames, box_iou
+
+camera_features = jax.jit(retrieval.camera_features)
+diversity_features = jax.jit(retrieval.diversity_features)
+farthest_points = jax.jit(retrieval.farthest_points, static_argnums=2)
+frustum_box = jax.jit(retrieval.frustum_box, static_argnames=("width", "height", "near", "far"))
+overlap_score = jax.jit(retrieval.overlap_score, static_argnames=("width", "height"))
+quality_score = jax.jit(retrieval.quality_score)
+select_references = jax.jit(retrieval.select_references, static_argnames="count")
 
 pytestmark = pytest.mark.row("S26")
 
@@ -120,7 +118,7 @@ def brute_force(bank, count):
 def test_selection_equals_brute_force(seed, count):
     bank = random_bank(seed, frames=12, views=7)
     bank["valid"][seed % 7] = False
-    found = jax.jit(select_references, static_argnames="count")(**bank, count=count)
+    found = select_references(**bank, count=count)
     choice, first = brute_force(bank, count)
     np.testing.assert_array_equal(found.frame_view, choice)
     used = int(found.valid.sum())

@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.memory.spatial_stereo import (
-    bank_points,
-    depth_confidence,
-    init_spatial_memory,
-    insert_keyframes,
-)
+from worldstereo_jax.memory import spatial_stereo
+from worldstereo_jax.memory.spatial_stereo import init_spatial_memory, insert_keyframes
 
 _insert = jax.jit(insert_keyframes)
+bank_points = jax.jit(spatial_stereo.bank_points)
+depth_confidence = jax.jit(spatial_stereo.depth_confidence)
 
 
 def _frames(views, *index):

@@ -6,6 +6,10 @@ import pytest
 from worldstereo_jax.geometry.cameras import project, unproject
 from worldstereo_jax.memory import surface
 
+between_surfaces = jax.jit(surface.between_surfaces)
+one_surface = jax.jit(surface.one_surface, static_argnames="tolerance")
+tangent_planes = jax.jit(surface.tangent_planes)
+
 
 def _plane(slope_x, slope_y, offset, h=12, w=16):
     y, x = np.mgrid[:h, :w] + 0.5
@@ -15,7 +19,7 @@ def _plane(slope_x, slope_y, offset, h=12, w=16):
 @pytest.mark.row("S3")
 def test_tangent_planes_are_exact_on_slanted_planes():
     inverse = _plane(0.004, -0.002, 0.3)
-    planes = surface.tangent_planes(inverse)
+    planes = tangent_planes(inverse)
     wanted = np.broadcast_to([0.004, -0.002, 0.3], planes.shape)
     np.testing.assert_allclose(planes, wanted, atol=2e-6)
 
@@ -23,7 +27,7 @@ def test_tangent_planes_are_exact_on_slanted_planes():
 def test_tangent_planes_do_not_lean_over_a_depth_edge():
     near, far = _plane(0.002, 0.0, 0.5), _plane(0.0, 0.001, 0.1)
     inverse = jnp.where(jnp.arange(16)[None, :] < 8, near, far)
-    planes = surface.tangent_planes(inverse)
+    planes = tangent_planes(inverse)
     np.testing.assert_allclose(planes[:, :8, 0], 0.002, atol=1e-5)
     np.testing.assert_allclose(
         planes[:, 8:, :2], np.broadcast_to([0, 0.001], (12, 8, 2)), atol=1e-5
@@ -33,17 +37,17 @@ def test_tangent_planes_do_not_lean_over_a_depth_edge():
 @pytest.mark.row("S6")
 def test_a_pixel_between_two_surfaces_is_found_and_a_steep_plane_is_not():
     inverse = jnp.where(jnp.arange(16)[None, :] < 8, _plane(0, 0, 0.5), _plane(0, 0, 0.1))
-    assert not surface.between_surfaces(inverse).any()
+    assert not between_surfaces(inverse).any()
     bled = inverse.at[:, 8].set(0.3)
-    found = surface.between_surfaces(bled)
+    found = between_surfaces(bled)
     assert found[:, 8].all()
     assert found.sum() == 12
-    assert not surface.between_surfaces(_plane(0.03, 0.01, 0.05)).any()
+    assert not between_surfaces(_plane(0.03, 0.01, 0.05)).any()
 
 
 def test_one_surface_ends_two_pixels_before_an_edge():
     inverse = jnp.where(jnp.arange(16)[None, :] < 8, _plane(0.01, 0, 0.5), _plane(0, 0, 0.1))
-    whole = surface.one_surface(inverse, surface.tangent_planes(inverse), tolerance=0.02)
+    whole = one_surface(inverse, tangent_planes(inverse), tolerance=0.02)
     np.testing.assert_array_equal(whole[5], [True] * 6 + [False] * 4 + [True] * 6)
 
 
@@ -99,9 +103,7 @@ def test_only_pixels_beside_a_jump_are_at_an_edge():
     inverse[8:16, 10:20] = 0.5
     inverse[3, 27] = 0.0
     inverse = jnp.asarray(inverse)
-    found = np.asarray(
-        surface.beside_jump(inverse, surface.tangent_planes(inverse), tolerance=0.02)
-    )
+    found = np.asarray(surface.beside_jump(inverse, tangent_planes(inverse), tolerance=0.02))
     wanted = np.zeros((24, 32), bool)
     wanted[7:17, 9:21] = True
     wanted[9:15, 11:19] = False

@@ -1,3 +1,4 @@
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -5,13 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from worldstereo_jax.memory import visibility
 from worldstereo_jax.memory.surface import inverse_depth
-from worldstereo_jax.memory.visibility import prepare_views, splat_proposals, visible_surface
+from worldstereo_jax.memory.visibility import visible_surface
+
+prepare_views = jax.jit(functools.partial(visibility.prepare_views, tolerance=0.02))
+splat_proposals = jax.jit(visibility.splat_proposals, static_argnames=("height", "width"))
 
 
 def _views(views, **change):
     fields = {n: getattr(views, n) for n in ("depth", "confidence", "w2c", "intrinsics", "valid")}
-    return prepare_views(**(fields | change), tolerance=0.02)
+    return prepare_views(**(fields | change))
 
 
 @jax.jit
@@ -67,9 +72,7 @@ def test_a_magnified_surface_has_no_cracks(room):
     """A camera twice as near as the only view: points fall two pixels apart."""
     one = jax.tree.map(lambda x: x[1:2], vars(room.bank))
     forward = jnp.asarray(room.bank.w2c[1]).at[2, 3].add(-1.3)
-    views = prepare_views(
-        one["depth"], one["confidence"], one["w2c"], one["intrinsics"], one["valid"], tolerance=0.02
-    )
+    views = _views(SimpleNamespace(**one))
     inverse, _ = _surface(views, forward, room.bank.intrinsics[1])
     seen = np.asarray(inverse > 0)
     near, _, _ = splat_proposals(views, forward, room.bank.intrinsics[1], height=80, width=112)

@@ -6,21 +6,17 @@ import numpy as np
 import pytest
 
 from worldstereo_jax.memory.masks import reference_block_mask
-from worldstereo_jax.sampling.conditions import gather_conditions
-from worldstereo_jax.sampling.denoise import denoise, model_inputs
+from worldstereo_jax.sampling.denoise import model_inputs
 
 
 @pytest.fixture(scope="module")
-def batch(world, params, memory, cameras):
-    conditions = jax.jit(lambda m, c: gather_conditions(world, params.vae, m, c)[0])(
-        memory, cameras
-    )
-    return jax.tree.map(lambda leaf: leaf[None], conditions)
+def batch(gathered):
+    return jax.tree.map(lambda leaf: leaf[None], gathered[0])
 
 
 @pytest.mark.slow
 @pytest.mark.row("S20")
-def test_the_order_of_tokens_changes_nothing_but_rounding(world, params, batch):
+def test_the_order_of_tokens_changes_nothing_but_rounding(world, params, batch, denoised):
     """Ordered along a curve through the world, or as they lie in the image: the same output."""
     x = jax.random.normal(jax.random.key(3), batch.render_latent.shape)
     time = jnp.array([700.0])
@@ -34,8 +30,7 @@ def test_the_order_of_tokens_changes_nothing_but_rounding(world, params, batch):
         )
         return world.denoiser.apply({"params": params.denoiser}, *args, **kwargs)
 
-    ordered = jax.jit(lambda c: denoise(world.denoiser, params.denoiser, x, time, c))(batch)
-    np.testing.assert_allclose(ordered, in_raster_order(batch), atol=2e-4)
+    np.testing.assert_allclose(denoised(x, time, batch), in_raster_order(batch), atol=2e-4)
 
 
 def test_tokens_run_along_the_surface_they_lie_on(world, batch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from worldstereo_jax.models.worldstereo import init_params
-from worldstereo_jax.sampling.conditions import anchor, gather_conditions
+from worldstereo_jax.sampling.conditions import anchor
 from worldstereo_jax.training.clip_objective import (
     DROP_BOTH,
     DROP_ENTRIES,
@@ -19,24 +19,28 @@ from worldstereo_jax.training.clip_objective import (
 
 
 @pytest.fixture(scope="module")
-def batch(world, params, memory, cameras):
-    conditions = jax.jit(lambda m, c: gather_conditions(world, params.vae, m, c)[0])(
-        memory, cameras
-    )
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (2, *leaf.shape)), conditions)
+def batch(gathered):
+    return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (2, *leaf.shape)), gathered[0])
+
+
+@pytest.fixture(scope="module")
+def loss(world):
+    """((loss, figures), gradients) of parameters, conditions, targets, key and weights."""
+
+    def loss(params, batch, target, key, weights):
+        return clip_loss(world.denoiser, params, batch, target, key, channel_weights=weights)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 @pytest.mark.slow
-def test_an_untrained_model_returns_the_anchor_and_its_loss(world, batch):
+def test_an_untrained_model_returns_the_anchor_and_its_loss(world, batch, loss):
     """The output starts at zero, so the loss is the anchor's own error, exactly."""
     fresh = init_params(world.denoiser.config, jax.random.key(0))
     target = batch.render_latent + 0.5
     weights = jnp.linspace(0.5, 1.5, 16)
-    loss = jax.jit(
-        lambda p, k: clip_loss(world.denoiser, p, batch, target, k, channel_weights=weights)
-    )
     key = jax.random.key(3)
-    value, figures = loss(fresh, key)
+    (value, figures), _ = loss(fresh, batch, target, key, weights)
     dropped = drop_memories(batch, jax.random.split(key, 3)[0])
     error = (target - anchor(dropped)) ** 2 * weights[None, None, None, None]
     np.testing.assert_allclose(value, error.mean(), rtol=1e-4)
@@ -44,15 +48,9 @@ def test_an_untrained_model_returns_the_anchor_and_its_loss(world, batch):
 
 
 @pytest.mark.slow
-def test_gradients_are_finite_and_reach_where_memory_comes_in(world, params, batch):
+def test_gradients_are_finite_and_reach_where_memory_comes_in(params, batch, loss):
     target = batch.render_latent + 0.5
-    gradient = jax.jit(
-        jax.grad(
-            lambda p: clip_loss(
-                world.denoiser, p, batch, target, jax.random.key(1), channel_weights=jnp.ones(16)
-            )[0]
-        )
-    )(params.denoiser)
+    _, gradient = loss(params.denoiser, batch, target, jax.random.key(1), jnp.ones(16))
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
     # What each memory comes in by must learn from it.

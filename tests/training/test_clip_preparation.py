@@ -44,9 +44,7 @@ def test_late_clips_of_long_worlds_read_entries_of_views_they_do_not_attend_to(l
 
 @pytest.fixture(scope="module")
 def pair(world, params, scene):
-    item = {name: value for name, value in scene.items() if name != "seed"}
-    prepare = jax.jit(lambda scene, key: prepare_pair(world, params.vae, scene, key))
-    return prepare(item, jax.random.key(0))
+    return prepare_pair(world, params.vae, scene, jax.random.key(0))
 
 
 @pytest.mark.slow

@@ -1,12 +1,13 @@
 """A picture of a spatial-stereo memory: top view, coverage, correspondences and the block mask."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from worldstereo_jax.array_types import UInt8, ndarray
+from worldstereo_jax.array_types import Array, Bool, UInt8, ndarray
 from worldstereo_jax.data.images import to_uint8
 from worldstereo_jax.evaluation.memory_report import MemoryReport
 from worldstereo_jax.geometry.cameras import camera_centers
@@ -18,6 +19,9 @@ _MOST_POINTS = 30_000
 _LINES = 24
 # Views on each side of the mask drawn: more would be too fine to see.
 _MASK_VIEWS = 3
+
+_bank_points = jax.jit(bank_points, static_argnames="least_confidence")
+_dense_correspondence = jax.jit(dense_correspondence)
 
 
 def memory_picture(
@@ -53,7 +57,7 @@ def memory_picture(
 
 
 def _draw_from_above(axis: Axes, memory: SpatialStereoMemory, held, random) -> None:
-    cloud = bank_points(memory, least_confidence=0.05)
+    cloud = _bank_points(memory, least_confidence=0.05)
     valid = np.flatnonzero(np.asarray(cloud.valid))
     chosen = random.permutation(valid)[:_MOST_POINTS]
     points = np.asarray(cloud.points)[chosen]
@@ -101,7 +105,7 @@ def _draw_correspondences(
     score = np.where(apart >= 0.5 * apart.max(), apart * (distance + 1e-3), 0.0)
     i, j = np.unravel_index(int(np.argmax(score)), score.shape)
     a, b = int(held[i]), int(held[j])
-    pixels, valid = dense_correspondence(
+    pixels, valid = _dense_correspondence(
         memory.depth[a],
         memory.w2c[a],
         memory.intrinsics[a],
@@ -111,9 +115,10 @@ def _draw_correspondences(
     )
     width = memory.images.shape[2]
     axis.imshow(np.concatenate([to_uint8(memory.images[a]), to_uint8(memory.images[b])], axis=1))
+    pixels = np.asarray(pixels)
     rows, columns = np.nonzero(np.asarray(valid))
     for n in random.permutation(len(rows))[:_LINES]:
-        x, y = np.asarray(pixels[rows[n], columns[n]])
+        x, y = pixels[rows[n], columns[n]]
         axis.plot([columns[n], x - 0.5 + width], [rows[n], y - 0.5], linewidth=0.8, marker=".")
     axis.set_title(
         f"views {i} and {j}: {100 * report.shared[i, j]:.0f} % of the first is in the second",
@@ -126,20 +131,13 @@ def _draw_mask(axis: Axes, memory: SpatialStereoMemory, held) -> None:
     oldest = held[:_MASK_VIEWS]
 
     def views(chosen) -> ViewSet:
-        part = jnp.asarray(chosen)
-        return ViewSet(
-            memory.depth[part],
-            memory.w2c[part],
-            memory.intrinsics[part],
-            jnp.ones(len(chosen), bool),
-        )
+        part = (memory.depth, memory.w2c, memory.intrinsics)
+        fields = (jnp.asarray(np.asarray(field)[chosen]) for field in part)
+        return ViewSet(*fields, jnp.asarray(np.ones(len(chosen), bool)))
 
-    target, reference = views(newest), views(oldest)
-    mask = reference_block_mask(
-        token_geometry(reference, target), token_geometry(target, reference)
-    )
-    count = mask.k_len * len(oldest) // (len(oldest) + len(newest))
-    cross = np.asarray(mask.dense())[0, 0, count:, :count]
+    seen = np.asarray(_block_mask(views(newest), views(oldest)))
+    count = seen.shape[-1] * len(oldest) // (len(oldest) + len(newest))
+    cross = seen[0, 0, count:, :count]
     axis.imshow(cross, cmap="Greys", interpolation="nearest", aspect="auto")
     tokens = count // len(oldest)
     for edge in range(tokens, cross.shape[1], tokens):
@@ -149,3 +147,12 @@ def _draw_mask(axis: Axes, memory: SpatialStereoMemory, held) -> None:
     axis.set_xlabel(f"tokens of the {len(oldest)} oldest views")
     axis.set_ylabel(f"tokens of the {len(newest)} newest views")
     axis.set_title(f"who may attend to whom: {100 * cross.mean():.1f} % of the pairs", fontsize=10)
+
+
+@jax.jit
+def _block_mask(target: ViewSet, reference: ViewSet) -> Bool[Array, "1 1 q k"]:
+    """Which tokens of both may attend to which, pair by pair."""
+    mask = reference_block_mask(
+        token_geometry(reference, target), token_geometry(target, reference)
+    )
+    return mask.dense()

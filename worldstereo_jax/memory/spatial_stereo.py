@@ -113,6 +113,7 @@ def depth_confidence(
     return jnp.where((inverse > 0) & ~between_surfaces(inverse), value, 0.0)
 
 
+@jax.jit
 def insert_keyframes(
     memory: SpatialStereoMemory,
     images: Float[Array | ndarray, "f h w 3"],

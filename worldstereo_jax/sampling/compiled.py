@@ -28,6 +28,11 @@ from worldstereo_jax.sampling.world import (
     remember_frames,
 )
 
+# One of each for all rollouts, so that a second one of the same world is not traced again.
+_gather = jax.jit(gather_conditions, static_argnums=0)
+_generate = jax.jit(generate_clip, static_argnums=0, static_argnames="on_step")
+_complete = jax.jit(complete_depth, static_argnums=0)
+
 
 @dataclasses.dataclass(frozen=True)
 class CompiledRollout:
@@ -95,15 +100,6 @@ def compile_rollout(
     config = world.rollout
     memory = jax.eval_shape(lambda: empty_memory(config))
 
-    def gather(vae: PyTree, memory: WorldMemory, cameras: Cameras):
-        return gather_conditions(world, vae, memory, cameras)
-
-    def generate(params: WorldParams, conditions, guidance, key: Array) -> Array:
-        return generate_clip(world, params, conditions, guidance, key, on_step=on_step)
-
-    def complete(params: WorldParams, video: Array, known: Array) -> Array:
-        return complete_depth(world, params, video, known)
-
     def path() -> Cameras:
         frames = config.frames
         return Cameras(w2c=jnp.zeros((frames, 4, 4)), intrinsics=jnp.zeros((frames, 3, 3)))
@@ -112,14 +108,14 @@ def compile_rollout(
     cameras = jax.eval_shape(path)
     video = jax.ShapeDtypeStruct((config.frames, config.height, config.width, 3), "float32")
     key = jax.eval_shape(lambda: jax.random.key(0))
-    gathering = jax.jit(gather).trace(params.vae, memory, cameras)
+    gathering = _gather.trace(world, params.vae, memory, cameras)
     conditions, guidance = gathering.out_info
     options, quickest = quick_compiler_options(), quickest_compiler_options()
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         compiling = [pool.submit(lambda: gathering.lower().compile(options))]
         for traced in (
-            jax.jit(generate).trace(params, conditions, guidance, key),
-            jax.jit(complete).trace(params, video, guidance.depth),
+            _generate.trace(world, params, conditions, guidance, key, on_step=on_step),
+            _complete.trace(world, params, video, guidance.depth),
         ):
             compiling.append(pool.submit(lambda traced=traced: traced.lower().compile(quickest)))
         return CompiledRollout(config, *(program.result() for program in compiling))

@@ -21,7 +21,6 @@ from worldstereo_jax.sampling.world import (
     Cameras,
     World,
     init_memory,
-    remember,
     remember_frames,
 )
 
@@ -82,10 +81,17 @@ def imitate_generated(
     return image, jnp.where(known > 0, known, wrong)
 
 
+_gather = jax.jit(gather_conditions, static_argnums=0)
+_damage = jax.jit(imitate_generated, static_argnums=0)
+_encode = jax.jit(encode_frames, static_argnums=0)
+
+
 def prepare_pair(
     world: World, vae_params: PyTree, scene: Mapping[str, Array], key: Key[Array, ""]
 ) -> tuple[tuple[Conditions, Array], tuple[Conditions, Array]]:
     """Both clips of one scene as (conditions, target latent) pairs.
+
+    For plain Python: its stages are programs of their own, which both clips share.
 
     Args:
         world: networks and sizes.
@@ -105,10 +111,10 @@ def prepare_pair(
         scene["w2c"][0],
         scene["intrinsics"][0],
     )
-    conditions, guidance = gather_conditions(world, vae_params, memory, first)
+    conditions, guidance = _gather(world, vae_params, memory, first)
 
     chosen = jnp.asarray(keyframe_indices(world.rollout.frames, world.rollout.keyframes))
-    image, depth = imitate_generated(
+    image, depth = _damage(
         world,
         vae_params,
         scene["image"][chosen],
@@ -117,11 +123,11 @@ def prepare_pair(
         key,
     )
     cameras = Cameras(w2c=first.w2c[chosen], intrinsics=first.intrinsics[chosen])
-    memory = remember(world.rollout, memory, image, depth, cameras, source=1)
-    revisit_conditions, _ = gather_conditions(world, vae_params, memory, second)
+    memory = remember_frames(world.rollout, memory, image, depth, cameras, source=1)
+    revisit_conditions, _ = _gather(world, vae_params, memory, second)
 
     videos = jnp.stack([scene["image"], scene["revisit_image"]])
-    target, revisit_target = encode_frames(world.vae, vae_params, videos)
+    target, revisit_target = _encode(world.vae, vae_params, videos)
     return (conditions, target), (revisit_conditions, revisit_target)
 
 
@@ -142,9 +148,6 @@ def long_world_clips(
         `clips(scene, key)`, an iterator of (conditions, target latent) pairs, for an item of
         `LongWorlds` and the key of the damage done to frames that enter the bank.
     """
-    gather = jax.jit(lambda memory, cameras: gather_conditions(world, vae_params, memory, cameras))
-    encode = jax.jit(lambda video: encode_frames(world.vae, vae_params, video[None])[0])
-    damage = jax.jit(lambda *frames: imitate_generated(world, vae_params, *frames))
     sizes = world.rollout
     chosen = jnp.asarray(keyframe_indices(sizes.frames, sizes.keyframes))
 
@@ -155,11 +158,18 @@ def long_world_clips(
         memory = init_memory(sizes, *(jnp.asarray(scene[name][0, 0]) for name in names))
         for path in range(len(scene["image"])):
             image, depth, w2c, intrinsics = (jnp.asarray(scene[name][path]) for name in names)
-            conditions, guidance = gather(memory, Cameras(w2c=w2c, intrinsics=intrinsics))
+            conditions, guidance = _gather(
+                world, vae_params, memory, Cameras(w2c=w2c, intrinsics=intrinsics)
+            )
             if path >= first:
-                yield conditions, encode(image)
-            image, depth = damage(
-                image[chosen], depth[chosen], guidance.depth[chosen], jax.random.fold_in(key, path)
+                yield conditions, _encode(world.vae, vae_params, image[None])[0]
+            image, depth = _damage(
+                world,
+                vae_params,
+                image[chosen],
+                depth[chosen],
+                guidance.depth[chosen],
+                jax.random.fold_in(key, path),
             )
             cameras = Cameras(w2c=w2c[chosen], intrinsics=intrinsics[chosen])
             memory = remember_frames(sizes, memory, image, depth, cameras, path + 1)
