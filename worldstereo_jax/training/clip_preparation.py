@@ -87,7 +87,7 @@ _encode = jax.jit(encode_frames, static_argnums=0)
 
 
 def prepare_pair(
-    world: World, vae_params: PyTree, scene: Mapping[str, Array], key: Key[Array, ""]
+    world: World, vae_params: PyTree, scene: Mapping[str, Array | ndarray], key: Key[Array, ""]
 ) -> tuple[tuple[Conditions, Array], tuple[Conditions, Array]]:
     """Both clips of one scene as (conditions, target latent) pairs.
 
@@ -102,6 +102,7 @@ def prepare_pair(
     Returns:
         The clip from one image, and the revisiting clip; target latents [f, lh, lw, 16].
     """
+    scene = {name: jnp.asarray(value) for name, value in scene.items()}
     first = Cameras(w2c=scene["w2c"], intrinsics=scene["intrinsics"])
     second = Cameras(w2c=scene["revisit_w2c"], intrinsics=scene["revisit_intrinsics"])
     memory = init_memory(
