@@ -124,17 +124,17 @@ def load_untrained(
 
     # Under jit, or every operation of a forward pass is compiled by itself.
     @jax.jit
-    def init_denoiser(key: jax.Array) -> dict[str, PyTree]:
+    def init_denoiser(key: jax.Array) -> PyTree:
         example = jax.tree.map(
             lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), example_conditions(world)
         )
         latent = jnp.zeros_like(example.render_latent)
         inputs = model_inputs(world.denoiser.config, latent, jnp.zeros((1,)), example)
-        return world.denoiser.init(key, *inputs.args, **inputs.kwargs)
+        return world.denoiser.init(key, *inputs.args, **inputs.kwargs)["params"]
 
     image = jnp.zeros((1, world.rollout.height, world.rollout.width, 3))
     return world, WorldParams(
-        denoiser=init_denoiser(denoiser_key)["params"],
+        denoiser=init_denoiser(denoiser_key),
         vae=vae_params,
         depth=jax.jit(world.depth.init)(depth_key, image)["params"],
     )
