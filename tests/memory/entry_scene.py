@@ -51,25 +51,26 @@ def _maker():
 
 def frames(images, depth, w2c, *, confidence=None, views=None, source=0, scale=1.0):
     """Stacked frames; every pixel with depth is certain unless told otherwise."""
+    # By numpy: jax would compile a program for every one of these lines.
     count = len(images)
-    depth = jnp.asarray(depth, jnp.float32)
+    depth = np.asarray(depth, np.float32)
     if confidence is None:
-        confidence = (depth > 0).astype(jnp.float32)
-    views = jnp.arange(count) if views is None else jnp.asarray(views)
-    w2c = jnp.asarray(w2c, jnp.float32).at[:, :3, 3].multiply(scale)
+        confidence = depth > 0
+    w2c = np.array(w2c, np.float32)
+    w2c[:, :3, 3] *= scale
     return _maker()(
-        jnp.asarray(images, jnp.float32),
-        scale * depth,
+        np.asarray(images, np.float32),
+        np.float32(scale) * depth,
         w2c,
-        jnp.broadcast_to(jnp.asarray(INTRINSICS), (count, 3, 3)),
-        jnp.asarray(confidence, jnp.float32),
-        views.astype(jnp.int32),
-        jnp.full((count,), source, jnp.int32),
+        np.broadcast_to(INTRINSICS, (count, 3, 3)),
+        np.asarray(confidence, np.float32),
+        np.asarray(range(count) if views is None else views, np.int32),
+        np.full((count,), source, np.int32),
     )
 
 
 def one(stacked, index):
-    return jax.tree.map(lambda x: x[index], stacked)
+    return jax.device_put(jax.tree.map(lambda x: np.asarray(x)[index], stacked))
 
 
 def build(stacked, order=None, bank=None):

@@ -84,7 +84,7 @@ def warped_memory(candidates=2, holes=False, width=SMALL.warped_width) -> typing
     log_weight = normal(9, *shape)
     return WarpedMemory(
         features=normal(8, *shape, width),
-        log_weight=jnp.full(shape, -jnp.inf) if holes else log_weight,
+        log_weight=jnp.full(shape, -jnp.inf, jnp.float32) if holes else log_weight,
     )
 
 

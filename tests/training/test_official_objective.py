@@ -68,7 +68,7 @@ def with_geometry(clip: TrainingClip, seed: int) -> TrainingClip:
         depth = 2.0 + 0.7 * seed + jnp.zeros((count, HEIGHT, WIDTH)).at[:, :, WIDTH // 2 :].add(1.0)
         return ViewSet(depth, w2c, jnp.tile(k[None], (count, 1, 1)), jnp.ones(count, bool))
 
-    wanted, seen = token_geometries(views(FRAMES, 0.3), views(VIEWS, 0.5 + seed))
+    wanted, seen = jax.jit(token_geometries)(views(FRAMES, 0.3), views(VIEWS, 0.5 + seed))
     conditions = dataclasses.replace(
         clip.conditions, target_geometry=wanted, reference_geometry=seen
     )

@@ -5,18 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.geometry.cameras import pixel_grid, unproject
+from worldstereo_jax.training import reference_augmentation
 from worldstereo_jax.training.reference_augmentation import (
     CROP,
     LESS_DEPTH,
     NOISY_DEPTH,
     Reference,
     augment_reference,
-    coarsen_depth,
-    crop,
     degrade_depth,
-    gaussian_blur,
-    jitter_colours,
 )
+
+coarsen_depth = jax.jit(reference_augmentation.coarsen_depth)
+crop = jax.jit(reference_augmentation.crop)
+gaussian_blur = jax.jit(reference_augmentation.gaussian_blur)
+jitter_colours = jax.jit(reference_augmentation.jitter_colours)
 
 HEIGHT, WIDTH = 24, 40
 K = jnp.array([[30.0, 0, 20], [0, 32.0, 12], [0, 0, 1]])
@@ -31,7 +33,7 @@ def view() -> Reference:
 
 def test_a_crop_shows_each_point_where_its_camera_puts_it():
     whole = view()
-    found = jax.jit(crop)(whole, jnp.float32(0.8), jnp.array([0.25, 0.75]))
+    found = crop(whole, jnp.float32(0.8), jnp.array([0.25, 0.75]))
     points = unproject(
         pixel_grid(HEIGHT, WIDTH).reshape(-1, 2), found.depth.reshape(-1), jnp.eye(4),
         found.intrinsics,

@@ -131,10 +131,8 @@ def _draw_mask(axis: Axes, memory: SpatialStereoMemory, held) -> None:
     oldest = held[:_MASK_VIEWS]
 
     def views(chosen) -> ViewSet:
-        depth, w2c, intrinsics = (
-            jnp.asarray(np.asarray(field)[chosen])
-            for field in (memory.depth, memory.w2c, memory.intrinsics)
-        )
+        fields = (memory.depth, memory.w2c, memory.intrinsics)
+        depth, w2c, intrinsics = (jnp.asarray(np.asarray(field)[chosen]) for field in fields)
         return ViewSet(depth, w2c, intrinsics, jnp.asarray(np.ones(len(chosen), bool)))
 
     seen = np.asarray(_block_mask(views(newest), views(oldest)))

@@ -9,6 +9,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable
 
+import jax
 import numpy as np
 
 from worldstereo_jax.array_types import Array, Float, ndarray
@@ -160,10 +161,9 @@ def make_path(
             "into its pivot or turn over."
         )
     # look_at is scale free but for the translation.
-    path = look_at(
+    return _from_first(
         (eye * pivot_depth).astype(np.float32), (target * pivot_depth).astype(np.float32)
     )
-    return relative_to_first(path)
 
 
 def spline_path(keyframes: Float[Array | ndarray, "k 4 4"], frames: int) -> Float[Array, "f 4 4"]:
@@ -221,6 +221,12 @@ def _catmull_rom(values: ndarray, at: ndarray) -> ndarray:
     u = (at - index)[:, None]
     a, b, c, d = (padded[index + i] for i in range(4))
     return b + 0.5 * u * (c - a + u * (2 * a - 5 * b + 4 * c - d + u * (3 * (b - c) + d - a)))
+
+
+@jax.jit
+def _from_first(eye: Float[Array, "f 3"], target: Float[Array, "f 3"]) -> Float[Array, "f 4 4"]:
+    """The path of cameras at `eye` that look at `target`, from the first one."""
+    return relative_to_first(look_at(eye, target))
 
 
 def _vertical(eye: ndarray, target: ndarray) -> ndarray:

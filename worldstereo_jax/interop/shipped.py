@@ -121,21 +121,20 @@ def load_untrained(
         depth=TinyDepth(TinyDepthConfig()),
     )
     denoiser_key, depth_key = jax.random.split(key)
-    example = jax.tree.map(
-        lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), example_conditions(world)
-    )
-    inputs = model_inputs(
-        world.denoiser.config,
-        jnp.zeros_like(example.render_latent),
-        jnp.zeros((1,)),
-        example,
-    )
+
+    # Under jit, or every operation of a forward pass is compiled by itself.
+    @jax.jit
+    def init_denoiser(key: jax.Array) -> PyTree:
+        example = jax.tree.map(
+            lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), example_conditions(world)
+        )
+        latent = jnp.zeros_like(example.render_latent)
+        inputs = model_inputs(world.denoiser.config, latent, jnp.zeros((1,)), example)
+        return world.denoiser.init(key, *inputs.args, **inputs.kwargs)["params"]
+
     image = jnp.zeros((1, world.rollout.height, world.rollout.width, 3))
     return world, WorldParams(
-        # Under jit, or every operation of a forward pass is compiled by itself.
-        denoiser=jax.jit(world.denoiser.init)(denoiser_key, *inputs.args, **inputs.kwargs)[
-            "params"
-        ],
+        denoiser=init_denoiser(denoiser_key),
         vae=vae_params,
         depth=jax.jit(world.depth.init)(depth_key, image)["params"],
     )

@@ -87,10 +87,7 @@ _encode = jax.jit(encode_frames, static_argnums=0)
 
 
 def prepare_pair(
-    world: World,
-    vae_params: PyTree,
-    scene: Mapping[str, Array | ndarray],
-    key: Key[Array, ""],
+    world: World, vae_params: PyTree, scene: Mapping[str, Array | ndarray], key: Key[Array, ""]
 ) -> tuple[tuple[Conditions, Array], tuple[Conditions, Array]]:
     """Both clips of one scene as (conditions, target latent) pairs.
 
@@ -105,15 +102,15 @@ def prepare_pair(
     Returns:
         The clip from one image, and the revisiting clip; target latents [f, lh, lw, 16].
     """
-    held = {name: jnp.asarray(value) for name, value in scene.items()}
-    first = Cameras(w2c=held["w2c"], intrinsics=held["intrinsics"])
-    second = Cameras(w2c=held["revisit_w2c"], intrinsics=held["revisit_intrinsics"])
+    scene = {name: jnp.asarray(value) for name, value in scene.items()}
+    first = Cameras(w2c=scene["w2c"], intrinsics=scene["intrinsics"])
+    second = Cameras(w2c=scene["revisit_w2c"], intrinsics=scene["revisit_intrinsics"])
     memory = init_memory(
         world.rollout,
-        held["image"][0],
-        held["depth"][0],
-        held["w2c"][0],
-        held["intrinsics"][0],
+        scene["image"][0],
+        scene["depth"][0],
+        scene["w2c"][0],
+        scene["intrinsics"][0],
     )
     conditions, guidance = _gather(world, vae_params, memory, first)
 
@@ -121,8 +118,8 @@ def prepare_pair(
     image, depth = _damage(
         world,
         vae_params,
-        held["image"][chosen],
-        held["depth"][chosen],
+        scene["image"][chosen],
+        scene["depth"][chosen],
         guidance.depth[chosen],
         key,
     )
@@ -130,7 +127,7 @@ def prepare_pair(
     memory = remember_frames(world.rollout, memory, image, depth, cameras, source=1)
     revisit_conditions, _ = _gather(world, vae_params, memory, second)
 
-    videos = jnp.stack([held["image"], held["revisit_image"]])
+    videos = jnp.stack([scene["image"], scene["revisit_image"]])
     target, revisit_target = _encode(world.vae, vae_params, videos)
     return (conditions, target), (revisit_conditions, revisit_target)
 
