@@ -100,7 +100,6 @@ def cameras() -> Cameras:
 @functools.cache
 def gather() -> Callable[[WorldMemory, Cameras], tuple[Conditions, Guidance]]:
     """What memories say of a path: the same program as in `compile_rollout`, for all tests."""
-
     read = jax.jit(gather_conditions, static_argnums=0)
     lowered = read.lower(WORLD, params().vae, memory(), cameras())
     return functools.partial(lowered.compile(quick_compiler_options()), params().vae)

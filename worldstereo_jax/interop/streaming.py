@@ -184,7 +184,7 @@ class _DeviceArrays:
             return shared_axes(sharding, shape, (shape[0], *leaf.shape))
 
         def empty(leaf: jax.Array) -> jax.Array:
-            return _zeros((shape[0], *leaf.shape), leaf.dtype, layout(leaf))
+            return _zeros_program((shape[0], *leaf.shape), leaf.dtype, layout(leaf))()
 
         def with_row(stack: jax.Array, leaf: jax.Array) -> jax.Array:
             return _set_row(stack, leaf, index, layout(leaf))
@@ -218,10 +218,12 @@ def _row_sharding(sharding: Sharding) -> Sharding:
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
 
 
-# Compiled once for all stacks of a shape.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> jax.Array:
-    return jax.lax.with_sharding_constraint(jnp.zeros(shape, dtype), sharding)
+# One program for all stacks of a shape.
+@functools.cache
+def _zeros_program(
+    shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding
+) -> Callable[[], jax.Array]:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
 
 
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
