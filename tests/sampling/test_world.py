@@ -1,13 +1,18 @@
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.memory.spatial_stereo import keyframes_at
 from worldstereo_jax.sampling.world import (
     Cameras,
     RolloutConfig,
     empty_memory,
     init_memory,
     remember,
+    remember_frames,
 )
 
 CONFIG = RolloutConfig(height=16, width=32, bank_capacity=2, point_capacity=600, entry_capacity=600)
@@ -43,3 +48,23 @@ def test_frames_to_remember_must_be_as_many_as_their_cameras():
     frames = FRAME["image"][None], FRAME["depth"][None]
     with pytest.raises(InputError, match=r"intrinsics must have shape \[1, 3, 3\], got \[3, 3\]"):
         remember(CONFIG, empty_memory(CONFIG), *frames, cameras, 0)
+
+
+@pytest.mark.row("S38")
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_views_are_told_apart_in_any_unit(scale):
+    memory, bits = empty_memory(dataclasses.replace(CONFIG, bank_capacity=4)), 0
+    for number in range(3):
+        w2c = jnp.eye(4).at[0, 3].set(0.08 * number * scale)
+        image, depth = (jnp.asarray(FRAME[name])[None] for name in ("image", "depth"))
+        cameras = Cameras(w2c=w2c[None], intrinsics=jnp.asarray(LENS)[None])
+        for _ in range(2):
+            memory = remember_frames(CONFIG, memory, image, scale * depth, cameras, 0)
+        bits |= 1 << number
+    assert int(memory.stereo.count) == 3
+    seen = np.bitwise_or.reduce(np.asarray(memory.entries.views)[np.asarray(memory.entries.valid)])
+    assert seen.view(np.uint32)[0] == bits
+    at = keyframes_at(memory.stereo, w2c, jnp.asarray(LENS))
+    np.testing.assert_array_equal(at, [False, False, True, False])
+    zoomed = jnp.diag(jnp.array([2.0, 2.0, 1.0])) @ LENS
+    assert not keyframes_at(memory.stereo, w2c, zoomed).any()

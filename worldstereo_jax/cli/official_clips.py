@@ -17,6 +17,7 @@ from worldstereo_jax.data.scene_folders import Trajectory, continues_a_clip, rea
 from worldstereo_jax.data.scene_shortcuts import belonging_bonus
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import evenly_spaced
+from worldstereo_jax.memory.spatial_stereo import keyframes_at
 from worldstereo_jax.sampling.official_conditions import Renders
 from worldstereo_jax.sampling.official_rollout import OfficialClip, OfficialRollout
 from worldstereo_jax.sampling.official_world import OfficialParams, OfficialWorld, Prompt
@@ -26,7 +27,6 @@ from worldstereo_jax.sampling.world import (
     empty_memory,
     next_clip,
     remember_frames,
-    same_camera,
 )
 
 
@@ -139,7 +139,7 @@ def placed(tree: PyTree, world: OfficialWorld) -> PyTree:
 def _stored_view_at(cameras: Cameras, memory: WorldMemory, job: Job) -> Float[Array, "h w 3"]:
     """The stored view that a clip starts from: the official model needs its first frame."""
     stereo = memory.stereo
-    found = np.asarray(same_camera(cameras.w2c[0], stereo.w2c, stereo.valid))
+    found = np.asarray(keyframes_at(stereo, cameras.w2c[0], cameras.intrinsics[0]))
     if not found.any():
         raise InputError(
             f"the path of {job.name or 'the clip'} starts where no stored view stands, but an "

@@ -29,7 +29,8 @@ from worldstereo_jax.evaluation.preview_sheet import (
 )
 from worldstereo_jax.evaluation.sheet_layout import evenly_chosen
 from worldstereo_jax.geometry.camera_io import write_cameras_json
-from worldstereo_jax.sampling.world import Cameras, same_camera
+from worldstereo_jax.memory.spatial_stereo import keyframes_at
+from worldstereo_jax.sampling.world import Cameras
 
 KEY_COLOUR, PATH_COLOUR = (226, 88, 62), (226, 88, 62)
 NO_KEY = "none"
@@ -235,7 +236,7 @@ class PathBuilder:
             write_cameras_json(file, cameras.w2c, cameras.intrinsics, (size[0], size[1]))
             self._written.add(file.resolve())
             stereo = self._viewed.memory.stereo
-            at_view = same_camera(cameras.w2c[0], stereo.w2c, stereo.valid).any()
+            at_view = keyframes_at(stereo, cameras.w2c[0], cameras.intrinsics[0]).any()
             note = (
                 ""
                 if at_view

@@ -228,3 +228,17 @@ def same_cameras(
     lens = lens / intrinsics[:, 0, 0][:, None]
     same = (turn < _SAME_CAMERA) & (lens < _SAME_CAMERA)
     return same & (move <= _SAME_CAMERA * scale[:, None])
+
+
+def keyframes_at(
+    memory: SpatialStereoMemory, w2c: Float[Array, "4 4"], intrinsics: Float[Array, "3 3"]
+) -> Bool[Array, "v"]:
+    """Which stored views were taken by this camera, rounding apart; in any unit (row S38).
+
+    Args:
+        memory: the bank.
+        w2c, intrinsics: the camera, pixels.
+    """
+    scale = jax.vmap(scene_scale)(memory.depth)
+    same = same_cameras(memory.w2c, memory.intrinsics, w2c[None], intrinsics[None], scale)
+    return memory.valid & same[:, 0]

@@ -22,6 +22,7 @@ from worldstereo_jax.memory.entry_tokens import EntryTokens
 from worldstereo_jax.memory.environment import mirrored_environment
 from worldstereo_jax.memory.hole_filling import fill_holes
 from worldstereo_jax.memory.masks import ViewSet, token_geometries
+from worldstereo_jax.memory.spatial_stereo import keyframes_at
 from worldstereo_jax.memory.surface import inverse_depth, shines_through
 from worldstereo_jax.memory.warping import Candidates, Warped, fuse_candidates
 from worldstereo_jax.models.vae_tiny import encode_frames
@@ -31,7 +32,6 @@ from worldstereo_jax.sampling.world import (
     WorldMemory,
     init_memory,
     render_points,
-    same_camera,
 )
 
 # Views averaged into the fused warp of a pixel.
@@ -183,7 +183,7 @@ def gather_conditions(
         cameras.intrinsics,
     )
 
-    is_start = same_camera(cameras.w2c[0], stereo.w2c, stereo.valid)
+    is_start = keyframes_at(stereo, cameras.w2c[0], cameras.intrinsics[0])
     first_image = jnp.where(is_start.any(), stereo.images[jnp.argmax(is_start)], warped.features[0])
     render = render_points(config, memory.points, cameras, first_image)
     depth, by_points = where_points_speak(warped, render)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from worldstereo_jax.array_types import Array, Bool, Float, Int, PyTree, ndarray
+from worldstereo_jax.array_types import Array, Float, Int, PyTree, ndarray
 from worldstereo_jax.geometry.frame_check import check_frame, check_shape, check_values
 from worldstereo_jax.geometry.splat import Render, pixel_radius
 from worldstereo_jax.memory.entries import EntryBank, EntryConfig, init_entries
@@ -25,6 +25,8 @@ from worldstereo_jax.memory.spatial_stereo import (
     SpatialStereoMemory,
     init_spatial_memory,
     insert_keyframes,
+    same_cameras,
+    scene_scale,
 )
 from worldstereo_jax.models.depth_tiny import TinyDepth
 from worldstereo_jax.models.vae_tiny import TinyVae
@@ -213,7 +215,9 @@ def _remember_frame(
     stereo = memory.stereo
     # A view's number in the entries' bitsets is its slot among the keyframes, also when the same
     # view comes again; those without room have numbers beyond.
-    known = same_camera(w2c, stereo.w2c, stereo.valid & (stereo.source == source))
+    scale = scene_scale(depth)[None]
+    same = same_cameras(w2c[None], intrinsics[None], stereo.w2c, stereo.intrinsics, scale)[0]
+    known = same & stereo.valid & (stereo.source == source)
     slot = jnp.where(known.any(), jnp.argmax(known), next_number(stereo, memory.entries))
     frame = make_entry_frame(
         image, depth, w2c, intrinsics, view=slot.astype(jnp.int32), source=source
@@ -268,13 +272,6 @@ def init_memory(
     )
     cameras = Cameras(w2c=paths, intrinsics=lenses)
     return remember_frames(config, empty_memory(config), images, depths, cameras, 0)
-
-
-def same_camera(
-    w2c: Float[Array, "4 4"], others: Float[Array, "v 4 4"], valid: Bool[Array, "v"]
-) -> Bool[Array, "v"]:
-    """Which of the valid `others` stand where `w2c` stands, to within float32 rounding."""
-    return valid & (jnp.abs(others - w2c[None]).max((1, 2)) < 1e-4)
 
 
 def render_points(
