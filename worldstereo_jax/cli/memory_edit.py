@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.cli.arguments import check_can_be_made, count
-from worldstereo_jax.cli.memory_input import read_any_memory, with_room
+from worldstereo_jax.cli.memory_input import (
+    A_MEMORY,
+    memory_folder,
+    read_any_memory,
+    with_room,
+)
 from worldstereo_jax.cli.outputs import memory_counts, save_world
 from worldstereo_jax.cli.run_record import rollout_of_run
 from worldstereo_jax.errors import InputError
@@ -51,13 +56,13 @@ def add_edits(actions) -> None:
     )
     select.set_defaults(edit=_select)
     merge = _command(actions, "merge", "join it with another memory of the same world frame")
-    merge.add_argument("other", type=Path, metavar="OTHER", help="the other memory/ folder")
+    merge.add_argument("other", **(A_MEMORY | {"metavar": "OTHER", "help": "the other one"}))
     merge.set_defaults(edit=_merge)
 
 
 def _command(actions, name: str, what: str) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=what, description=what)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the memory/ folder of a run")
+    parser.add_argument("folder", **A_MEMORY)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="NEW", help="where to write the new memory"
     )
@@ -70,10 +75,11 @@ def _edit(options: argparse.Namespace) -> None:
     if options.out.exists():
         raise InputError(f"--out {options.out} is there already; name a new folder")
     check_can_be_made(options.out, "--out")
-    model = model_of_memory(options.folder)
+    folder = memory_folder(options.folder)
+    model = model_of_memory(folder)
     edit: Callable[[argparse.Namespace, RolloutConfig, WorldMemory], WorldMemory] = options.edit
-    memory = read_any_memory(options.folder, model)
-    found = edit(options, rollout_of_run(options.folder), memory)
+    memory = read_any_memory(folder, model)
+    found = edit(options, rollout_of_run(folder), memory)
     before, after = memory_counts(memory), memory_counts(found)
     if not any(after[name] for name in ("points", "keyframes", "entries")):
         raise InputError(f"nothing of {options.folder} would be left; {_extent(memory)}")
@@ -108,14 +114,18 @@ def _select(options: argparse.Namespace, config: RolloutConfig, memory: WorldMem
 
 
 def _merge(options: argparse.Namespace, config: RolloutConfig, memory: WorldMemory) -> WorldMemory:
-    other = read_any_memory(options.other, model_of_memory(options.folder))
+    model = model_of_memory(memory_folder(options.folder))
+    other = read_any_memory(memory_folder(options.other), model)
     views = int(memory.stereo.count) + int(other.stereo.count)
     roomy = RolloutConfig(
         bank_capacity=views,
         point_capacity=int(memory.points.count) + int(other.points.count) + 1,
         entry_capacity=int(memory.entries.count) + int(other.entries.count) + 1,
     )
-    return merge_worlds(config, with_room(memory, roomy), other)
+    try:
+        return merge_worlds(config, with_room(memory, roomy), other)
+    except InputError as error:
+        raise InputError(f"{options.folder} and {options.other}: {error}") from error
 
 
 def _extent(memory: WorldMemory) -> str:
