@@ -1,4 +1,4 @@
-"""`worldstereo memory undo`, `prune`, `select` and `merge`: a saved memory in, another one out."""
+"""`worldstereo memory undo`, `prune`, `select`, `merge`, `compress`: one memory in, another out."""
 
 import argparse
 from collections.abc import Callable
@@ -17,7 +17,9 @@ from worldstereo_jax.cli.memory_input import (
 from worldstereo_jax.cli.outputs import memory_counts, save_world
 from worldstereo_jax.cli.run_record import rollout_of_run
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.memory.folder import model_of_memory
+from worldstereo_jax.memory.entry_codec import bytes_per_entry, quantise_entries
+from worldstereo_jax.memory.entry_folder import entry_fields
+from worldstereo_jax.memory.folder import model_of_memory, save_memory
 from worldstereo_jax.sampling.world import RolloutConfig, WorldMemory
 from worldstereo_jax.sampling.world_edit import (
     forget_last_clip,
@@ -58,6 +60,13 @@ def add_edits(actions) -> None:
     merge = _command(actions, "merge", "join it with another memory of the same world frame")
     merge.add_argument("other", **(A_MEMORY | {"metavar": "OTHER", "help": "the other one"}))
     merge.set_defaults(edit=_merge)
+    compress = _command(
+        actions, "compress", "the same with the features of surface entries in few bits"
+    )
+    compress.add_argument(
+        "--bits", type=int, choices=(8, 4), default=8, help="of a feature's channel (default 8)"
+    )
+    compress.set_defaults(act=_compress)
 
 
 def _command(actions, name: str, what: str) -> argparse.ArgumentParser:
@@ -70,11 +79,31 @@ def _command(actions, name: str, what: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _compress(options: argparse.Namespace) -> None:
+    """Read, quantise, write; what a run reads from it is within half a step (row S31)."""
+    _check_new(options.out)
+    folder = memory_folder(options.folder)
+    model = model_of_memory(folder)
+    memory = read_any_memory(folder, model)
+    coded = quantise_entries(memory.entries, bits=(options.bits,) * len(memory.entries.features))
+    save_memory(
+        options.out, memory.points, memory.stereo, model=model, optional=entry_fields(coded)
+    )
+    before, after = bytes_per_entry(memory.entries), bytes_per_entry(coded)
+    for name in before:
+        print(f"bytes of an entry, {name}: {before[name]:,} -> {after[name]:,}")
+    print(options.out)
+
+
+def _check_new(folder: Path) -> None:
+    if folder.exists():
+        raise InputError(f"--out {folder} is there already; name a new folder")
+    check_can_be_made(folder, "--out")
+
+
 def _edit(options: argparse.Namespace) -> None:
     """Read, change by `options.edit`, write; the old memory stays as it is."""
-    if options.out.exists():
-        raise InputError(f"--out {options.out} is there already; name a new folder")
-    check_can_be_made(options.out, "--out")
+    _check_new(options.out)
     folder = memory_folder(options.folder)
     model = model_of_memory(folder)
     edit: Callable[[argparse.Namespace, RolloutConfig, WorldMemory], WorldMemory] = options.edit
