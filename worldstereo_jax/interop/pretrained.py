@@ -30,7 +30,12 @@ from worldstereo_jax.interop.model_configs import (
     wan_config,
     worldstereo_settings,
 )
-from worldstereo_jax.interop.official import infer_config, model_places, parameter_shapes
+from worldstereo_jax.interop.official import (
+    infer_config,
+    model_places,
+    parameter_shapes,
+    shows_sizes,
+)
 from worldstereo_jax.interop.official_config import read_json
 from worldstereo_jax.interop.streaming import stream_params
 from worldstereo_jax.interop.tensor_source import LaidOver, TensorSource, open_weights
@@ -243,7 +248,7 @@ def _complete_config(
     weights: TensorSource, settings: WorldStereoSettings, source: str
 ) -> ModelConfig | None:
     """The model's sizes when the checkpoint has every tensor itself, else None."""
-    if "patch_embedding.weight" not in weights or "proj_out.weight" not in weights:
+    if not shows_sizes(weights.shapes):
         return None
     config = _infer(weights, settings, source)
     return config if all(name in weights for name in model_places(config)) else None
