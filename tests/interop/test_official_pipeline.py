@@ -6,8 +6,9 @@ import pytest
 
 from tests import toy_official as toy
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop import official_pipeline
 from worldstereo_jax.interop.official_pipeline import open_official, text_states
-from worldstereo_jax.interop.safetensors_io import write_safetensors
+from worldstereo_jax.interop.safetensors_io import SafetensorsFile, write_safetensors
 
 
 @pytest.fixture
@@ -35,6 +36,26 @@ def test_cached_prompts_need_no_text_encoder(folders, tmp_path):
         text_states(files, ["ab", "aa"], dtype="float32", cache=cache, progress=False)
     with pytest.raises(InputError, match="no folder text_encoder, and there is no cache"):
         text_states(files, ["ab"], dtype="float32", progress=False)
+
+
+def test_cached_states_belong_to_the_content_of_the_encoder(folders, tmp_path, monkeypatch):
+    """Not to the path: another encoder at the same one computes anew, the same one elsewhere not."""
+    model, base = folders
+
+    def states(at):
+        files = open_official(model, base=at)
+        return text_states(files, ["ab"], dtype="float32", cache=tmp_path / "c", progress=False)
+
+    first = states(base)
+    shutil.copytree(base, tmp_path / "moved")
+    file = SafetensorsFile(base / "text_encoder/model.safetensors")
+    write_safetensors(file.path, {name: -file[name] for name in file})
+    assert np.abs(states(base) - first).max() > 0
+    monkeypatch.setattr(official_pipeline, "load_component", None)
+    np.testing.assert_array_equal(states(tmp_path / "moved"), first)
+    shutil.rmtree(base / "text_encoder")
+    with pytest.raises(InputError, match="by 2 text encoders"):
+        states(base)
 
 
 def test_cached_states_of_another_width_are_refused(folders, tmp_path):

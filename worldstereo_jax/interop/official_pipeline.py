@@ -7,7 +7,7 @@ said before gigabytes move. `load_official` then streams the weights of the chos
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.component_configs import Scheduler, read_component_config
 from worldstereo_jax.interop.hub import resolve
+from worldstereo_jax.interop.identity import encoder_identity
 from worldstereo_jax.interop.model_configs import WorldStereoSettings
 from worldstereo_jax.interop.pretrained import (
     Component,
@@ -299,6 +300,24 @@ def text_states(
     return open_text_cache(files, cache, dtype=dtype, mesh=mesh, progress=progress)(prompts)
 
 
+def needs_text_encoder(
+    files: OfficialFiles,
+    prompts: Sequence[str],
+    *,
+    dtype: DTypeLike = "bfloat16",
+    cache: PathOrId | None = None,
+) -> bool:
+    """Whether `text_states` has to load the encoder.
+
+    Args as there.
+    """
+    return cache is None or bool(_text_cache(files, cache, dtype, _no_encoder).missing(prompts))
+
+
+def _no_encoder() -> Encode:
+    raise AssertionError("looking into the cache made the encoder")
+
+
 def open_text_cache(
     files: OfficialFiles,
     cache: PathOrId,
@@ -311,10 +330,8 @@ def open_text_cache(
 
     Args as there.
     """
-    states = TextCache(
-        cache,
-        f"{files.base} {dtype}",
-        lambda: _make_encode(files, dtype, cache, mesh, progress),
+    states = _text_cache(
+        files, cache, dtype, lambda: _make_encode(files, dtype, cache, mesh, progress)
     )
 
     def encode(prompts: Sequence[str]) -> Float[Array, "n l ct"]:
@@ -327,6 +344,13 @@ def open_text_cache(
         return found
 
     return encode
+
+
+def _text_cache(
+    files: OfficialFiles, cache: PathOrId, dtype: DTypeLike, make_encode: Callable[[], Encode]
+) -> TextCache:
+    encoder = None if files.text_encoder is None else encoder_identity(files.base)
+    return TextCache(cache, encoder, jnp.dtype(dtype).name, make_encode)
 
 
 def _make_encode(
