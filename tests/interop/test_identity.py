@@ -33,8 +33,8 @@ def test_another_content_at_the_same_place_is_another(base, tmp_path, change):
         name = "encoder.final_layer_norm.weight"
         write_safetensors(file.path, {**file, name: np.nextafter(file[name], np.float32(9))})
     else:
-        path = {"config": encoder / "config.json", "tokenizer": encoder.parent / "tokenizer"}[change]
-        path = path / "tokenizer.json" if path.is_dir() else path
+        path = encoder if change == "config" else encoder.parent / "tokenizer"
+        path /= f"{change}.json"
         path.write_text(path.read_text() + " ")
     assert encoder_identity(tmp_path / "copy") != encoder_identity(base)
 

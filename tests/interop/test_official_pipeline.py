@@ -39,7 +39,7 @@ def test_cached_prompts_need_no_text_encoder(folders, tmp_path):
 
 
 def test_cached_states_belong_to_the_content_of_the_encoder(folders, tmp_path, monkeypatch):
-    """Not to the path: another encoder at the same one computes anew, the same one elsewhere not."""
+    """Another encoder at the same path computes anew, the same one elsewhere does not."""
     model, base = folders
 
     def states(at):
