@@ -102,7 +102,11 @@ def test_a_photograph_with_the_distilled_model(weights, shared_dir, tmp_path, ca
     assert not masks[0].any()
     assert masks[-1].any()
     assert len(list((tmp_path / "text").iterdir())) == 2
-    assert "contact_sheet.png" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "contact_sheet.png" in said.out
+    # Loading, which takes minutes, is seen to move.
+    for network in ("transformer", "vae", "text encoder"):
+        assert f"{network}: 100%" in said.err
 
 
 @pytest.mark.slow

@@ -184,7 +184,6 @@ def run_official(options: argparse.Namespace) -> None:
                 mesh=mesh,
                 lora=options.lora,
                 lora_scale=1.0 if options.lora_scale is None else options.lora_scale,
-                progress=False,
             )
 
         def tell(step: int) -> None:
@@ -388,9 +387,7 @@ def _prompts(
     mesh: Mesh | None,
 ) -> list[Prompt]:
     texts = [*(job.prompt for job in jobs), negative]
-    states = text_states(
-        files, texts, dtype=dtype, cache=options.text_cache, mesh=mesh, progress=False
-    )
+    states = text_states(files, texts, dtype=dtype, cache=options.text_cache, mesh=mesh)
     return [Prompt(text=state, negative=states[-1]) for state in states[:-1]]
 
 

@@ -86,7 +86,7 @@ def from_pretrained(
     placement: Placement = one_device,
     lora: str | os.PathLike[str] | None = None,
     lora_scale: float = 1.0,
-    threads: int = 4,
+    threads: int | None = None,
     progress: bool = True,
     **choices: typing.Any,
 ) -> Component:
@@ -104,7 +104,7 @@ def from_pretrained(
         placement: device layout, for instance `placement.tensor_parallel(mesh, "model")`.
         lora: a low-rank adapter in the diffusers format to merge.
         lora_scale: its strength.
-        threads: tensors read at a time.
+        threads: tensors read at a time; see `streaming.stream_params`.
         progress: show a bar.
         **choices: further fields of `ModelConfig` (remat, attention_pattern ...).
 
@@ -119,7 +119,7 @@ def from_pretrained(
     loaded = stream_params(
         sources, model_places(config), parameter_shapes(config), dtype=dtype, placement=placement,
         keep=None if weights is None else quantiser(config, weights), threads=threads,
-        progress=progress,
+        progress=progress, label="transformer",
     )  # fmt: skip
     return Component(config, loaded.params, loaded.unused, loaded.overlaid, settings)
 
@@ -188,7 +188,7 @@ def load_component(
     *,
     dtype: DTypeLike | None = None,
     placement: Placement = one_device,
-    threads: int = 4,
+    threads: int | None = None,
     progress: bool = True,
 ) -> Component:
     """One of the networks around the transformer.
@@ -200,7 +200,7 @@ def load_component(
         dtype: of the parameters on the devices and of the matrix products, None for the files'
             own and float32.
         placement: device layout.
-        threads: tensors read at a time.
+        threads: tensors read at a time; see `streaming.stream_params`.
         progress: show a bar.
 
     Raises:
@@ -216,7 +216,7 @@ def load_component(
     table = _TABLES[kind](config)
     loaded = stream_params(
         [open_weights(folder)], table.places, table.shapes, dtype=dtype, placement=placement,
-        threads=threads, progress=progress,
+        threads=threads, progress=progress, label=kind.replace("_", " "),
     )  # fmt: skip
     return Component(config, loaded.params, loaded.unused, loaded.overlaid)
 
