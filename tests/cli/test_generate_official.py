@@ -291,6 +291,27 @@ def test_a_bare_image_is_given_a_prompt_or_said_to_have_none(
         assert (said in capsys.readouterr().err) == (not prompt)
 
 
+def test_a_device_without_room_is_told_before_anything_is_loaded(
+    weights, picture, tmp_path, monkeypatch, refused
+):
+    given = ("generate", picture, "--model", weights / "worldstereo-memory", "--camera", "left",
+             "--depth-model", weights / "depth", "--out", tmp_path / "out")  # fmt: skip
+    monkeypatch.setattr(generate_official, "_prompts", None)
+    for limit, said in (
+        (1_000, "must hold 1.11e-06 GB before the first step (text encoder 1.11e-06)"),
+        (100_000, "GB before the first step (transformer"),
+    ):
+        monkeypatch.setattr(generate_official, "memory_limit", lambda _, limit=limit: limit)
+        sentence = refused(*given)
+        assert said in sentence
+        assert "--devices, --weights int8 and --vae-tile make it smaller" in sentence
+    assert "image encoder" in sentence
+    assert "memory" in sentence
+    monkeypatch.setattr(generate_official, "memory_limit", lambda _: 10**9)
+    with pytest.raises(TypeError, match="NoneType"):
+        refused(*given)
+
+
 def test_clips_of_every_frame_run_at_wans_rate_and_keyframes_slowly():
     assert [generate_official.frames_per_second(stride) for stride in (1, 4)] == [6, 16]
 

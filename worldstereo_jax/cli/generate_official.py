@@ -15,6 +15,7 @@ from worldstereo_jax.cli.camera_paths import Job, plan_jobs, units_of
 from worldstereo_jax.cli.clip_store import ClipStore
 from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.content import content_hash
+from worldstereo_jax.cli.device_room import check_room, memory_limit
 from worldstereo_jax.cli.memory_input import (
     read_memory,
     starting_views,
@@ -47,7 +48,9 @@ from worldstereo_jax.interop.identity import model_identity
 from worldstereo_jax.interop.official_pipeline import (
     OFFICIAL_SCALE,
     OfficialFiles,
+    device_bytes,
     load_official,
+    needs_text_encoder,
     official_world,
     open_official,
     text_states,
@@ -66,6 +69,7 @@ from worldstereo_jax.sampling.official_world import (
 from worldstereo_jax.sampling.world import (
     RolloutConfig,
     WorldMemory,
+    empty_memory,
 )
 
 REFERENCES, KEYFRAMES = 8, 8
@@ -133,10 +137,11 @@ def run_official(options: argparse.Namespace) -> None:
     if trajectories is not None and options.renders != "memory":
         for job in jobs:
             _check_length(trajectories[job.name], frames)
-
     negative = options.negative_prompt
     if negative is None:
         negative = files.settings.negative_prompt
+    _check_room(files, world, options, dtype, [*(job.prompt for job in jobs), negative])
+
     run = {
         "scene": scene.name,
         "seed": options.seed,
@@ -367,6 +372,29 @@ def _check_needs(
             f"the official retrieval chooses {world.rollout.references} of up to {most} views by "
             "their DINOv2 features: give --retrieval-model, or --retrieval coverage"
         )
+
+
+def _check_room(
+    files: OfficialFiles,
+    world: OfficialWorld,
+    options: argparse.Namespace,
+    dtype: str,
+    texts: Sequence[str],
+) -> None:
+    """Refuse a model that does not fit the devices, as far as these tell how much they hold."""
+    devices = jax.devices()[:1] if world.mesh is None else list(world.mesh.devices.flat)
+    limits = [(limit, device) for device in devices if (limit := memory_limit(device)) is not None]
+    if not limits:
+        return
+    limit, device = min(limits, key=lambda found: found[0])
+    wanted = device_bytes(files, dtype=dtype, weights=options.weights, mesh=world.mesh)
+    text_encoder = {name: wanted.pop(name) for name in ("text_encoder",) if name in wanted}
+    memory = jax.eval_shape(lambda: empty_memory(world.rollout))
+    wanted["memory"] = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(memory))
+    if needs_text_encoder(files, texts, dtype=dtype, cache=options.text_cache):
+        # It is let go before the others come.
+        check_room(text_encoder, limit, device)
+    check_room(wanted, limit, device)
 
 
 def _mesh(devices: int | None) -> Mesh | None:

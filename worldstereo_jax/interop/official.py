@@ -27,6 +27,11 @@ _IMAGE_KEYS = "blocks.0.attn2.add_k_proj.weight"
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of all parameters of `WorldStereo(config)` by path; nothing is allocated."""
+    return dict(_parameter_shapes(config))
+
+
+@functools.lru_cache(maxsize=16)
+def _parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     inputs = jax.eval_shape(lambda: smallest_inputs(config))
     key = jax.eval_shape(lambda: jax.random.key(0))
     tree = jax.eval_shape(lambda key, inputs: WorldStereo(config).init(key, **inputs), key, inputs)

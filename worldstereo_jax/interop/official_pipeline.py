@@ -21,8 +21,10 @@ from worldstereo_jax.interop.component_configs import Scheduler, read_component_
 from worldstereo_jax.interop.hub import resolve
 from worldstereo_jax.interop.identity import encoder_identity
 from worldstereo_jax.interop.model_configs import WorldStereoSettings
+from worldstereo_jax.interop.official import parameter_shapes
 from worldstereo_jax.interop.pretrained import (
     Component,
+    component_shapes,
     from_pretrained,
     load_component,
     load_scheduler,
@@ -33,7 +35,13 @@ from worldstereo_jax.interop.text_cache import Encode, TextCache, make_text_enco
 from worldstereo_jax.models.clip_vision import CLIPVisionConfig
 from worldstereo_jax.models.depth_anything import DepthAnythingConfig
 from worldstereo_jax.models.dinov2 import Dinov2Config
-from worldstereo_jax.models.placement import Placement, one_device, tensor_parallel
+from worldstereo_jax.models.placement import (
+    Placement,
+    bytes_per_device,
+    one_device,
+    tensor_parallel,
+)
+from worldstereo_jax.models.quantised import quantised_paths
 from worldstereo_jax.models.umt5 import UMT5Config
 from worldstereo_jax.models.wan_vae import WanVAEConfig
 from worldstereo_jax.sampling.official_world import (
@@ -242,6 +250,41 @@ def load_official(
     )  # fmt: skip
     around = load_encoders(files, mesh=mesh, progress=progress)
     return dataclasses.replace(around, denoiser=denoiser.params)
+
+
+def device_bytes(
+    files: OfficialFiles,
+    *,
+    dtype: DTypeLike = "bfloat16",
+    weights: str | None = None,
+    mesh: Mesh | None = None,
+) -> dict[str, int]:
+    """Bytes that each device will hold of each network's parameters, from headers and configs.
+
+    The text encoder's are among them, though `text_states` lets it go before the others come. What
+    computing takes comes on top.
+
+    Args: as in `load_official`, and of the text encoder as in `text_states`.
+
+    Raises:
+        InputError: for weights in 8 bits without the quantise extra.
+    """
+    size, shapes = jnp.dtype(dtype).itemsize, parameter_shapes(files.denoiser)
+    small = set() if weights is None else quantised_paths(files.denoiser, weights)
+    quantised = {path: shape for path, shape in shapes.items() if path in small}
+    others = {path: shape for path, shape in shapes.items() if path not in small}
+    found = {
+        "transformer": bytes_per_device(others, size, _split(mesh))
+        + bytes_per_device(quantised, 1, _split(mesh))
+    }
+    for kind, placement, item in (
+        ("text_encoder", _split(mesh), size),
+        *((kind, _whole(mesh), 4) for kind in ("vae", "image_encoder", "dinov2", "depth")),
+    ):
+        config = getattr(files, kind)
+        if config is not None:
+            found[kind] = bytes_per_device(component_shapes(config, kind), item, placement)
+    return found
 
 
 def load_encoders(

@@ -221,6 +221,11 @@ def load_component(
     return Component(config, loaded.params, loaded.unused, loaded.overlaid)
 
 
+def component_shapes(config: typing.Any, kind: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a component's parameters by path, from its config; kinds as `load_component`."""
+    return _TABLES[kind](config).shapes
+
+
 def _compute_dtype(dtype: DTypeLike | None) -> str:
     return "float32" if dtype is None else jnp.dtype(dtype).name
 
