@@ -147,6 +147,32 @@ sys.exit(command_line.main())
 """
 
 
+_COMPILING = _PRINTING.replace(
+    'lambda options: print("\u2588" * 100_000)',
+    """None
+import time
+from worldstereo_jax.cli.process import aside
+def run(options):
+    with aside() as thread:
+        working = thread.submit(time.sleep, 100)
+        print("working", flush=True)
+        working.result()
+fake.run = run""",
+)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)]
+)
+def test_a_signal_does_not_wait_for_what_is_compiling_aside(number, code):
+    program = [sys.executable, "-c", _COMPILING]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "working\n"
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
+
+
 @pytest.mark.parametrize(("reader", "codes"), [("head -c 3", "141 0"), ("cat > /dev/null", "0 0")])
 def test_output_may_go_to_few_characters_or_to_nobody(reader, codes):
     line = f'"{sys.executable}" -c "$PROGRAM" | {reader}; echo "${{PIPESTATUS[@]}}"'

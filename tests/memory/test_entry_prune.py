@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from tests.memory import entry_scene as es
 from worldstereo_jax.geometry.cameras import project
@@ -86,6 +87,32 @@ def test_half_the_entries_still_cover_what_all_did(bank):
         cells[at[:, 1], at[:, 0]] = True
         places.append(cells)
     assert places[1].sum() >= 0.97 * places[0].sum()
+
+
+@pytest.mark.row("S30")
+@pytest.mark.row("S38")
+@pytest.mark.parametrize(("degrees", "scale"), [(90.0, 2.0), (30.0, 1.5), (-77.0, 1e-3)])
+def test_a_turned_and_scaled_bank_keeps_the_same_entries(bank, degrees, scale):
+    axis = np.array([0.3, 0.9, -0.2])
+    turn = np.float32(
+        Rotation.from_rotvec(np.radians(degrees) * axis / np.linalg.norm(axis)).as_matrix()
+    )
+    shift = np.array([0.7, -2.1, 1.3], np.float32)
+    moved = bank.replace(
+        **{name: getattr(bank, name) @ turn.T for name in ("normal", "direction")},
+        **{
+            name: scale * (getattr(bank, name) @ turn.T + shift[None])
+            for name in ("position", "anchor", "eye")
+        },
+        footprint=scale * bank.footprint,
+        distance=scale * bank.distance,
+    )
+    half = int(bank.count) // 2
+    # Told by a number that nothing moves.
+    kept, kept_moved = (
+        np.asarray(prune_entries(x, half).feature_weight[:half]) for x in (bank, moved)
+    )
+    assert np.isin(kept, kept_moved).mean() > 0.98
 
 
 @pytest.mark.row("S22")

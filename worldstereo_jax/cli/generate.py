@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -31,7 +30,8 @@ from worldstereo_jax.cli.outputs import (
     write_memory,
     write_run,
 )
-from worldstereo_jax.cli.recorded_path import with_lens_of
+from worldstereo_jax.cli.process import aside
+from worldstereo_jax.cli.recorded_path import begun_by
 from worldstereo_jax.cli.scene_input import (
     AnyScene,
     image_size,
@@ -135,7 +135,7 @@ def run(options: argparse.Namespace) -> None:
         camera_format=options.camera_format,
         camera_scale=options.camera_scale,
     )
-    scene = with_lens_of(scene, jobs[0].path)
+    scene = begun_by(scene, jobs[0].path)
     depth = None
     if options.depth is not None:
         if isinstance(scene, PanoramaScene):
@@ -158,9 +158,9 @@ def run(options: argparse.Namespace) -> None:
         results_folder(options.out, overwrite=options.overwrite) as folder,
     ):
         stages.seconds["reading and loading"] = reading
-        with stages.stage("beginning the memory"), ThreadPoolExecutor(1) as aside:
+        with stages.stage("beginning the memory"), aside() as thread:
             on_step = tell if config.steps > 1 else None
-            compiling = aside.submit(compile_rollout, world, params, on_step=on_step)
+            compiling = thread.submit(compile_rollout, world, params, on_step=on_step)
             if memory is None:
                 memory = begin_memory(
                     world,

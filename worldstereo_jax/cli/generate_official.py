@@ -33,7 +33,7 @@ from worldstereo_jax.cli.outputs import (
     write_memory,
     write_run,
 )
-from worldstereo_jax.cli.recorded_path import with_lens_of
+from worldstereo_jax.cli.recorded_path import begun_by
 from worldstereo_jax.cli.scene_input import AnyScene, image_size, read_working_depth
 from worldstereo_jax.data.scene_folders import (
     PanoramaScene,
@@ -108,7 +108,7 @@ def run_official(options: argparse.Namespace) -> None:
     )
     if options.prompt is not None:
         jobs = [dataclasses.replace(job, prompt=options.prompt) for job in jobs]
-    scene = with_lens_of(scene, jobs[0].path)
+    scene = begun_by(scene, jobs[0].path)
     trajectories = _own_trajectories(scene, options)
     _check_predecessors(jobs, trajectories)
     depth = None

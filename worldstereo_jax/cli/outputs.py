@@ -122,7 +122,7 @@ def write_clip(
     write_video(folder / "video.mp4", video, frames_per_second=frames_per_second)
     write_video(folder / "render.mp4", render, frames_per_second=frames_per_second)
     write_mask_video(folder / "render_mask.mp4", mask, frames_per_second=frames_per_second)
-    # The first render is the input image itself.
+    # The first render is the picture that the clip starts from.
     sheet = contact_sheet(render[0], render, mask, video, depth, title=title)
     write_uint8_image(folder / "contact_sheet.png", sheet)
     write_cameras_json(
@@ -149,7 +149,9 @@ def write_agreement(folder: Path, clip: Clip, told: EntryBank) -> float | None:
     video = clip.video[chosen]
     cameras = clip.cameras.w2c[chosen], clip.cameras.intrinsics[chosen]
     found = _compiled_agreement()(video, *cameras, told)
-    picture = agreement_picture(np.asarray(video), found, numbers=chosen.tolist())
+    picture = agreement_picture(
+        np.asarray(video), found, names=[f"frame {number}" for number in chosen]
+    )
     write_uint8_image(folder / "agreement.png", picture[..., :3])
     return float(found.mean()) if bool(found.compared.any()) else None
 

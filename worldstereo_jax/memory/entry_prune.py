@@ -19,6 +19,7 @@ from worldstereo_jax.memory.entry_cells import (
 _LEVELS = 3  # cells of one, two and four footprints, in which entries compete
 _BLOCK = 3  # and cells of eight, each of which loses the same share of its entries
 _EDGE = 0.25  # entries at edges go when this share of them is left of the others
+_OFF_BORDER = 0.37  # of a footprint, so that surfaces through the origin lie on no cell's border
 _EQUALS = 0.05  # weight of the confidence: less than between the third and the fourth of a cell
 
 
@@ -64,12 +65,12 @@ def entry_worth(bank: EntryBank) -> Float[Array, " n"]:
     block comes after them, when the block is sorted so that every cell of four, then of two
     footprints keeps its best for long. At edges of depth that share counts from three quarters up.
     """
-    level = cell_level(bank.footprint)
+    place, level = _placed(bank)
     best, single = bank.valid, bank.valid
     order = jnp.zeros_like(bank.confidence)
     double = order
     for step in range(_LEVELS):
-        rank = rank_in_cell(cell_hash(bank.position, level + step), bank.confidence, best)
+        rank = rank_in_cell(cell_hash(place, level + step), bank.confidence, best)
         order = order + jnp.where(best, 1.0 / (1.0 + rank), 0.0)
         best &= rank == 0
         if step == 0:
@@ -89,10 +90,39 @@ def _block(bank: EntryBank) -> UInt32[Array, "2 n"]:
 
     Sides are told by where the entry was seen from: normals are noisy.
     """
-    facing = (bank.anchor - bank.eye > 0).astype(jnp.int32)
+    facing = ((bank.anchor - bank.eye) @ _own_axes(bank).T > 0).astype(jnp.int32)
     octant = facing[:, 0] + 2 * facing[:, 1] + 4 * facing[:, 2]
     salt = octant + 8 * _at_edge(bank).astype(jnp.int32)
-    return cell_hash(bank.position, cell_level(bank.footprint) + _BLOCK, salt=salt)
+    place, level = _placed(bank)
+    return cell_hash(place, level + _BLOCK, salt=salt)
+
+
+def _placed(bank: EntryBank) -> tuple[Float[Array, "n 3"], Int[Array, " n"]]:
+    """Positions and cell levels on the bank's own axes, from its first entry, in its footprints.
+
+    So what is kept does not turn on how the world is laid, nor on its unit (row S38).
+    """
+    first = jnp.argmax(bank.valid)
+    unit = bank.footprint[first]
+    unit = jnp.where(unit > 0, unit, 1.0)
+    place = (bank.position - bank.anchor[first][None]) @ _own_axes(bank).T / unit
+    return place + _OFF_BORDER, cell_level(bank.footprint / unit)
+
+
+def _own_axes(bank: EntryBank) -> Float[Array, "3 3"]:
+    """Axes that turn with the bank, as rows: towards its first entry, and to the side of its last.
+
+    The world's own where there is nothing to tell a side by.
+    """
+    first, last = jnp.argmax(bank.valid), bank.capacity - 1 - jnp.argmax(bank.valid[::-1])
+    ahead = bank.anchor[first] - bank.eye[first]
+    aside = bank.anchor[last] - bank.eye[first]
+    ahead = ahead / jnp.maximum(jnp.linalg.norm(ahead), 1e-30)
+    across = aside - (aside @ ahead) * ahead
+    length = jnp.linalg.norm(across)
+    across = across / jnp.maximum(length, 1e-30)
+    axes = jnp.stack([across, jnp.cross(ahead, across), ahead])
+    return jnp.where(length > 1e-3 * jnp.linalg.norm(aside), axes, jnp.eye(3))
 
 
 def _at_edge(bank: EntryBank) -> Bool[Array, " n"]:

@@ -85,8 +85,9 @@ def select_entry_tokens(
     that not the attended views alone saw. Value: the entry's confidence and viewing cosine (row
     S15), times the share of its views that are not attended (what it adds), times its resolution
     over the target's up to 1, times the share of frames that see it (its coverage). Cells have the
-    side of the nearest target token, rounded to a power of two, and hold one entry per octant
-    of normals, so that the two sides of a thin wall do not compete. Of equals the earlier is taken,
+    side of the nearest target token, rounded to a power of two of the path's least pixel, lie along
+    the first target camera's axes, and hold one entry per octant of normals, so that the two sides
+    of a thin wall do not compete. Of equals the earlier is taken,
     so the result is a function of the arguments alone.
 
     Features: the pyramid's levels, finest first, their colours as seen from the middle of the path
@@ -120,9 +121,15 @@ def select_entry_tokens(
     value = bank.confidence * entry_cosine(bank) * added
     value = value * jnp.minimum(pixel / footprint, 1.0)
     value = value * seen.frames / targets.depth.shape[0]
+    # The path's own axes and unit, so that no choice turns on how the world is laid (row S38).
+    w2c = targets.w2c[0]
+    turn = w2c[:3, :3]
+    unit = jnp.where(usable, pixel, jnp.inf).min()
+    unit = jnp.where(jnp.isfinite(unit), unit, 1.0)
+    place = (bank.position @ turn.T + w2c[:3, 3][None]) / unit
     # Rounded, not cut: on average as wide as a token.
-    level_of = cell_level(TOKEN * pixel * 2.0**0.5)
-    key = cell_hash(bank.position, level_of, salt=_octant(bank.normal))
+    level_of = cell_level(TOKEN * (pixel / unit) * 2.0**0.5)
+    key = cell_hash(place, level_of, salt=_octant(bank.normal @ turn.T))
     best = best_of_cell(key, value, usable)
 
     held = min(count, bank.capacity)
@@ -132,7 +139,6 @@ def select_entry_tokens(
     part = take_entries(bank, index)
     safe = jnp.minimum(index, bank.capacity - 1)
     detail = jnp.log2(footprint[safe] / pixel[safe])
-    turn = targets.w2c[0, :3, :3]
     middle = targets.w2c[targets.w2c.shape[0] // 2]
     change = appearance_change(part, camera_centers(middle))
     features = jnp.concatenate(
@@ -199,17 +205,20 @@ def entry_block_mask(
     strength: Float[Array, "..."] | float | None = None,
     tile: int = 128,
 ) -> BlockMask:
-    """The correspondence pattern of target tokens by entries (rows S14, S15, S17).
+    """The correspondence pattern of target tokens by entries (rows S14, S15, S17, S19).
 
-    A token sees the entries in its field whose normals agree with its own and which its frame
-    does not hide. Entries belong to no view, so none of them hides the token.
+    A token sees the entries in its field, and those in whose field it lies, whose normals agree
+    with its own and which its frame does not hide: an entry of uncertain place is found from
+    further away. Entries belong to no view, so none of them hides the token.
 
     Args:
         entries, target: with a leading batch axis, each in the order of its tokens.
-        rule: what counts as the same place.
+        rule: what counts as the same place; by default the wider field of the two decides.
         strength: None for the hard mask, else that of the soft constraint.
         tile: tokens of either side per tile.
     """
+    if rule is None:
+        rule = CorrespondenceRule(field="either")
     everywhere = jnp.full_like(target.visibility, jnp.uint32(0xFFFFFFFF))
     return from_geometry(
         dataclasses.replace(target, visibility=everywhere),
