@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import pytest
 
 import worldstereo_jax
@@ -109,6 +110,26 @@ def test_a_refusing_disk_is_one_sentence_and_other_errors_stay(capsys, monkeypat
 
     _install(monkeypatch, broken)
     with pytest.raises(FileNotFoundError, match="a bug"):
+        main(["fake"])
+
+
+def test_a_full_device_is_one_sentence_and_other_errors_of_jax_stay(capsys, monkeypatch):
+    def full(options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory, 9 bytes.\nMore\nof it")
+
+    _install(monkeypatch, full)
+    assert main(["fake"]) == 2
+    assert capsys.readouterr().err == (
+        "worldstereo fake: the device has too little memory (RESOURCE_EXHAUSTED: Out of memory, 9 "
+        "bytes); of an official model --devices, --weights int8 and --vae-tile make less lie on "
+        "each\n"
+    )
+
+    def broken(options):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    _install(monkeypatch, broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
         main(["fake"])
 
 

@@ -20,6 +20,7 @@ from worldstereo_jax.cli.generate_official import run_official
 from worldstereo_jax.cli.memory_input import begin_memory, read_memory, with_capacity, with_room
 from worldstereo_jax.cli.official_options import add_official_options, refuse_official_options
 from worldstereo_jax.cli.outputs import (
+    KEYFRAMES_PER_SECOND,
     check_output_folder,
     memory_counts,
     params_hash,
@@ -38,6 +39,7 @@ from worldstereo_jax.cli.scene_input import (
     read_working_scene,
 )
 from worldstereo_jax.data.scene_folders import PanoramaScene
+from worldstereo_jax.data.video_io import FRAMES_PER_SECOND
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.trajectories import path_names, unknown_name
 from worldstereo_jax.interop.shipped import SHIPPED, load_world
@@ -93,6 +95,13 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="continue in the world of an earlier run: its memory/ folder",
+    )
+    parser.add_argument(
+        "--fps",
+        type=count,
+        metavar="N",
+        help=f"frames per second of the videos (default: {KEYFRAMES_PER_SECOND} of keyframes, "
+        f"{FRAMES_PER_SECOND} of an official model's clips of every frame)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
     return parser
@@ -176,7 +185,12 @@ def run(options: argparse.Namespace) -> None:
                     )
                 )
             with stages.stage("writing the clip"):
-                write_clip(folder / job.name, clip, _title(scene, job))
+                write_clip(
+                    folder / job.name,
+                    clip,
+                    _title(scene, job),
+                    frames_per_second=options.fps or KEYFRAMES_PER_SECOND,
+                )
             with stages.stage("comparing it with the memory"):
                 difference[job.name] = write_agreement(folder / job.name, clip, told)
         with stages.stage("writing the memory"):

@@ -72,6 +72,16 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"{program}: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        said = str(error).strip().splitlines()[0].rstrip(".")
+        print(
+            f"{program}: the device has too little memory ({said}); "
+            "of an official model --devices, --weights int8 and --vae-tile make less lie on each",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print(f"{program}: interrupted before its result was complete", file=sys.stderr)
         if own_process:
@@ -92,6 +102,14 @@ def _left(code: int) -> NoReturn:
         if stream is not None:
             stream.flush()
     os._exit(code)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # Imported by the command that failed, or the error is not jax's.
+    jax = sys.modules.get("jax")
+    if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
+        return False
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _print_anything() -> None:
