@@ -45,9 +45,7 @@ class ClipPreparation:
 
     def __post_init__(self) -> None:
         if self.resample not in FILTERS:
-            raise InputError(
-                f"resample is {self.resample!r}, expected one of {', '.join(FILTERS)}"
-            )
+            raise InputError(f"resample is {self.resample!r}, expected one of {', '.join(FILTERS)}")
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -42,7 +42,8 @@ class WanVAEConfig:
         latents_std: their standard deviation.
         in_channels: colours in.
         out_channels: colours out.
-        dtype: compute type; parameters and norms are float32.
+        dtype: compute type; parameters and norms are float32. In float32 too an accelerator
+            rounds the factors of products, unless `jax.default_matmul_precision` asks it not to.
     """
 
     base_dim: int = 96

@@ -170,9 +170,9 @@ def _one_by_one(
         def part(corner: Array) -> Array:
             sample, row, column = corner
             start = (sample, jnp.zeros_like(row), row, column, jnp.zeros_like(row))
-            return run(
-                params, jax.lax.dynamic_slice(x, start, (1, x.shape[1], *size, x.shape[4]))
-            )[0]
+            return run(params, jax.lax.dynamic_slice(x, start, (1, x.shape[1], *size, x.shape[4])))[
+                0
+            ]
 
         return jax.lax.map(part, corners)
 
