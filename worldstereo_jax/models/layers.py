@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.lax import Precision
+from flax.typing import PrecisionLike
 from jax.typing import DTypeLike
 
 from worldstereo_jax.array_types import Array, Float
@@ -36,7 +36,7 @@ class LowRank(nn.Module):
     """
 
     dtype: DTypeLike = jnp.float32
-    precision: Precision | None = None
+    precision: PrecisionLike = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch o"]:
@@ -70,7 +70,7 @@ def linear(
     name: str | None = None,
     use_bias: bool = True,
     init: Callable = LINEAR_INIT,
-    precision: Precision | None = None,
+    precision: PrecisionLike = None,
 ) -> Linear:
     """A linear layer with float32 parameters that computes in `dtype`.
 
@@ -91,7 +91,7 @@ def linear(
 def exact_linear(features: int, *, name: str, init: Callable = LINEAR_INIT) -> Linear:
     """A linear layer in float32 whose products no device rounds: for vectors, not for tokens."""
     return linear(
-        features, dtype=jnp.float32, name=name, init=init, precision=Precision.HIGHEST
+        features, dtype=jnp.float32, name=name, init=init, precision=jax.lax.Precision.HIGHEST
     )
 
 
