@@ -150,10 +150,17 @@ X = normal(1, 2, FRAMES, HEIGHT // 8, WIDTH // 8, 16)
 TEXT, TOKENS = normal(2, 2, 4, 6), normal(3, 5, 10)
 
 
-@functools.partial(jax.jit, static_argnames="world")
-def velocity(world, params, told):
+def evaluate(world, params, told):
     function = velocity_function(world, params, told, TOKENS)
     return function(TEXT, X, jnp.float32(500), jnp.float32(0.5))
+
+
+velocity = jax.jit(evaluate, static_argnames="world")
+# Every operation rounded as itself: how those that are fused are rounded depends on what else is
+# fused with them, so that two programs differ in bits that their operations do not.
+velocity_unfused = jax.jit(
+    evaluate, static_argnames="world", compiler_options={"xla_disable_hlo_passes": "fusion"}
+)
 
 
 def difference(a, b) -> float:
@@ -169,10 +176,10 @@ def test_an_untrained_attachment_changes_no_bit(gathered, attention):
         told = dataclasses.replace(told, reference_geometry=None)
     params = random_params(PLAIN)
     alone = dataclasses.replace(told, warped=None, entries=None, entry_geometry=None)
-    before = velocity(make_world(PLAIN, attention=attention), params, alone)
+    before = velocity_unfused(make_world(PLAIN, attention=attention), params, alone)
     config, grown = attach_memory(PLAIN, params, jax.random.key(0), **read_widths())
     assert config == READS
-    after = velocity(make_world(attention=attention), grown, told)
+    after = velocity_unfused(make_world(attention=attention), grown, told)
     np.testing.assert_array_equal(after, before)
 
 
@@ -242,10 +249,8 @@ def test_functions_that_read_are_swapped_in_the_world(vae_params, memory, camera
     assert isinstance(pattern.mask.fill, SoftFill)
     assert isinstance(pattern.entry_mask.fill, SoftFill)
     params = random_params(READS)
-    softly = velocity(world, params, told)
-    assert difference(softly, velocity(make_world(), params, told)) > 1e-4
-    split = velocity(dataclasses.replace(world, mesh=mesh(8)), params, told)
-    np.testing.assert_allclose(split, softly, atol=1e-4)
+    softly, firmly = (velocity(each, params, told) for each in (world, make_world()))
+    assert difference(softly, firmly) > 1e-4
 
 
 def test_warps_of_other_channels_are_refused():

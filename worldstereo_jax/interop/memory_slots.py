@@ -2,8 +2,9 @@
 
 Published checkpoints attend to whole reference views and to nothing else of that memory. Warped
 views (row S18) and surface entries (row S28) enter by modules of their own whose last projection is
-zero, so that a checkpoint to which they were attached computes what it computed before, to the bit,
-until they are trained. Their widths stand in config.json as `warped_width` and `entry_width`.
+zero: until they are trained they add exact zeros to what a checkpoint computes, so that operation by
+operation it computes the same to the bit (a compiler that fuses these operations otherwise may
+still round them otherwise). Their widths stand in config.json as `warped_width` and `entry_width`.
 """
 
 import typing
