@@ -2,8 +2,8 @@
 
 Published checkpoints attend to whole reference views and to nothing else of that memory. Warped
 views (row S18) and surface entries (row S28) enter by modules of their own whose last projection is
-zero: until they are trained they add exact zeros to what a checkpoint computes, so that operation by
-operation it computes the same to the bit (a compiler that fuses these operations otherwise may
+zero: until they are trained they add exact zeros to what a checkpoint computes, so that operation
+by operation it computes the same to the bit (a compiler that fuses these operations otherwise may
 still round them otherwise). Their widths stand in config.json as `warped_width` and `entry_width`.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels import dense_pattern
 from worldstereo_jax.array_types import Key, PyTree
@@ -89,13 +90,16 @@ def attach_memory(
     flat = flat_paths(params)
     dtype = flat["patch_embedding/kernel"].dtype
 
-    def fresh(key: jax.Array) -> dict[str, jax.Array]:
-        made = _fresh_slots(grown, tuple(wanted), key)
+    # A typed key cannot be laid over the devices of other hosts, its words can.
+    kind, words = jax.random.key_impl(key), np.asarray(jax.random.key_data(key))
+
+    def fresh(words: jax.Array) -> dict[str, jax.Array]:
+        made = _fresh_slots(grown, tuple(wanted), jax.random.wrap_key_data(words, impl=kind))
         return {path: leaf.astype(dtype) for path, leaf in made.items()}
 
-    shapes = jax.eval_shape(fresh, key)
+    shapes = jax.eval_shape(fresh, words)
     places = {path: placement(path, leaf.shape) for path, leaf in shapes.items()}
-    return grown, from_flat(flat | jax.jit(fresh, out_shardings=places)(key))
+    return grown, from_flat(flat | jax.jit(fresh, out_shardings=places)(words))
 
 
 def _fresh_slots(
