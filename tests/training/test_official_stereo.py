@@ -74,6 +74,7 @@ def clip() -> TrainingClip:
     return stereo_clip(0)
 
 
+@pytest.mark.slow
 @pytest.mark.row("S18")
 @pytest.mark.row("S28")
 def test_the_stage_stereo_trains_what_was_attached_and_nothing_else(clip):

@@ -105,8 +105,8 @@ def drop_inputs(
         off = alone[:, None, None, None, None]
         warped = dataclasses.replace(warped, log_weight=jnp.where(off, -jnp.inf, warped.log_weight))
     if entries is not None:
-        # A key of its own: clips without entries are dropped from as they were.
-        missing = jax.random.bernoulli(jax.random.fold_in(key, 1), DROP_ENTRIES, batch)
+        # A key that is neither of those above: the first two may equal what they were split into.
+        missing = jax.random.bernoulli(jax.random.fold_in(key, 2), DROP_ENTRIES, batch)
         entries = dataclasses.replace(entries, valid=entries.valid & ~(alone | missing)[:, None])
     conditions = dataclasses.replace(
         told,
