@@ -16,7 +16,11 @@ from worldstereo_jax.models.wan_vae_tiles import decode_frames_sharded, decode_t
 from worldstereo_jax.sampling.guidance import guide_one_batch, guide_two_pass
 from worldstereo_jax.sampling.loop import sample
 from worldstereo_jax.sampling.official_conditions import OfficialConditions, tile_stride
-from worldstereo_jax.sampling.official_denoise import denoise_official, reading_pattern
+from worldstereo_jax.sampling.official_denoise import (
+    denoise_official,
+    reading_pattern,
+    without_geometry,
+)
 from worldstereo_jax.sampling.official_world import MODEL_AXIS, OfficialWorld, Prompt
 from worldstereo_jax.sampling.solvers import SolverFactory, euler, unipc
 
@@ -50,14 +54,14 @@ def velocity_function(
         image: tokens of the input image, for models that take them.
     """
     clip = _repeat(conditions, 1)
-    pattern = reading_pattern(clip)
+    pattern = reading_pattern(clip, reading=world.reading)
     if world.mesh is not None:
         # Whole on every device: split over them, the words of the mask would have to be joined by
         # an "or" across devices, which not every backend has.
         everywhere = NamedSharding(world.mesh, PartitionSpec())
         pattern = jax.lax.with_sharding_constraint(pattern, everywhere)
     model = world.transformer
-    told = dataclasses.replace(conditions, target_geometry=None, reference_geometry=None)
+    told = without_geometry(conditions)
     # The official choice takes some view for every frame: a single slot is never empty, and
     # attention without a mask is faster.
     only_slot = conditions.reference_valid.shape[0] == 1

@@ -22,10 +22,12 @@ from worldstereo_jax.sampling.official_conditions import (
     ChosenViews,
     OfficialConditions,
     Renders,
+    StereoRead,
     choose_views,
     draw_renders,
     encode_conditions,
     latent_cameras,
+    read_stereo,
 )
 from worldstereo_jax.sampling.official_world import OfficialParams, OfficialWorld, Prompt
 from worldstereo_jax.sampling.precision import (
@@ -84,6 +86,7 @@ class OfficialRollout:
     draw: Callable[..., Renders]
     describe: Callable[..., Array]
     choose: Callable[..., ChosenViews]
+    look: Callable[..., StereoRead]
     encode: Callable[..., typing.Any]
     see: Callable[..., Array]
     denoise: Callable[..., Array]
@@ -115,12 +118,15 @@ class OfficialRollout:
         world = self.world
         drawn = self.draw(memory, cameras, first_image)
         if renders is not None:
-            drawn = dataclasses.replace(renders, depth=drawn.depth)
+            drawn = dataclasses.replace(renders, depth=drawn.depth, points=drawn.points)
         features = self.describe(params.dinov2, memory.stereo.images)
         if bonus is None:
             bonus = jnp.zeros((world.latent_frames - 1, memory.stereo.capacity))
         views = self.choose(memory.stereo, features, cameras, bonus)
-        conditions = self.encode(params.vae, memory.stereo, cameras, drawn, views)
+        seen = self.look(memory, cameras, drawn, views)
+        conditions = self.encode(params.vae, memory.stereo, cameras, drawn, views, seen)
+        # Read; a clip's guidance is kept.
+        drawn = dataclasses.replace(drawn, points=None)
         image = None
         if world.image_encoder is not None:
             image = self.see(params.image_encoder, first_image)
@@ -229,8 +235,13 @@ def make_official_rollout(
     def draw(memory: WorldMemory, cameras: Cameras, first_image: Array) -> Renders:
         return draw_renders(world, memory, cameras, first_image)
 
-    def encode(params: PyTree, stereo, cameras: Cameras, renders: Renders, views: ChosenViews):
-        return encode_conditions(world, params, stereo, cameras, renders, views)
+    def look(memory: WorldMemory, cameras: Cameras, renders: Renders, views: ChosenViews):
+        return read_stereo(world, memory, cameras, renders, views)
+
+    def encode(
+        params: PyTree, stereo, cameras: Cameras, renders: Renders, views: ChosenViews, seen
+    ):
+        return encode_conditions(world, params, stereo, cameras, renders, views, seen)
 
     def decode(params: PyTree, latent: Array) -> Array:
         return decode_latent(world, params, latent)
@@ -250,6 +261,7 @@ def make_official_rollout(
         draw=jit_at(EXACT, draw),
         describe=jit_at(EXACT, describe),
         choose=jit_at(EXACT, choose),
+        look=jit_at(EXACT, look),
         encode=jit_at(autoencoder, encode),
         see=jit_at(EXACT, see),
         denoise=jit_at(transformer, denoise),
