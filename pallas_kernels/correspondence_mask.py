@@ -54,10 +54,10 @@ def from_geometry(
     """Queries (the target) see the keys (references) that correspond to them, and nothing else.
 
     strength None is the hard mask; a scalar, [heads] or [b, heads] array is the soft constraint of
-    row S15, from 0 (none) to infinity (hard), through which attention is differentiable. Gradients
-    stop at the geometry itself. granularity "tile" drops the predicate: an active tile is wholly
-    visible (cheaper, looser); it takes no strength. Tile sizes default to those tuned for the
-    device, `best_tiles()`. Raises ValueError for other granularities.
+    row S15, from 0 (none within `rule.reach`) to infinity (hard), through which attention is
+    differentiable. Gradients stop at the geometry itself. granularity "tile" drops the predicate:
+    an active tile is wholly visible (cheaper, looser); it takes no strength. Tile sizes default to
+    those tuned for the device, `best_tiles()`. Raises ValueError for other granularities.
     """
     tiles = best_tiles()
     query_group = jnp.where(query.exists, 0, -1)

@@ -183,7 +183,7 @@ class GeometryFill:
     query, key    TokenGeometry padded to whole tiles.
     query_group, key_group int32 [b, tq], [b, tk]: 0 = target, j + 1 = reference view j, negative =
                   no token. Tokens of one group see each other densely, two reference views never,
-                  target and reference where they correspond; the target's field decides.
+                  target and reference where they correspond.
     rule          static CorrespondenceRule.
     soft          static: pairs carry a soft constraint.
     token_level   static: False drops the predicate, so that an active tile is wholly visible.

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 ALL_VIEWS = 0xFFFFFFFF
+FIELDS = ("target", "either")
 
 
 @flax.struct.dataclass
@@ -148,13 +149,19 @@ class CorrespondenceRule:
     reach       soft constraint only: pairs beyond `reach` times the query's radius are dropped, so
                 that the mask stays sparse; infinity keeps every pair.
     falloff     soft constraint only: log-weight lost per squared normalised distance.
+    field       whose field decides how near is near: "target", the target token's, in both
+                directions of a joint mask; or "either", the wider of the two along the line between
+                them, so that a key of uncertain place is found from further away (row S19).
     """
 
     normal_cos: float = 0.5
     reach: float = 2.0
     falloff: float = 0.5
+    field: str = "target"
 
     def __post_init__(self):
+        if self.field not in FIELDS:
+            raise ValueError(f"field must be one of {FIELDS}, got {self.field!r}")
         if not -1.0 <= self.normal_cos <= 1.0:
             raise ValueError(f"normal_cos must lie in [-1, 1], got {self.normal_cos}")
         if not self.reach >= 1.0:
@@ -172,8 +179,9 @@ class Pairs:
     attraction  float32 or None: soft constraint, log-weight at full strength, <= 0.
     penalty     float32 or None: soft constraint, disagreement, >= 0; 0 where a hard mask allows.
 
-    At strength s the pair's logit is raised by s / (1 + s) attraction - s penalty: nothing at
-    s = 0, and the hard mask (with the weights of `attraction`) as s goes to infinity.
+    At strength s an allowed pair's logit is raised by s / (1 + s) attraction - s penalty: nothing
+    at s = 0, and the hard mask (with the weights of `attraction`) as s goes to infinity. Which
+    pairs are allowed is the same at every strength: all of them only with a `reach` of infinity.
     """
 
     allowed: Bool[Array, "*n tq tk"]
@@ -271,10 +279,12 @@ def _seen(visibility: tuple[Array, ...], frame_bits: tuple[Array, ...]) -> Array
 def correspondence_pairs(
     query: PairFields, key: PairFields, rule: CorrespondenceRule, *, soft: bool, two_way: bool
 ) -> Pairs:
-    """`correspondence` of fields that broadcast; `two_way`: the target token's field decides."""
+    """`correspondence` of fields that broadcast; `two_way`: some queries are references."""
     offset = tuple(k - q for q, k in zip(query.position, key.position, strict=True))
     distance = _distance(offset, query.metric)
-    if two_way:
+    if rule.field == "either":
+        distance = jnp.minimum(distance, _distance(offset, key.metric))
+    elif two_way:
         distance = jnp.where(query.group == 0, distance, _distance(offset, key.metric))
     known = query.known & key.known & (query.segment == key.segment)
     cosine = sum(q * k for q, k in zip(query.normal, key.normal, strict=True))
@@ -321,8 +331,9 @@ def correspondence(
     """The correspondence predicate of rows S14 and S15 on tiles of tokens.
 
     `query` and `key` hold fields with leading axes [*n, tq] and [*n, tk]. A pair is allowed when
-    both have geometry and share a segment, the key lies in the query's field (d' M d <= 1), the
-    normals agree, and neither is occluded in the other's view. With `soft` the pair is kept up to
+    both have geometry and share a segment, the key lies in the query's field (d' M d <= 1; or the
+    query in the key's, where `rule.field` says so), the normals agree, and neither is occluded in
+    the other's view. With `soft` the pair is kept up to
     `rule.reach` radii, and what disagrees is a penalty instead (row S15): excess squared
     distance, missing cosine, and 1 for each occlusion.
 

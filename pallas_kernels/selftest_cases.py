@@ -102,12 +102,14 @@ def _mask(rng: np.random.Generator, kind: str, b: int, heads: int, tq: int, tk: 
         strength = jnp.asarray(rng.uniform(0.3, 2.0, heads), jnp.float32)
         extra = {"strength": strength} if kind == "soft" else {}
         granularity = "tile" if kind == "tiles" else "token"
-        build = functools.partial(from_geometry, granularity=granularity, **sizes)
+        rule = CorrespondenceRule(field="either" if kind == "geometry" else "target")
+        build = functools.partial(from_geometry, rule=rule, granularity=granularity, **sizes)
         return jax.jit(build)(query, key, **extra)
     if kind in ("joint", "joint_soft"):
         reference, target = random_geometry(rng, b, 32, 2), random_geometry(rng, b, tq - 32, 3)
         extra = {"strength": jnp.float32(0.7)} if kind == "joint_soft" else {}
-        rule = CorrespondenceRule(reach=1.5)
+        field = "either" if kind == "joint_soft" else "target"
+        rule = CorrespondenceRule(reach=1.5, field=field)
         build = functools.partial(joint_correspondence, rule=rule, **sizes)
         return jax.jit(build)(reference, target, **extra)
     return from_dense(jnp.asarray(_booleans(rng, kind, b, tq, tk)), TILE_Q, TILE_K)

@@ -1,7 +1,7 @@
 """Bounds of tiles of tokens, from which the active tiles are found without looking at pairs.
 
 The answer is conservative: a tile pair that holds one allowed pair is always active. Box against
-box (each query box grown by the extents of its tokens' fields), normal cone against normal cone,
+box (grown by the extents of the fields that decide), normal cone against normal cone,
 segments, and visibility bitsets each rule a pair out.
 """
 
@@ -142,7 +142,7 @@ def tile_bounds(
 def overlapping_tiles(
     query: TileBounds, key: TileBounds, rule: CorrespondenceRule, *, soft: bool
 ) -> Bool[Array, "b nq nk"]:
-    """Tile pairs that may hold an allowed pair, when the query's field decides."""
+    """Tile pairs that may hold an allowed pair; `query` is the side whose field decides."""
 
     # XLA's CPU compiler, fusing the bounds into their comparison, has made cones miss each other
     # that touch.
@@ -154,10 +154,14 @@ def overlapping_tiles(
     def columns(x):
         return x[:, None]
 
-    boxes = (rows(query.field_low) <= columns(key.high)) & (
-        rows(query.field_high) >= columns(key.low)
-    )
-    active = jnp.all(boxes, axis=-1)
+    def meet(low, high, other_low, other_high):
+        return jnp.all(
+            (rows(low) <= columns(other_high)) & (rows(high) >= columns(other_low)), axis=-1
+        )
+
+    active = meet(query.field_low, query.field_high, key.low, key.high)
+    if rule.field == "either":
+        active |= meet(query.low, query.high, key.field_low, key.field_high)
     active &= rows(query.segment_low) <= columns(key.segment_high)
     active &= rows(query.segment_high) >= columns(key.segment_low)
     if soft:

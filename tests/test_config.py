@@ -37,6 +37,7 @@ def test_unknown_names_suggest_the_nearest():
         ({"num_heads": 5}, "multiple of num_heads 5"),
         ({"num_layers": 1}, "control.num_layers is 2, expected at most the backbone's 1"),
         ({"remat": "some"}, "remat is 'some', expected one of none"),
+        ({"attention_normalisation": "none"}, "is 'none', expected one of allowed, multiply"),
         ({"attention_pattern": ("dense",)}, "names 1 layers, expected 4"),
     ],
 )

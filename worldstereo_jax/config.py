@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from worldstereo_jax.errors import InputError
 
+NORMALISATIONS = ("allowed", "multiply")
 REMAT_POLICIES = ("none", "full", "dots", "dots_without_batch")
 """How much a layer keeps for the backward pass: everything, nothing, or the results of its
 matrix products (the last: only of those without a batch dimension, that is, of the weights)."""
@@ -70,6 +71,8 @@ class ModelConfig:
             self-attention takes: "dense" never masks, any other name is looked up among the
             masks given to the call (row S20).
         attention_implementation: backend of the masked attention, None for the best available.
+        attention_normalisation: one of `NORMALISATIONS`: the softmax of masked attention is over
+            the allowed keys, or over all keys and then multiplied by the mask (row S16).
         dtype: compute type; parameters, norms and modulation stay float32.
         scan_layers: layers as one scanned stack (compiles once, parameters stacked) or one by one.
         remat: one of `REMAT_POLICIES`.
@@ -92,6 +95,7 @@ class ModelConfig:
     entry_width: int = 0
     attention_pattern: str | tuple[str, ...] = "correspondence"
     attention_implementation: str | None = None
+    attention_normalisation: str = "allowed"
     dtype: str = "float32"
     scan_layers: bool = True
     remat: str = "none"
@@ -117,6 +121,11 @@ class ModelConfig:
         if self.remat not in REMAT_POLICIES:
             raise InputError(
                 f"remat is {self.remat!r}, expected one of {', '.join(REMAT_POLICIES)}"
+            )
+        if self.attention_normalisation not in NORMALISATIONS:
+            raise InputError(
+                f"attention_normalisation is {self.attention_normalisation!r}, expected one of "
+                f"{', '.join(NORMALISATIONS)}"
             )
         patterns = self.attention_pattern
         if not isinstance(patterns, str) and len(patterns) != self.num_layers:

@@ -5,6 +5,8 @@ import errno
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,17 @@ REFUSALS = frozenset(
 )
 """Numbers of the OSErrors by which a disk, or who owns it, refuses a file: nothing is wrong with
 the program."""
+
+DAMAGED_ARRAYS = (
+    OSError,
+    ValueError,
+    EOFError,
+    IndexError,
+    AttributeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What reading a .npy or .npz file may raise when it is damaged, or something else."""
 
 
 @contextlib.contextmanager

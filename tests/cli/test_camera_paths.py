@@ -55,6 +55,10 @@ def test_intrinsics_of_a_file_belong_to_the_size_it_names_or_else_to_the_image(t
         np.testing.assert_allclose(_cameras(job).w2c, path, atol=1e-6)
         expected = _K * np.array([[scale], [scale], [1]])
         np.testing.assert_allclose(_cameras(job).intrinsics[0], expected, rtol=1e-5)
+    stacked[:, 0, 2] = 540
+    write_cameras_json(tmp_path / "path.json", path, stacked, None)
+    with pytest.raises(InputError, match="its intrinsics belong to another size"):
+        _plan(picture, camera=str(tmp_path / "path.json"))
 
 
 def test_long_paths_are_thinned_and_short_ones_interpolated():

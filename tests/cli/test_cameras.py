@@ -13,6 +13,7 @@ from worldstereo_jax.geometry.camera_formats import (
     read_cameras,
     write_cameras,
 )
+from worldstereo_jax.geometry.camera_io import write_cameras_json
 
 WRITTEN = [name for name, known in FORMATS.items() if known.write is not None]
 LENSLESS = ("tum", "kitti")
@@ -107,6 +108,9 @@ def test_what_does_not_fit_is_one_sentence(tmp_path, refused):
 
     assert "colmap needs intrinsics" in said("t.txt", "colmap")
     assert "needs the size of the images" in said("r.txt", "nerfstudio")
+    sizeless = dataclasses.replace(GIVEN, size=None)
+    write_cameras_json(tmp_path / "s.json", sizeless.w2c, sizeless.intrinsics, None)
+    assert "give it as --size HxW" in said("s.json", "colmap")
     assert "--lens needs --size" in said("t.txt", "colmap", "--lens", "1,1,1,1")
     for lens in ("1,2,3", "0,1,1,1", "a,b,c,d"):
         assert "--lens is" in said("t.txt", "colmap", "--lens", lens, "--size", "4x4")

@@ -42,10 +42,32 @@ def test_a_clip_comes_back_to_the_bit(tmp_path, clip):
     assert store.read("") is None
 
 
-def test_other_files_are_refused(tmp_path, clip):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 4}, "made with seed 3, this run has 4; choose another --clips folder"),
+        ({"model": {"checkpoint": "b"}}, "made with model checkpoint 'a', this run has 'b'"),
+        ({"depth": "1f" * 32}, "made with depth none, this run has 1f1f1f1f1f1f; choose"),
+        ({"prompt": {"": "a boat"}}, "made with prompt 'a tree', this run has 'a boat'"),
+    ],
+)
+def test_clips_of_another_run_are_refused(tmp_path, clip, change, said):
+    run = {**RUN, "prompt": {"": "a tree"}, "depth": None}
+    ClipStore(tmp_path, run).write("", clip)
+    ClipStore(tmp_path, run).check(["", "view0/traj1"])
+    for read in (lambda store: store.read(""), lambda store: store.check([""])):
+        with pytest.raises(InputError) as refusal:
+            read(ClipStore(tmp_path, {**run, **change}))
+        assert said in str(refusal.value)
+
+
+def test_what_a_run_no_longer_tells_differs_too(tmp_path, clip):
     ClipStore(tmp_path, RUN).write("", clip)
-    with pytest.raises(InputError, match=r"made with seed 3, this run has 4; choose another"):
-        ClipStore(tmp_path, {**RUN, "seed": 4}).read("")
+    with pytest.raises(InputError, match="made with seed 3, this run has none"):
+        ClipStore(tmp_path, {"size": RUN["size"], "model": RUN["model"]}).read("")
+
+
+def test_other_files_are_refused(tmp_path):
     write_safetensors(tmp_path / "clip.safetensors", {"video": np.zeros(3, np.float32)})
     with pytest.raises(InputError, match="holds no finished clip"):
         ClipStore(tmp_path, RUN).read("")

@@ -4,20 +4,27 @@ import json
 import shutil
 from pathlib import Path
 
+import av
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import toy_official as toy
 from tests.posed_cameras import random_cameras
+from worldstereo_jax.cli import generate_official
 from worldstereo_jax.cli.main import main
+from worldstereo_jax.cli.outputs import save_world
 from worldstereo_jax.data import images, video_io
+from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_formats import write_cameras
-from worldstereo_jax.geometry.camera_io import read_camera_json
+from worldstereo_jax.geometry.camera_io import read_camera_json, write_cameras_json
 from worldstereo_jax.geometry.trajectories import make_path
 from worldstereo_jax.interop.memory_slots import read_widths
 from worldstereo_jax.memory.folder import load_memory
 from worldstereo_jax.sampling.official_rollout import OfficialRollout
+from worldstereo_jax.sampling.world import RolloutConfig, empty_memory
 
+INTRINSICS = np.array([[100.0, 0, 60], [0, 100.0, 36], [0, 0, 1]], np.float32)
 _SCENE_FILES = {"points.ply", "surface.ply", "memory", "run.json"}
 _CLIP_FILES = {"video.mp4", "contact_sheet.png", "render.mp4", "render_mask.mp4", "cameras.json"}
 
@@ -69,12 +76,15 @@ def test_a_photograph_with_the_distilled_model(weights, shared_dir, tmp_path, ca
     given = (
         scene, "--model", weights / "worldstereo-memory-dmd", "--base", weights / "base",
         "--depth-model", weights / "depth", "--dtype", "float32", "--seed", 3,
-        "--text-cache", tmp_path / "text",
+        "--text-cache", tmp_path / "text", "--fps", 12, "--prompt", "a boat",
     )  # fmt: skip
     generate(*given, "--out", out)
     assert {path.name for path in out.iterdir()} == _CLIP_FILES | _SCENE_FILES
     run = json.loads((out / "run.json").read_text())
     assert run["choices"]["guidance"] == "none"
+    assert run["prompt"] == {"": "a boat"}
+    with av.open(str(out / "video.mp4")) as container:
+        assert container.streams.video[0].average_rate == 12
     assert run["choices"]["timesteps"] == [1000.0, 625.0]
     assert run["rollout"]["references"] == 1
     # 720 x 1080 is nearest to 48 x 80 of the checkpoint's sizes.
@@ -93,7 +103,11 @@ def test_a_photograph_with_the_distilled_model(weights, shared_dir, tmp_path, ca
     assert not masks[0].any()
     assert masks[-1].any()
     assert len(list((tmp_path / "text").iterdir())) == 2
-    assert "contact_sheet.png" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "contact_sheet.png" in said.out
+    # Loading, which takes minutes, is seen to move.
+    for network in ("transformer", "vae", "text encoder"):
+        assert f"{network}: 100%" in said.err
 
 
 @pytest.mark.slow
@@ -129,6 +143,7 @@ def test_a_panorama_with_guidance_and_official_retrieval(
     assert int(stereo.count) == 3 + 3 * 4
     # Nothing here knows depth, and nothing pretends to.
     assert not np.asarray(stereo.depth).any()
+    assert run["rollout"]["point_capacity"] == run["rollout"]["entry_capacity"] == 1
     monkeypatch.delattr(OfficialRollout, "clip")
     generate(*arguments, "--out", tmp_path / "again")
     _, again = load_memory(tmp_path / "again/memory", model="worldstereo-memory")
@@ -145,6 +160,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(
     left = ("--camera", "left")
     for arguments, said in (
         ((picture, *left, "--cfg", "batched"), "--cfg is for an official model"),
+        ((picture, *left, "--prompt", "a boat"), "(--model); the small model reads no text"),
         ((picture, *left, *dmd), "needs depth: give --depth-model"),
         ((picture, *left, *dmd, "--cfg", "batched"), "--cfg has no use"),
         ((picture, *left, *dmd, "--size", "48"), "--size is '48'"),
@@ -167,6 +183,141 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(
     ):  # fmt: skip
         assert said in refused("generate", *arguments, *out)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    """A function that gives what a run with these arguments would tell its --clips folder."""
+    told = []
+
+    class Store:
+        def __init__(self, folder, run):
+            told.append(json.loads(json.dumps(run, default=str)))
+
+        def check(self, names):
+            raise InputError("recorded")
+
+    monkeypatch.setattr(generate_official, "ClipStore", Store)
+
+    def record(*arguments) -> dict:
+        assert main(["generate", *map(str, arguments), "--clips", "x", "--out", "x"]) == 2
+        return told.pop()
+
+    return record
+
+
+def differing(one: dict, other: dict) -> set[str]:
+    assert one.keys() == other.keys()
+    return {key for key in one if one[key] != other[key]}
+
+
+def test_stored_clips_are_told_all_that_they_follow_from(weights, scene, tmp_path, recording):
+    """Of one image: prompts, and the content of files, wherever these lie."""
+    camera, depth = tmp_path / "path.json", tmp_path / "depth.npy"
+    shutil.copyfile(scene / "camera.json", camera)
+    np.save(depth, np.full((72, 120), 2.0, np.float32))
+    given = (scene, "--model", weights / "worldstereo-memory", "--steps", 1, "--camera", camera,
+             "--depth", depth)  # fmt: skip
+    before = recording(*given)
+    assert before["prompt"] == {"": "waves"}
+    assert before["negative prompt"] == "blurry"
+    assert differing(before, recording(*given)) == set()
+    assert differing(before, recording(*given, "--prompt", "a boat")) == {"prompt"}
+    assert differing(before, recording(*given, "--negative-prompt", "x")) == {"negative prompt"}
+    assert differing(before, recording(*given, "--retrieval-model", weights / "dinov2")) == {
+        "model"
+    }
+    write_cameras_json(camera, make_path("left", 5), np.stack([INTRINSICS] * 5))
+    assert differing(before, recording(*given)) == {"camera path content"}
+    shutil.copyfile(scene / "camera.json", camera)
+    np.save(depth, np.full((72, 120), 3.0, np.float32))
+    assert differing(before, recording(*given)) == {"depth map content"}
+    np.save(depth, np.full((72, 120), 2.0, np.float32))
+    image = images.read_image(scene / "image.png")
+    images.write_image(scene / "image.png", -image)
+    assert differing(before, recording(*given)) == {"scene content"}
+    images.write_image(scene / "image.png", image)
+    moved = shutil.copytree(scene, tmp_path / "moved/scene")
+    assert differing(before, recording(moved, *given[1:])) == set()
+
+
+def test_stored_clips_are_told_of_renders_and_of_the_memory(
+    weights, panorama, picture, tmp_path, recording
+):
+    given = (panorama, "--model", weights / "worldstereo-memory", "--depth-model",
+             weights / "depth", "--retrieval-model", weights / "dinov2")  # fmt: skip
+    for path in panorama.glob("*/traj0"):
+        write_cameras_json(
+            path / "camera.json", make_path("left", 5), np.stack([INTRINSICS] * 5), (72, 120)
+        )
+        for name in ("render.mp4", "render_mask.mp4"):
+            video_io.write_video(path / name, np.zeros((5, 72, 120, 3), np.float32))
+    before = recording(*given)
+    assert before["renders"] == "files"
+    drawn = recording(*given, "--renders", "memory")
+    assert differing(before, drawn) == {"renders", "renders content"}
+    file = panorama / "view0/traj0/render.mp4"
+    video_io.write_video(file, np.ones((5, 72, 120, 3), np.float32))
+    assert differing(before, recording(*given)) == {"renders content"}
+    assert differing(drawn, recording(*given, "--renders", "memory")) == set()
+
+    config = RolloutConfig(height=48, width=80, bank_capacity=1, point_capacity=9)
+    memory, records = empty_memory(config), []
+    image = images.resize_image(images.read_image(picture), (48, 80))
+    for depth in (2.0, 3.0):
+        stereo = memory.stereo.replace(
+            images=jnp.asarray(image)[None], depth=jnp.full((1, 48, 80), depth),
+            valid=jnp.array([True]), count=jnp.int32(1),
+        )  # fmt: skip
+        save_world(tmp_path / f"{depth}", memory.replace(stereo=stereo), "worldstereo-memory")
+        records.append(
+            recording(picture, *given[1:], "--camera", "left", "--memory", tmp_path / f"{depth}")
+        )
+    assert differing(*records) == {"memory content"}
+
+
+def test_a_bare_image_is_given_a_prompt_or_said_to_have_none(
+    weights, picture, tmp_path, monkeypatch, capsys
+):
+    given = []
+
+    def stop(files, jobs, *_):
+        given.append([job.prompt for job in jobs])
+        raise InputError("stopped")
+
+    monkeypatch.setattr(generate_official, "_prompts", stop)
+    arguments = ("generate", picture, "--model", weights / "worldstereo-memory", "--camera",
+                 "left", "--depth-model", weights / "depth", "--out", tmp_path / "out")  # fmt: skip
+    for more, prompt in (((), ""), (("--prompt", "waves"), "waves")):
+        assert main([str(argument) for argument in (*arguments, *more)]) == 2
+        assert given.pop() == [prompt]
+        said = "photo has no prompt, so the model is given an empty text; say what is to be seen"
+        assert (said in capsys.readouterr().err) == (not prompt)
+
+
+def test_a_device_without_room_is_told_before_anything_is_loaded(
+    weights, picture, tmp_path, monkeypatch, refused
+):
+    given = ("generate", picture, "--model", weights / "worldstereo-memory", "--camera", "left",
+             "--depth-model", weights / "depth", "--out", tmp_path / "out")  # fmt: skip
+    monkeypatch.setattr(generate_official, "_prompts", None)
+    for limit, said in (
+        (1_000, "must hold 1.11e-06 GB before the first step (text encoder 1.11e-06)"),
+        (100_000, "GB before the first step (transformer"),
+    ):
+        monkeypatch.setattr(generate_official, "memory_limit", lambda _, limit=limit: limit)
+        sentence = refused(*given)
+        assert said in sentence
+        assert "--devices, --weights int8 and --vae-tile make it smaller" in sentence
+    assert "image encoder" in sentence
+    assert "memory" in sentence
+    monkeypatch.setattr(generate_official, "memory_limit", lambda _: 10**9)
+    with pytest.raises(TypeError, match="NoneType"):
+        refused(*given)
+
+
+def test_clips_of_every_frame_run_at_wans_rate_and_keyframes_slowly():
+    assert [generate_official.frames_per_second(stride) for stride in (1, 4)] == [6, 16]
 
 
 def test_a_trajectory_needs_the_one_it_goes_on_from(weights, panorama, tmp_path, refused):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import pytest
 
 import worldstereo_jax
@@ -112,6 +113,26 @@ def test_a_refusing_disk_is_one_sentence_and_other_errors_stay(capsys, monkeypat
         main(["fake"])
 
 
+def test_a_full_device_is_one_sentence_and_other_errors_of_jax_stay(capsys, monkeypatch):
+    def full(options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory, 9 bytes.\nMore\nof it")
+
+    _install(monkeypatch, full)
+    assert main(["fake"]) == 2
+    assert capsys.readouterr().err == (
+        "worldstereo fake: the device has too little memory (RESOURCE_EXHAUSTED: Out of memory, 9 "
+        "bytes); of an official model --devices, --weights int8 and --vae-tile make less lie on "
+        "each\n"
+    )
+
+    def broken(options):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    _install(monkeypatch, broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        main(["fake"])
+
+
 _PRINTING = """
 import sys, types
 from worldstereo_jax.cli import main as command_line
@@ -124,6 +145,32 @@ command_line._start_quickly = lambda: None
 sys.argv = ["worldstereo", "fake"]
 sys.exit(command_line.main())
 """
+
+
+_COMPILING = _PRINTING.replace(
+    'lambda options: print("\u2588" * 100_000)',
+    """None
+import time
+from worldstereo_jax.cli.process import aside
+def run(options):
+    with aside() as thread:
+        working = thread.submit(time.sleep, 100)
+        print("working", flush=True)
+        working.result()
+fake.run = run""",
+)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)]
+)
+def test_a_signal_does_not_wait_for_what_is_compiling_aside(number, code):
+    program = [sys.executable, "-c", _COMPILING]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "working\n"
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
 
 
 @pytest.mark.parametrize(("reader", "codes"), [("head -c 3", "141 0"), ("cat > /dev/null", "0 0")])

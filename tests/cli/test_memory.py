@@ -58,7 +58,9 @@ def test_inspect_prints_and_draws(folder, capsys):
 
 
 def test_the_picture_goes_where_it_is_wanted(folder, tmp_path, capsys):
-    assert main(["memory", "inspect", str(folder), "--picture", str(tmp_path / "p.png")]) == 0
+    # The run's folder stands for the memory in it.
+    run = str(folder.parent)
+    assert main(["memory", "inspect", run, "--picture", str(tmp_path / "p.png")]) == 0
     assert (tmp_path / "p.png").is_file()
     assert not (tmp_path / "memory.png").exists()
 

@@ -56,6 +56,28 @@ def test_undo_gives_back_the_memory_before(folders, tmp_path, capsys):
     assert held(folders[2])[0] == 4
 
 
+@pytest.mark.row("S31")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_compress_keeps_all_but_the_features_last_digits(folders, tmp_path, capsys, bits):
+    out = tmp_path / "small"
+    assert (
+        main(["memory", "compress", str(folders[1]), "--bits", str(bits), "--out", str(out)]) == 0
+    )
+    said = capsys.readouterr().out
+    assert "bytes of an entry, features:" in said
+    before, after = (read_any_memory(f, "tiny") for f in (folders[1], out))
+    for level, coded in zip(before.entries.features, after.entries.features, strict=True):
+        step = np.abs(level).max(0) / (2 ** (bits - 1) - 1)
+        assert (np.abs(np.asarray(level - coded)) <= 0.51 * step + 1e-6).all()
+        assert (np.asarray(level) != np.asarray(coded)).any()
+    np.testing.assert_array_equal(before.entries.position, after.entries.position)
+    np.testing.assert_array_equal(before.stereo.images, after.stereo.images)
+    old, new = (
+        sum(file.stat().st_size for file in folder.iterdir()) for folder in (folders[1], out)
+    )
+    assert new < old
+
+
 def test_prune_and_select_keep_what_was_asked(folders, tmp_path):
     views, _, entries = held(folders[2])
     budget = ["--views", "3", "--entries", str(entries // 2)]

@@ -185,3 +185,8 @@ def test_a_path_s_unit_is_measured_in_the_view_that_looks_at_its_pivot():
     assert path_unit(depth, w2c, [path]) == pytest.approx(2.0, rel=1e-3)
     assert path_unit(depth[:1], w2c[:1], [path]) == 1.0
     assert path_unit(depth, w2c, [np.asarray(make_path("pan", 9))]) == 1.0
+    # A view that stands at the pivot itself says nothing, and not NaN.
+    at_pivot = np.eye(4, dtype=np.float32)[None]
+    at_pivot[0, 2, 3] = -10.0
+    three, depths = np.concatenate([w2c, at_pivot]), np.concatenate([depth, depth[:1]])
+    assert path_unit(depths, three, [path]) == pytest.approx(2.0, rel=1e-3)

@@ -1,6 +1,7 @@
 import json
 import os
 
+import av
 import jax.numpy as jnp
 import pytest
 
@@ -9,9 +10,13 @@ from worldstereo_jax.cli.outputs import (
     check_output_folder,
     params_hash,
     results_folder,
+    write_clip,
     write_run,
 )
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.sampling.official_conditions import Renders
+from worldstereo_jax.sampling.official_rollout import OfficialClip
+from worldstereo_jax.sampling.world import Cameras
 
 
 def test_new_and_empty_folders_are_accepted(tmp_path):
@@ -80,6 +85,20 @@ def test_places_where_no_folder_can_be_made_are_refused(tmp_path, monkeypatch):
     for folder in (tmp_path, tmp_path / "here", tmp_path / "here/../here"):
         with pytest.raises(InputError, match="holds the current folder"):
             check_output_folder(folder, overwrite=True)
+
+
+def test_all_videos_of_a_clip_run_at_the_rate_asked_for(tmp_path):
+    frames = jnp.zeros((2, 16, 32, 3))
+    clip = OfficialClip(
+        video=frames, depth=frames[..., 0], views=None,
+        cameras=Cameras(jnp.stack([jnp.eye(4)] * 2), jnp.stack([jnp.eye(3)] * 2)),
+        guidance=Renders(frames, frames[..., 0], frames[..., 0]),
+    )  # fmt: skip
+    for options, rate in (({}, 6), ({"frames_per_second": 16}, 16)):
+        write_clip(tmp_path, clip, "title", **options)
+        for name in ("video", "render", "render_mask"):
+            with av.open(str(tmp_path / f"{name}.mp4")) as container:
+                assert container.streams.video[0].average_rate == rate
 
 
 def test_the_hash_tells_models_apart_by_values_names_and_nothing_else():

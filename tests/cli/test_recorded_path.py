@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,15 +10,15 @@ from tests.posed_cameras import random_cameras
 from worldstereo_jax.cli.camera_paths import Job, cameras_of, path_through_memory, plan_jobs
 from worldstereo_jax.cli.recorded_path import (
     RecordedPath,
+    begun_by,
     placed_at,
     scene_units,
-    with_lens_of,
 )
 from worldstereo_jax.cli.scene_input import read_working_scene
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_formats import FORMATS, PosedCameras, inverse, write_cameras
 from worldstereo_jax.geometry.trajectories import DOLLY, make_path
-from worldstereo_jax.sampling.world import RolloutConfig, empty_memory
+from worldstereo_jax.sampling.world import Cameras, RolloutConfig, empty_memory
 
 FRAMES = 9
 DEPTH = np.full((8, 8), 4.0, np.float32)
@@ -116,11 +117,16 @@ def test_a_bare_picture_has_the_recorded_lens_and_a_scene_keeps_its_own(tmp_path
     write_cameras(tmp_path / "model", recording(), "colmap")
     path = plan(picture, tmp_path / "model").path
     bare, _ = read_working_scene(picture)
-    np.testing.assert_allclose(with_lens_of(bare, path).intrinsics, path.lenses[:1])
+    np.testing.assert_allclose(begun_by(bare, path).intrinsics, path.lenses[:1])
     folder, _ = read_working_scene(scene)
-    assert with_lens_of(folder, path) is folder
+    assert begun_by(folder, path) is folder
+    # Cameras in the scene's world start at the picture: it stands at the first of them.
+    cameras = Cameras(w2c=jnp.asarray(path.w2c)[1:], intrinsics=jnp.asarray(path.lenses)[1:])
+    standing = begun_by(bare, cameras)
+    np.testing.assert_array_equal(standing.w2c, cameras.w2c[:1])
+    np.testing.assert_array_equal(standing.intrinsics, cameras.intrinsics[:1])
     for other in (dataclasses.replace(path, lenses=None), None):
-        assert with_lens_of(bare, other) is bare
+        assert begun_by(bare, other) is bare
 
 
 def test_the_job_ends_in_the_memory_s_world(tmp_path, picture):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from worldstereo_jax.cli.scene_input import (
     SIZES,
@@ -45,6 +46,15 @@ def test_a_scene_is_read_at_its_working_size(picture, scene, panorama):
     assert isinstance(found, PanoramaScene)
     assert own_size == (72, 120)
     assert found.bank.images.shape == (3, 96, 160, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [((1, 1), "at least 16"), ((400, 20), "too long for the model")]
+)
+def test_pictures_that_would_not_be_known_again_are_refused(tmp_path, size, said):
+    Image.new("RGB", size).save(tmp_path / "p.png")
+    with pytest.raises(InputError, match=said):
+        read_working_scene(tmp_path / "p.png")
 
 
 def test_depth_is_resized_by_nearest_pixels(tmp_path):

@@ -68,10 +68,14 @@ def test_unusable_arrays_end_in_one_sentence(tmp_path, array, words):
 def test_damaged_missing_and_eight_bit_files(tmp_path):
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00")
     (tmp_path / "b.npz").write_bytes(b"PK\x03\x04 cut")
+    np.savez_compressed(tmp_path / "f.npz", depth=_depth())
+    packed = bytearray((tmp_path / "f.npz").read_bytes())
+    packed[80:100] = bytes(20)
+    (tmp_path / "f.npz").write_bytes(packed)
     (tmp_path / "c.exr").write_bytes(b"v/1\x01")
     (tmp_path / "e.npy").write_bytes(b"")
     Image.fromarray(np.ones((4, 6), np.uint8)).save(tmp_path / "d.png")
-    for name in ("a.npy", "b.npz", "c.exr", "d.png", "e.npy", "none.npy"):
+    for name in ("a.npy", "b.npz", "f.npz", "c.exr", "d.png", "e.npy", "none.npy"):
         with pytest.raises(InputError, match=name):
             read_depth(tmp_path / name)
 

@@ -13,10 +13,10 @@ from worldstereo_jax.evaluation.attention_patterns import (
     PATTERNS,
     SOFT,
     Sides,
-    best_reference,
     reading_under,
     sides_of,
 )
+from worldstereo_jax.memory.masks import best_reference
 from worldstereo_jax.sampling.denoise import denoise, model_inputs
 
 REFERENCES, FRAMES, TOKENS = 3, 4, 5
@@ -60,9 +60,14 @@ def by_hand(both: Sides) -> np.ndarray:
 def test_frames_pair_with_the_reference_that_shows_most_of_them():
     both = sides()
     chosen = by_hand(both)
-    np.testing.assert_array_equal(best_reference(both)[0], chosen)
+    np.testing.assert_array_equal(
+        best_reference(both.target, references=both.references, frames=both.frames)[0], chosen
+    )
     blind = both._replace(target=both.target.replace(valid=jnp.zeros_like(both.target.valid)))
-    assert (np.asarray(best_reference(blind)) == -1).all()
+    assert (
+        np.asarray(best_reference(blind.target, references=blind.references, frames=blind.frames))
+        == -1
+    ).all()
     mask = np.asarray(PATTERNS[PAIRS](both, 32).dense())[0, 0]
     views = np.asarray(both.reference.frame[0])
     frames = np.asarray(both.target.frame[0])

@@ -1,12 +1,14 @@
 """Official weights to orbax and back: bit for bit, going on after an interruption."""
 
 import json
+import re
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
+from tests import toy_official as toy
 from tests.interop.test_pretrained import MODEL, WORLDSTEREO, load
 from tests.models.small_model import random_params
 from worldstereo_jax.cli.main import main
@@ -93,6 +95,24 @@ def test_an_adapter_is_merged_into_a_converted_checkpoint(checkpoint, converted,
     assert sum(not np.array_equal(array, plain[path]) for path, array in theirs.items()) == 1
     for path, array in ours.items():
         np.testing.assert_array_equal(array, theirs[path])
+
+
+def test_what_a_checkpoint_lacks_is_converted_from_its_base(tmp_path):
+    """As worldstereo-camera is published: without cross-attention and FFN."""
+    tensors = toy.official_tensors()
+    toy.write_backbone(tmp_path / "base", tensors)
+    own = {
+        name: 2 * array
+        for name, array in tensors.items()
+        if name.startswith("controlnet") or not re.search(r"\.attn2\.|\.norm2\.|\.ffn\.", name)
+    }
+    toy.write_checkpoint(tmp_path / "camera", own)
+    convert_to_orbax(tmp_path / "camera", tmp_path / "out", base=tmp_path / "base", progress=False)
+    model = load(tmp_path / "out")
+    found = official_from_params(model.params, model.config)
+    assert found.keys() == tensors.keys()
+    for name, array in {**tensors, **own}.items():
+        np.testing.assert_array_equal(found[name], array)
 
 
 def test_what_is_in_the_way_is_named(checkpoint, converted, tmp_path, capsys):

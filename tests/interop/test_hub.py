@@ -12,6 +12,7 @@ from tests import toy_official as toy
 from tests.interop.toy_hub import COMMIT, serving
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.hub import resolve
+from worldstereo_jax.interop.identity import encoder_identity, model_identity
 from worldstereo_jax.interop.official import official_from_params
 from worldstereo_jax.interop.pretrained import from_pretrained
 
@@ -142,6 +143,13 @@ def test_only_the_files_needed_come_from_the_hub(hub):
     files = ["config.json", "diffusion_pytorch_model.safetensors"]
     assert sorted(hub.downloads()) == [f"transformer/{file}" for file in files]
     assert refused("owner/three/x") == "owner/three/x: owner/three on the hub has no such folder"
+
+
+def test_a_model_is_named_by_its_commit_without_its_weights(hub):
+    assert model_identity("owner/three/dmd") == f"owner/three/dmd@{COMMIT}"
+    assert encoder_identity("owner/wan") == f"owner/wan@{COMMIT}"
+    assert encoder_identity("owner/three") is None
+    assert not [name for name in hub.downloads() if name.endswith(".safetensors")]
 
 
 def test_what_cannot_be_had_is_said_in_a_sentence(hub, cache, monkeypatch):

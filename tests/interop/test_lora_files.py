@@ -1,6 +1,7 @@
 """Trained adapters as files: what was trained is what is merged, here and in diffusers."""
 
 import json
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from tests.models.official_modules import (
 from tests.models.small_model import SMALL, inputs, random_params, run
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop import lora
 from worldstereo_jax.interop.layer_stacks import flat_paths
 from worldstereo_jax.interop.lora import METADATA, AdapterFile, MergedSource
 from worldstereo_jax.interop.lora_files import read_adapters, write_adapters
@@ -55,6 +57,27 @@ def folder(tmp_path_factory):
     )
     write_adapters(path / "lora.safetensors", adapters_of(CONFIG), LORA, CONFIG, dtype="float32")
     return path
+
+
+def test_merging_holds_a_weight_twice_and_no_more(tmp_path, monkeypatch):
+    """In pieces, of which the last is smaller, to the value of the whole product."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(700, 600)).astype(np.float16)
+    down, up = (rng.normal(size=s).astype(np.float32) for s in ((3, 600), (700, 3)))
+    write_safetensors(tmp_path / "model.safetensors", {"a.weight": weight, "b": weight})
+    factors = {"a.lora_A.weight": down, "a.lora_B.weight": up}
+    write_safetensors(tmp_path / "lora.safetensors", factors)
+    monkeypatch.setattr(lora, "_PIECE", 64 * 600)
+    merged = MergedSource(open_weights(tmp_path / "model.safetensors"),
+                          tmp_path / "lora.safetensors", 0.5)  # fmt: skip
+    tracemalloc.start()
+    found = merged["a.weight"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, (weight + 0.5 * up @ down).astype(np.float16))
+    assert merged.host_bytes("a.weight") == 2 * weight.nbytes
+    assert merged.host_bytes("b") == weight.nbytes
+    assert peak < 1.4 * merged.host_bytes("a.weight")
 
 
 def test_the_merged_file_is_the_model_that_was_trained(folder):

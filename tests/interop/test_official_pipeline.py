@@ -1,13 +1,22 @@
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from tests import toy_official as toy
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.interop.official_pipeline import open_official, text_states
-from worldstereo_jax.interop.safetensors_io import write_safetensors
+from worldstereo_jax.interop import official_pipeline
+from worldstereo_jax.interop.official_pipeline import (
+    device_bytes,
+    load_official,
+    open_official,
+    text_states,
+)
+from worldstereo_jax.interop.safetensors_io import SafetensorsFile, write_safetensors
+from worldstereo_jax.sampling.official_world import MODEL_AXIS
 
 
 @pytest.fixture
@@ -35,6 +44,45 @@ def test_cached_prompts_need_no_text_encoder(folders, tmp_path):
         text_states(files, ["ab", "aa"], dtype="float32", cache=cache, progress=False)
     with pytest.raises(InputError, match="no folder text_encoder, and there is no cache"):
         text_states(files, ["ab"], dtype="float32", progress=False)
+
+
+def test_cached_states_belong_to_the_content_of_the_encoder(folders, tmp_path, monkeypatch):
+    """Another encoder at the same path computes anew, the same one elsewhere does not."""
+    model, base = folders
+
+    def states(at):
+        files = open_official(model, base=at)
+        return text_states(files, ["ab"], dtype="float32", cache=tmp_path / "c", progress=False)
+
+    first = states(base)
+    shutil.copytree(base, tmp_path / "moved")
+    file = SafetensorsFile(base / "text_encoder/model.safetensors")
+    write_safetensors(file.path, {name: -file[name] for name in file})
+    assert np.abs(states(base) - first).max() > 0
+    monkeypatch.setattr(official_pipeline, "load_component", None)
+    np.testing.assert_array_equal(states(tmp_path / "moved"), first)
+    shutil.rmtree(base / "text_encoder")
+    with pytest.raises(InputError, match="by 2 text encoders"):
+        states(base)
+
+
+def test_the_bytes_told_are_those_that_lie_on_a_device(folders):
+    """Of a model over two; scales of 8-bit weights, a thousandth of them, are not told."""
+    pytest.importorskip("qwix", reason="the quantise extra is not installed")
+    model, base = folders
+    files = open_official(model, base=base)
+    mesh = Mesh(np.array(jax.devices()[:2]), (MODEL_AXIS,))
+    told = device_bytes(files, weights="int8", mesh=mesh)
+    assert told.keys() == {"transformer", "text_encoder", "vae", "image_encoder"}
+    params = load_official(files, weights="int8", mesh=mesh, progress=False)
+    for name, tree in (("transformer", params.denoiser), ("vae", params.vae)):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        held = sum(
+            leaf.addressable_shards[0].data.nbytes
+            for path, leaf in leaves
+            if not jax.tree_util.keystr(path).endswith(".array.scale")
+        )
+        assert told[name] == held
 
 
 def test_cached_states_of_another_width_are_refused(folders, tmp_path):

@@ -1,6 +1,7 @@
 """Published checkpoints from folders of the official layout, at toy size."""
 
 import json
+import re
 import sys
 
 import jax
@@ -125,6 +126,29 @@ def test_a_checkpoint_lies_over_its_base(tmp_path, base, official):
     del own["camera_embedding.0.bias"]
     with pytest.raises(InputError, match=r"tensor camera_embedding\.0\.bias is missing, and no"):
         load(checkpoint(tmp_path, own), base=base)
+
+
+def frozen(name: str, parts: str) -> bool:
+    """Whether a tensor of the backbone is among those that a stage leaves as the base has them."""
+    return not name.startswith(("controlnet", "camera")) and re.search(parts, name) is not None
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [r"\.attn2\.|\.norm2\.", r"\.attn2\.|\.norm2\.|\.ffn\.", r"\.attn2\.|text_embedder",
+     r"\.attn2\.to|image_embedder", "time_embedder"],
+    ids=["cross-attention", "and ffn", "and text", "and image", "time"],
+)  # fmt: skip
+def test_what_a_published_checkpoint_lacks_is_its_bases(tmp_path, base, official, parts):
+    """worldstereo-memory is all but cross-attention, worldstereo-camera lacks the FFN too."""
+    own = {name: array for name, array in official.items() if not frozen(name, parts)}
+    folder = checkpoint(tmp_path, own)
+    model = load(folder, base=base)
+    assert model.config == MODEL.replace(scan_layers=False)
+    expected = {name: own.get(name, 0 * array) for name, array in official.items()}
+    assert_equal(model.params, model.config, expected)
+    with pytest.raises(InputError, match=r"does not have every tensor itself, .*base model is not"):
+        load(folder, base=tmp_path / "absent/base/folder")
 
 
 def test_wan_alone_and_its_schedule(base):

@@ -1,6 +1,7 @@
 """Weights tensor by tensor onto any mesh: each exactly once, faults before anything is read."""
 
 import json
+import os
 import threading
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.models.small_model import SMALL, random_params
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop import streaming
 from worldstereo_jax.interop.layer_stacks import flat_paths
 from worldstereo_jax.interop.official import (
     model_places,
@@ -87,6 +89,56 @@ def test_parameters_are_split_over_a_mesh_in_the_type_asked_for(folder, params):
     assert up.addressable_shards[0].data.shape == (1, 24, 8)
     bias = flat["blocks/layers/backbone/ffn/up/bias"]
     assert bias.sharding.is_fully_replicated
+
+
+def test_every_bit_of_a_file_arrives(tmp_path, official):
+    """Subnormal values and signs of zero included, in every layout; of NaN that it is one."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: rng.integers(0, 1 << 16, array.shape, np.uint16).view(ml_dtypes.bfloat16)
+        for name, array in official.items()
+    }
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("model",))
+    loaded = stream_params(
+        [open_weights(tmp_path)], *TABLE, dtype=jnp.bfloat16,
+        placement=tensor_parallel(mesh, "model"),
+    )  # fmt: skip
+    found = official_from_params(loaded.params, CONFIG)
+    for name, array in tensors.items():
+        none = np.isnan(array.astype(np.float32))
+        np.testing.assert_array_equal(np.isnan(found[name].astype(np.float32)), none)
+        ours, theirs = (np.where(none, 0, x.view(np.uint16)) for x in (found[name], array))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_was_read_is_not_copied_on_the_host(folder, monkeypatch):
+    """Only where another type is asked for, and then once."""
+    read, handed = {}, []
+    read_one, put = TensorSource.__getitem__, streaming._DeviceArrays.put
+
+    def reading(self, name):
+        read[name] = read_one(self, name)
+        return read[name]
+
+    def putting(self, place, value):
+        handed.append(any(np.shares_memory(value, array) for array in list(read.values())))
+        put(self, place, value)
+
+    monkeypatch.setattr(TensorSource, "__getitem__", reading)
+    monkeypatch.setattr(streaming._DeviceArrays, "put", putting)
+    for dtype, shared in ((None, True), (jnp.bfloat16, False)):
+        stream_params([open_weights(folder)], *TABLE, dtype=dtype)
+        assert set(handed) == {shared}
+        handed.clear()
+
+
+@pytest.mark.parametrize(("processors", "threads"), [(1, 4), (8, 8), (96, 16)])
+def test_as_many_tensors_are_read_at_a_time_as_there_are_processors(
+    monkeypatch, processors, threads
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)), raising=False)
+    assert streaming._processors() == threads
 
 
 def test_a_checkpoint_lies_over_its_base(tmp_path, folder, official, params):

@@ -26,19 +26,47 @@ def test_the_encoder_is_made_only_when_a_prompt_is_missing(tmp_path):
 
         return encode
 
-    cache = TextCache(tmp_path / "text", "umt5", make_encode)
+    cache = TextCache(tmp_path / "text", "umt5", "float32", make_encode)
     np.testing.assert_array_equal(cache(["ab", "abc", "ab"])[:, 0, 0], [2, 3, 2])
     np.testing.assert_array_equal(cache(["abc", " ab ", "abcd"])[:, 0, 0], [3, 2, 4])
     assert calls == ["made", ["ab", "abc"], ["abcd"]]
-    again = TextCache(tmp_path / "text", "umt5", make_encode)
+    again = TextCache(tmp_path / "text", "umt5", "float32", make_encode)
     np.testing.assert_array_equal(again(["abcd"])[:, 0, 0], [4])
     assert len(calls) == 3
-    TextCache(tmp_path / "text", "another", make_encode)(["ab"])
-    assert calls[3:] == ["made", ["ab"]]
+    TextCache(tmp_path / "text", "another", "float32", make_encode)(["ab"])
+    TextCache(tmp_path / "text", "umt5", "bfloat16", make_encode)(["ab"])
+    assert calls[3:] == ["made", ["ab"], "made", ["ab"]]
     for file in (tmp_path / "text").iterdir():
         file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(InputError, match="truncated"):
         again(["ab"])
+
+
+def test_without_an_encoder_the_only_one_that_wrote_the_prompts_is_taken(tmp_path):
+    def cache(encoder, value=0.0, dtype="float32"):
+        def make_encode():
+            if encoder is None:
+                raise InputError("no encoder")
+            return lambda prompts: jnp.full((len(prompts), 1, 1), value)
+
+        return TextCache(tmp_path, encoder, dtype, make_encode)
+
+    cache("a", 1.0)(["x", "y"])
+    cache("b", 2.0)(["y", "z"])
+    np.testing.assert_array_equal(cache(None)(["x", "y"])[:, 0, 0], [1, 1])
+    np.testing.assert_array_equal(cache(None)(["z", "y"])[:, 0, 0], [2, 2])
+    with pytest.raises(InputError, match="states of these prompts by 2 text encoders"):
+        cache(None)(["y"])
+    for prompts in (["x", "z"], ["x", "w"]):
+        assert cache(None).missing(prompts)
+        with pytest.raises(InputError, match="no encoder"):
+            cache(None)(prompts)
+    with pytest.raises(InputError, match="no encoder"):
+        cache(None, dtype="bfloat16")(["x"])
+    # Once chosen, it stays so for all prompts of a run.
+    chosen = cache(None)
+    chosen(["x"])
+    np.testing.assert_array_equal(chosen(["y"])[:, 0, 0], [1])
 
 
 def test_states_past_the_prompt_are_zero(tmp_path):

@@ -221,6 +221,7 @@ def test_a_turned_and_scaled_world_gives_the_same_tokens(scene, degrees, scale):
 @pytest.mark.row("S14")
 @pytest.mark.row("S15")
 @pytest.mark.row("S17")
+@pytest.mark.row("S19")
 def test_the_mask_is_the_correspondence_predicate_and_its_soft_form_leans_to_the_near(scene):
     tokens = select_entry_tokens(scene.bank, scene.targets, *FIRST, count=COUNT)
     entries = jax.tree.map(lambda x: x[None], tokens.geometry)
@@ -235,7 +236,12 @@ def test_the_mask_is_the_correspondence_predicate_and_its_soft_form_leans_to_the
         visibility=jnp.zeros((1, 40, 1), jnp.uint32),
         valid=jnp.asarray(np.arange(40) != 3)[None],
     )
-    away = np.linalg.norm(place[:, None] - np.asarray(entries.position[0])[None], axis=-1)
+    offset = place[:, None] - np.asarray(entries.position[0])[None]
+    xx, yy, zz, xy, xz, yz = np.asarray(entries.metric[0]).T[:, None]
+    x, y, z = offset.T.swapaxes(1, 2)
+    by_entry = xx * x**2 + yy * y**2 + zz * z**2 + 2 * (xy * x * y + xz * x * z + yz * y * z)
+    away = np.minimum(np.linalg.norm(offset, axis=-1), 0.3 * np.sqrt(by_entry))
+    assert (by_entry < 0.9)[np.linalg.norm(offset, axis=-1) > 0.35].any()
     seen = np.asarray(entries.visibility[0, :, 0])[None] >> np.asarray(target.frame[0])[:, None]
     expected = (away <= 0.3) & (seen & 1 == 1) & (np.arange(40) != 3)[:, None]
     mask = entry_block_mask(entries, target, tile=32)

@@ -10,6 +10,7 @@ from worldstereo_jax.memory.masks import (
     TOKEN,
     ViewSet,
     reference_block_mask,
+    reference_or_frame_mask,
     token_geometries,
     token_geometry,
 )
@@ -180,6 +181,36 @@ def test_tokens_without_depth_see_the_target_and_no_reference(room):
     assert dense[:TOKENS, : 4 * TOKENS].any()
     assert not dense[TOKENS:, : 4 * TOKENS].any()
     assert dense[:, 4 * TOKENS :].all()
+
+
+@pytest.mark.row("S17")
+def test_lonely_tokens_are_given_the_whole_reference_of_their_frame(room):
+    """Two frames, the second without depth; half of the first's tokens are seen by nobody."""
+    depth = jnp.asarray(room.target.depth[:2]).at[1].set(0.0)
+    two = {name: getattr(room.target, name)[:2] for name in ("w2c", "intrinsics", "valid")}
+    target, reference = token_geometries(ViewSet(depth, **two), _views(room.bank))
+    hidden = jnp.arange(2 * TOKENS) % 2 == 0
+    target = target.replace(
+        visibility=jnp.where(hidden[None, :, None], jnp.uint32(0), target.visibility)
+    )
+    references = room.bank.depth.shape[0]
+    plain = np.asarray(reference_block_mask(reference, target, tile=32).dense())[0, 0]
+    build = jax.jit(
+        lambda r, t: reference_or_frame_mask(r, t, references=references, frames=2, tile=32)
+    )
+    full = np.asarray(build(reference, target).dense())[0, 0]
+    best = np.asarray(masks.best_reference(target, references=references, frames=2))[0]
+    assert best[1] == -1
+    assert best[0] >= 0
+    keys = references * TOKENS
+    expected = plain.copy()
+    lonely = keys + np.flatnonzero(np.asarray(hidden | ~target.valid[0])[:TOKENS])
+    assert not plain[lonely, :keys].any()
+    whole = np.arange(best[0] * TOKENS, (best[0] + 1) * TOKENS)
+    expected[np.ix_(lonely, whole)] = expected[np.ix_(whole, lonely)] = True
+    np.testing.assert_array_equal(full, expected)
+    # The frame of which nothing is known has no reference to be given.
+    assert not full[keys + TOKENS :, :keys].any()
 
 
 @pytest.mark.row("S37")

@@ -11,6 +11,7 @@ from worldstereo_jax.models.attention import (
     CrossAttention,
     EntryAttention,
     WarpedAttention,
+    joint_attention,
     masked_softmax,
 )
 from worldstereo_jax.models.dense_attention import _in_turns, dense_attention
@@ -81,6 +82,30 @@ def test_warped_attention_weighs_candidates_by_query_and_log_weight():
     mean = np.einsum("bthk,btkc->bthc", weights, features).reshape(1, 3, 10)
     np.testing.assert_allclose(out, mean @ params["out"]["kernel"], atol=1e-5)
     np.testing.assert_array_equal(out[0, 2], 0)
+
+
+@pytest.mark.row("S16")
+@pytest.mark.parametrize("normalisation", ["allowed", "multiply"])
+def test_masked_layers_normalise_over_the_allowed_keys_or_multiply_all_by_the_mask(normalisation):
+    allowed = np.random.default_rng(2).random((2, 6, 6)) < 0.5
+    masks = {"ours": from_dense(jnp.asarray(allowed), 32, 32)}
+    q, k, v = (normal(seed, 2, 6, 2, 4) for seed in range(3))
+    out = joint_attention(
+        q,
+        k,
+        v,
+        masks=masks,
+        patterns=("ours",),
+        pattern=None,
+        key_valid=None,
+        implementation=None,
+        normalisation=normalisation,
+    )
+    weights = np.exp(np.einsum("bnhd,bmhd->bhnm", q, k) / 2)
+    counted = weights * allowed[:, None] if normalisation == "allowed" else weights
+    weights = weights * allowed[:, None] / np.maximum(counted.sum(-1, keepdims=True), 1e-30)
+    expected = np.einsum("bhnm,bmhd->bnhd", weights, v).reshape(2, 6, 8)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

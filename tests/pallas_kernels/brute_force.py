@@ -14,7 +14,7 @@ def _inside(metric, offset):
     return float(offset @ matrix @ offset)
 
 
-def corresponds(query, key, i, j, normal_cos, *, field_of_key=False):
+def corresponds(query, key, i, j, normal_cos, *, field="query"):
     """(allowed, margin): whether key j corresponds to query i, and how far from the border.
 
     query and key are dicts of numpy arrays [t, ...] of one sample.
@@ -24,7 +24,9 @@ def corresponds(query, key, i, j, normal_cos, *, field_of_key=False):
     if query["segment"][i] < 0 or query["segment"][i] != key["segment"][j]:
         return False, np.inf
     offset = key["position"][j].astype(np.float64) - query["position"][i].astype(np.float64)
-    distance = _inside(key["metric"][j] if field_of_key else query["metric"][i], offset)
+    fields = {"query": query["metric"][i], "key": key["metric"][j]}
+    deciding = fields.values() if field == "either" else [fields[field]]
+    distance = min(_inside(metric, offset) for metric in deciding)
     a, b = (x.astype(np.float64) for x in (query["normal"][i], key["normal"][j]))
     unknown = not a.any() or not b.any()
     agrees = unknown or a @ b >= normal_cos
@@ -40,16 +42,13 @@ def sample(geometry, b):
     return {name: np.asarray(value)[b] for name, value in vars(geometry).items()}
 
 
-def correspondence_table(query, key, normal_cos, *, field_of_key=False):
+def correspondence_table(query, key, normal_cos, *, field="query"):
     """Boolean [b, tq, tk], and which entries are far enough from the border to be compared."""
     allowed, clear = [], []
     for b in range(query.position.shape[0]):
         q, k = sample(query, b), sample(key, b)
         pairs = [
-            [
-                corresponds(q, k, i, j, normal_cos, field_of_key=field_of_key)
-                for j in range(len(k["valid"]))
-            ]
+            [corresponds(q, k, i, j, normal_cos, field=field) for j in range(len(k["valid"]))]
             for i in range(len(q["valid"]))
         ]
         allowed.append([[pair[0] for pair in row] for row in pairs])

@@ -1,5 +1,6 @@
 """Masks from geometry: no allowed pair is missed, and tiles far apart are left out."""
 
+import dataclasses
 import functools
 
 import jax
@@ -17,16 +18,13 @@ RULE = pk.CorrespondenceRule(normal_cos=0.7, reach=1.3)
 TILES = {"tile_q": 8, "tile_k": 8}
 
 
-@functools.partial(jax.jit, static_argnames=("soft",))
-def _lists_and_truth(query, key, soft):
+@functools.partial(jax.jit, static_argnames=("rule", "soft"))
+def _lists_and_truth(query, key, rule, soft):
     """Active tiles by bounds, and the dense predicate that looks at every pair."""
     strength = jnp.float32(1.0) if soft else None
-    mask = pk.from_geometry(query, key, rule=RULE, strength=strength, **TILES)
-    return mask.state()[:, 0] > 0, _every_pair(query, key, soft)
-
-
-def _every_pair(query, key, soft):
-    return pk.geometry.correspondence(query, key, RULE, soft=soft).allowed
+    mask = pk.from_geometry(query, key, rule=rule, strength=strength, **TILES)
+    every_pair = pk.geometry.correspondence(query, key, rule, soft=soft).allowed
+    return mask.state()[:, 0] > 0, every_pair
 
 
 def _tiles_with_any(dense, tile=8):
@@ -45,9 +43,11 @@ def _tiles_with_any(dense, tile=8):
     flat=st.sampled_from([1.0, 0.1, 1e-3]),
     tilt=st.floats(0.0, 3.0),
     soft=st.booleans(),
+    field=st.sampled_from(["target", "either"]),
 )
-def test_no_allowed_pair_is_missed(seed, scale, shift, radius, flat, tilt, soft):
+def test_no_allowed_pair_is_missed(seed, scale, shift, radius, flat, tilt, soft, field):
     rng = np.random.default_rng(seed)
+    rule = dataclasses.replace(RULE, field=field)
 
     def tokens(count, frames):
         geometry = random_geometry(rng, 2, count, frames, radius=radius)
@@ -68,7 +68,7 @@ def test_no_allowed_pair_is_missed(seed, scale, shift, radius, flat, tilt, soft)
             ),
         )
 
-    active, dense = _lists_and_truth(tokens(37, 3), tokens(50, 2), soft)
+    active, dense = _lists_and_truth(tokens(37, 3), tokens(50, 2), rule, soft)
     assert not (_tiles_with_any(np.asarray(dense)) & ~np.asarray(active)).any()
 
 
@@ -83,15 +83,18 @@ def test_mask_equals_brute_force():
 
 @pytest.mark.row("S20")
 @pytest.mark.row("S17")
-def test_joint_pattern_equals_brute_force():
+@pytest.mark.parametrize("field", ["target", "either"])
+def test_joint_pattern_equals_brute_force(field):
+    rule = dataclasses.replace(RULE, field=field)
     rng = np.random.default_rng(1)
     reference = random_geometry(rng, 2, 40, 2, radius=0.3)
     target = random_geometry(rng, 2, 33, 3, radius=0.3)
-    mask = jax.jit(lambda r, t: pk.joint_correspondence(r, t, rule=RULE, **TILES))(
+    mask = jax.jit(lambda r, t: pk.joint_correspondence(r, t, rule=rule, **TILES))(
         reference, target
     )
     got = np.asarray(mask.dense())[:, 0]
-    cross, clear = correspondence_table(target, reference, RULE.normal_cos)
+    decides = "query" if field == "target" else field
+    cross, clear = correspondence_table(target, reference, RULE.normal_cos, field=decides)
     real = np.concatenate([np.asarray(x.segment) >= 0 for x in (reference, target)], axis=1)
     both = real[:, :, None] & real[:, None]
     # The target sees itself, with or without geometry.
@@ -100,7 +103,7 @@ def test_joint_pattern_equals_brute_force():
     frame = np.asarray(reference.frame)
     own = frame[:, :, None] == frame[:, None]
     np.testing.assert_array_equal(got[:, :40, :40], own & both[:, :40, :40])
-    # Target to references by the target's field, and the transpose back.
+    # Target to references, and the transpose back.
     assert 0.005 < cross.mean() < 0.5
     np.testing.assert_array_equal(got[:, 40:, :40][clear], cross[clear])
     np.testing.assert_array_equal(got[:, :40, 40:], np.swapaxes(got[:, 40:, :40], 1, 2))

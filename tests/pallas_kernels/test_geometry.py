@@ -1,5 +1,7 @@
 """The correspondence predicate and the soft constraint (rows S14, S15)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,13 +30,17 @@ def _elliptic(geometry, seed):
 
 
 @pytest.mark.row("S14")
-def test_predicate_equals_brute_force():
+@pytest.mark.row("S19")
+@pytest.mark.parametrize("field", ["target", "either"])
+def test_predicate_equals_brute_force(field):
     query, key = _two()
-    query = _elliptic(query, 1)
+    query, key = _elliptic(query, 1), _elliptic(key, 2)
+    rule = dataclasses.replace(RULE, field=field)
     got = np.asarray(
-        jax.jit(lambda q, k: correspondence(q, k, RULE, soft=False).allowed)(query, key)
+        jax.jit(lambda q, k: correspondence(q, k, rule, soft=False).allowed)(query, key)
     )
-    want, clear = correspondence_table(query, key, RULE.normal_cos)
+    decides = "query" if field == "target" else field
+    want, clear = correspondence_table(query, key, RULE.normal_cos, field=decides)
     assert 0.005 < want.mean() < 0.5
     assert clear.mean() > 0.99
     np.testing.assert_array_equal(got[clear], want[clear])
@@ -45,7 +51,7 @@ def test_predicate_equals_brute_force():
         {"valid": jnp.ones_like(key.valid)},
         {"segment": jnp.zeros_like(key.segment)},
     ):
-        looser = correspondence(query, key.replace(**change), RULE, soft=False).allowed
+        looser = correspondence(query, key.replace(**change), rule, soft=False).allowed
         assert int(jnp.sum(looser)) > int(got.sum()), change.keys()
 
 

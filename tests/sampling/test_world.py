@@ -48,6 +48,20 @@ def test_frames_to_remember_must_be_as_many_as_their_cameras():
     frames = FRAME["image"][None], FRAME["depth"][None]
     with pytest.raises(InputError, match=r"intrinsics must have shape \[1, 3, 3\], got \[3, 3\]"):
         remember(CONFIG, empty_memory(CONFIG), *frames, cameras, 0)
+    with pytest.raises(InputError, match=r"intrinsics must have shape \[1, 3, 3\], got \[3, 3\]"):
+        remember_frames(CONFIG, empty_memory(CONFIG), *frames, cameras, 0)
+    cameras = Cameras(w2c=FRAME["w2c"][None], intrinsics=LENS[None])
+    with pytest.raises(InputError, match=r"image must lie in \[-1, 1\]"):
+        remember_frames(CONFIG, empty_memory(CONFIG), 100 * frames[0], frames[1], cameras, 0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"references": 0}, {"warp_views": 0}, {"frames": 1}, {"keyframes": 9}, {"candidates": -1}],
+)
+def test_sizes_that_no_clip_can_have_are_refused(wrong):
+    with pytest.raises(InputError, match=f"^{next(iter(wrong))} must be"):
+        RolloutConfig(**wrong)
 
 
 @pytest.mark.row("S38")
@@ -66,5 +80,9 @@ def test_views_are_told_apart_in_any_unit(scale):
     assert seen.view(np.uint32)[0] == bits
     at = keyframes_at(memory.stereo, w2c, jnp.asarray(LENS))
     np.testing.assert_array_equal(at, [False, False, True, False])
+    # Without depth the world's unit is all there is: a rounded path still starts at its view.
+    blind = memory.stereo.replace(depth=jnp.zeros_like(memory.stereo.depth))
+    rounded = w2c.at[0, 3].add(5e-5)
+    np.testing.assert_array_equal(keyframes_at(blind, rounded, jnp.asarray(LENS))[2], True)
     zoomed = jnp.diag(jnp.array([2.0, 2.0, 1.0])) @ LENS
     assert not keyframes_at(memory.stereo, w2c, zoomed).any()

@@ -262,8 +262,22 @@ def _read_path(
     if path.format != "worldstereo":
         return _recording(path, frames, own_size, size, camera_scale)
     w2c, intrinsics, file_size = read_camera_json(path.file)
+    if file_size is None:
+        _check_centre(path.file, intrinsics[0], own_size)
     scaled = resize_intrinsics(intrinsics, file_size or own_size, size)
     return spread(w2c, np.asarray(scaled), frames)
+
+
+def _check_centre(file: Path, intrinsics: Float[ndarray, "3 3"], own_size: tuple[int, int]) -> None:
+    """Refuse intrinsics of a file without an image size that plainly belong to another."""
+    x, y = (float(v) for v in intrinsics[:2, 2])
+    height, width = own_size
+    if not (0 < x < width and 0 < y < height):
+        raise InputError(
+            f"{file} names no image size, and its principal point ({x:g}, {y:g}) lies outside of "
+            f"the image of {width}x{height} pixels: its intrinsics belong to another size; add "
+            "height and width to the file"
+        )
 
 
 def _preset_or_file(

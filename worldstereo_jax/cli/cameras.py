@@ -128,6 +128,12 @@ def _convert(options: argparse.Namespace) -> None:
     if cameras.times is None:
         cameras = dataclasses.replace(cameras, times=np.arange(len(cameras)) / options.fps)
     cameras = dataclasses.replace(cameras, names=_picture_names(cameras.names, options.to))
+    needs_lens = options.to in FORMATS and "intrinsics" in FORMATS[options.to].needs
+    if needs_lens and cameras.intrinsics is not None and cameras.size is None:
+        raise InputError(
+            f"{options.to} needs the size of the images, which {options.source} does not tell: "
+            "give it as --size HxW"
+        )
     write_cameras(options.target, cameras, options.to)
     print(f"{len(cameras):,} cameras, {name} as {options.to}")
     print(options.target)

@@ -5,7 +5,7 @@ not as videos, so that what enters the memory again is the same to the bit.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -38,20 +38,9 @@ class ClipStore:
         Raises:
             InputError: for a damaged file, or the clip of another run, naming what differs.
         """
-        path = self._path(name)
-        if not path.exists():
+        file = self._file(name)
+        if file is None:
             return None
-        file = SafetensorsFile(path)
-        try:
-            run = json.loads(file.metadata[_RUN])
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{path}: holds no finished clip ({error})") from error
-        for key, value in self._run.items():
-            if run.get(key) != value:
-                raise InputError(
-                    f"{path}: was made with {key} {run.get(key)!r}, this run has {value!r}; choose "
-                    "another --clips folder"
-                )
         found = {key: jnp.asarray(file[key]) for key in file}
         return OfficialClip(
             video=found["video"],
@@ -60,6 +49,32 @@ class ClipStore:
             guidance=Renders(found["render_image"], found["render_mask"], found["render_depth"]),
             views=ChosenViews(found["view_index"], found["view_position"], found["view_valid"]),
         )
+
+    def check(self, names: Iterable[str]) -> None:
+        """Refuse clips of another run before anything is computed.
+
+        Raises:
+            InputError: as `read` does.
+        """
+        for name in names:
+            self._file(name)
+
+    def _file(self, name: str) -> SafetensorsFile | None:
+        path = self._path(name)
+        if not path.exists():
+            return None
+        file = SafetensorsFile(path)
+        try:
+            run = json.loads(file.metadata[_RUN])
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{path}: holds no finished clip ({error})") from error
+        if difference := _first_difference(run, self._run):
+            name, there, here = difference
+            raise InputError(
+                f"{path}: was made with {name} {_said(there)}, this run has {_said(here)}; choose "
+                "another --clips folder"
+            )
+        return file
 
     def write(self, name: str, clip: OfficialClip) -> None:
         """Keep a clip; its file appears whole or not at all."""
@@ -80,3 +95,24 @@ class ClipStore:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name.replace('/', '-') or 'clip'}.safetensors"
+
+
+def _first_difference(
+    there: object, here: object, name: str = ""
+) -> tuple[str, object, object] | None:
+    """Name and both values of the first field that differs; None when nothing does."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in [*here, *(key for key in there if key not in here)]:
+            inside = f"{name} {key}".strip()
+            found = _first_difference(there.get(key), here.get(key), inside)
+            if found:
+                return found
+        return None
+    return None if there == here else (name, there, here)
+
+
+def _said(value: object) -> str:
+    """A value in a sentence; of a hash its start."""
+    if isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"):
+        return value[:12]
+    return "none" if value is None else repr(value)

@@ -8,7 +8,6 @@ three times by the same parameters: with both memories, with the global one alon
 import argparse
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -24,6 +23,7 @@ from worldstereo_jax.cli.outputs import (
     write_memory,
     write_run,
 )
+from worldstereo_jax.cli.process import aside
 from worldstereo_jax.data.images import write_uint8_image
 from worldstereo_jax.data.scene_source import SceneClips
 from worldstereo_jax.evaluation.comparison_sheet import comparison_sheet
@@ -72,8 +72,8 @@ def run(options: argparse.Namespace) -> None:
 
     with Stages(3 + len(VARIANTS)) as stages:
         stages.seconds["loading the model"] = loading
-        with stages.stage("making a room"), ThreadPoolExecutor(1) as aside:
-            compiling = aside.submit(compile_rollout, world, params)
+        with stages.stage("making a room"), aside() as thread:
+            compiling = thread.submit(compile_rollout, world, params)
             scene = make_room(options.scene, world.rollout)
             first_key, second_key = jax.random.split(jax.random.key(options.seed))
             memory = init_memory(

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -21,6 +20,7 @@ from worldstereo_jax.cli.generate_official import run_official
 from worldstereo_jax.cli.memory_input import begin_memory, read_memory, with_capacity, with_room
 from worldstereo_jax.cli.official_options import add_official_options, refuse_official_options
 from worldstereo_jax.cli.outputs import (
+    KEYFRAMES_PER_SECOND,
     check_output_folder,
     memory_counts,
     params_hash,
@@ -30,7 +30,8 @@ from worldstereo_jax.cli.outputs import (
     write_memory,
     write_run,
 )
-from worldstereo_jax.cli.recorded_path import with_lens_of
+from worldstereo_jax.cli.process import aside
+from worldstereo_jax.cli.recorded_path import begun_by
 from worldstereo_jax.cli.scene_input import (
     AnyScene,
     image_size,
@@ -38,6 +39,7 @@ from worldstereo_jax.cli.scene_input import (
     read_working_scene,
 )
 from worldstereo_jax.data.scene_folders import PanoramaScene
+from worldstereo_jax.data.video_io import FRAMES_PER_SECOND
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.trajectories import path_names, unknown_name
 from worldstereo_jax.interop.shipped import SHIPPED, load_world
@@ -94,6 +96,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="continue in the world of an earlier run: its memory/ folder",
     )
+    parser.add_argument(
+        "--fps",
+        type=count,
+        metavar="N",
+        help=f"frames per second of the videos (default: {KEYFRAMES_PER_SECOND} of keyframes, "
+        f"{FRAMES_PER_SECOND} of an official model's clips of every frame)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
     return parser
 
@@ -126,7 +135,7 @@ def run(options: argparse.Namespace) -> None:
         camera_format=options.camera_format,
         camera_scale=options.camera_scale,
     )
-    scene = with_lens_of(scene, jobs[0].path)
+    scene = begun_by(scene, jobs[0].path)
     depth = None
     if options.depth is not None:
         if isinstance(scene, PanoramaScene):
@@ -149,9 +158,9 @@ def run(options: argparse.Namespace) -> None:
         results_folder(options.out, overwrite=options.overwrite) as folder,
     ):
         stages.seconds["reading and loading"] = reading
-        with stages.stage("beginning the memory"), ThreadPoolExecutor(1) as aside:
+        with stages.stage("beginning the memory"), aside() as thread:
             on_step = tell if config.steps > 1 else None
-            compiling = aside.submit(compile_rollout, world, params, on_step=on_step)
+            compiling = thread.submit(compile_rollout, world, params, on_step=on_step)
             if memory is None:
                 memory = begin_memory(
                     world,
@@ -176,7 +185,12 @@ def run(options: argparse.Namespace) -> None:
                     )
                 )
             with stages.stage("writing the clip"):
-                write_clip(folder / job.name, clip, _title(scene, job))
+                write_clip(
+                    folder / job.name,
+                    clip,
+                    _title(scene, job),
+                    frames_per_second=options.fps or KEYFRAMES_PER_SECOND,
+                )
             with stages.stage("comparing it with the memory"):
                 difference[job.name] = write_agreement(folder / job.name, clip, told)
         with stages.stage("writing the memory"):

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 import time
 from collections.abc import Mapping, Sequence
 
@@ -9,17 +10,22 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from worldstereo_jax.array_types import Float
 from worldstereo_jax.cli.camera_paths import Job, plan_jobs, units_of
 from worldstereo_jax.cli.clip_store import ClipStore
 from worldstereo_jax.cli.console import Stages
+from worldstereo_jax.cli.content import content_hash
+from worldstereo_jax.cli.device_room import check_room, memory_limit
 from worldstereo_jax.cli.memory_input import (
     read_memory,
+    starting_views,
     with_capacity,
     with_room,
 )
 from worldstereo_jax.cli.official_clips import ClipMaker, begin_official_memory, placed
 from worldstereo_jax.cli.official_options import parse_size
 from worldstereo_jax.cli.outputs import (
+    KEYFRAMES_PER_SECOND,
     check_output_folder,
     memory_counts,
     results_folder,
@@ -27,7 +33,7 @@ from worldstereo_jax.cli.outputs import (
     write_memory,
     write_run,
 )
-from worldstereo_jax.cli.recorded_path import with_lens_of
+from worldstereo_jax.cli.recorded_path import begun_by
 from worldstereo_jax.cli.scene_input import AnyScene, image_size, read_working_depth
 from worldstereo_jax.data.scene_folders import (
     PanoramaScene,
@@ -35,13 +41,17 @@ from worldstereo_jax.data.scene_folders import (
     continues_a_clip,
     read_scene,
 )
+from worldstereo_jax.data.video_io import FRAMES_PER_SECOND
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.splat import OFFICIAL_RADIUS_NDC
+from worldstereo_jax.interop.identity import model_identity
 from worldstereo_jax.interop.memory_slots import slot_widths
 from worldstereo_jax.interop.official_pipeline import (
     OFFICIAL_SCALE,
     OfficialFiles,
+    device_bytes,
     load_official,
+    needs_text_encoder,
     official_world,
     open_official,
     text_states,
@@ -62,6 +72,7 @@ from worldstereo_jax.sampling.official_world import (
 from worldstereo_jax.sampling.world import (
     RolloutConfig,
     WorldMemory,
+    empty_memory,
 )
 
 REFERENCES, KEYFRAMES = 8, 8
@@ -98,7 +109,9 @@ def run_official(options: argparse.Namespace) -> None:
         camera_format=options.camera_format,
         camera_scale=options.camera_scale,
     )
-    scene = with_lens_of(scene, jobs[0].path)
+    if options.prompt is not None:
+        jobs = [dataclasses.replace(job, prompt=options.prompt) for job in jobs]
+    scene = begun_by(scene, jobs[0].path)
     trajectories = _own_trajectories(scene, options)
     _check_predecessors(jobs, trajectories)
     depth = None
@@ -110,7 +123,8 @@ def run_official(options: argparse.Namespace) -> None:
     memory = None
     if options.memory is not None:
         memory = read_memory(options.memory, files.name, scene)
-    config = _rollout_config(size, frames, choices, scene, memory, len(jobs))
+    sees_depth = files.depth is not None or depth is not None or memory is not None
+    config = _rollout_config(size, frames, choices, scene, memory, len(jobs), sees_depth=sees_depth)
     mesh = _mesh(options.devices)
     dtype = options.dtype or "bfloat16"
     world = official_world(files, config, choices, dtype=dtype, weights=options.weights, mesh=mesh)
@@ -127,6 +141,10 @@ def run_official(options: argparse.Namespace) -> None:
     if trajectories is not None and options.renders != "memory":
         for job in jobs:
             _check_length(trajectories[job.name], frames)
+    negative = options.negative_prompt
+    if negative is None:
+        negative = files.settings.negative_prompt
+    _check_room(files, world, options, dtype, [*(job.prompt for job in jobs), negative])
 
     run = {
         "scene": scene.name,
@@ -135,6 +153,7 @@ def run_official(options: argparse.Namespace) -> None:
             "checkpoint": str(files.model),
             "base": str(files.base),
             "depth": str(files.depth_source),
+            "retrieval": str(files.dinov2_source),
             "lora": str(options.lora),
             "lora_scale": options.lora_scale,
             "weights": options.weights,
@@ -149,14 +168,23 @@ def run_official(options: argparse.Namespace) -> None:
         ],
         "choices": _recorded(choices),
         "clips": [job.name for job in jobs],
+        "prompt": {job.name: job.prompt for job in jobs},
+        "negative prompt": negative,
+        "renders": "memory" if trajectories is None else options.renders or "files",
+        **_contents(files, options, scene, jobs, trajectories, depth, memory),
     }
+    store = None
+    if options.clips is not None:
+        store = ClipStore(options.clips, run)
+        store.check(job.name for job in jobs)
+    _tell_of_missing_prompts(scene, jobs)
     with (
         Stages(3 + 2 * len(jobs) + 1) as stages,
         results_folder(options.out, overwrite=options.overwrite) as folder,
     ):
         stages.seconds["reading"] = round(time.perf_counter() - started, 3)
         with stages.stage("encoding the prompts"):
-            prompts = _prompts(files, jobs, options, dtype, mesh)
+            prompts = _prompts(files, jobs, negative, options, dtype, mesh)
         with stages.stage("loading the model"):
             params = load_official(
                 files,
@@ -165,7 +193,6 @@ def run_official(options: argparse.Namespace) -> None:
                 mesh=mesh,
                 lora=options.lora,
                 lora_scale=1.0 if options.lora_scale is None else options.lora_scale,
-                progress=False,
             )
 
         def tell(step: int) -> None:
@@ -182,13 +209,18 @@ def run_official(options: argparse.Namespace) -> None:
             key=jax.random.key(options.seed),
             trajectories=trajectories or {},
             renders_from_files=options.renders != "memory",
-            store=None if options.clips is None else ClipStore(options.clips, run),
+            store=store,
         )
         for number, (job, prompt) in enumerate(zip(jobs, prompts, strict=True)):
             with stages.stage(f"making {job.name or 'the clip'}"):
                 clip, memory = jax.block_until_ready(maker.make(number, job, prompt, memory))
             with stages.stage("writing the clip"):
-                write_clip(folder / job.name, clip, f"{scene.name}: {job.prompt or job.name}")
+                write_clip(
+                    folder / job.name,
+                    clip,
+                    f"{scene.name}: {job.prompt or job.name}",
+                    frames_per_second=options.fps or frames_per_second(world.frame_stride),
+                )
         with stages.stage("writing the memory"):
             write_memory(folder, memory, world.name)
         write_run(
@@ -212,6 +244,11 @@ def _video_frames(files: OfficialFiles) -> int:
     control = files.denoiser.control
     stride = 1 if control is None else control.mask_downsample
     return (files.settings.frames - 1) * stride + 1
+
+
+def frames_per_second(frame_stride: int) -> int:
+    """Of a clip's video, from the frames per latent frame: Wan's own for clips of every frame."""
+    return KEYFRAMES_PER_SECOND if frame_stride == 1 else FRAMES_PER_SECOND
 
 
 def _own_trajectories(scene: AnyScene, options: argparse.Namespace) -> dict[str, Trajectory] | None:
@@ -271,6 +308,8 @@ def _rollout_config(
     scene: AnyScene,
     memory: WorldMemory | None,
     clips: int,
+    *,
+    sees_depth: bool,
 ) -> RolloutConfig:
     height, width = size
     views = _views_before(scene, memory)
@@ -299,6 +338,10 @@ def _rollout_config(
         entry_tokens=min(ENTRY_TOKENS, frames * height * width // TOKEN_SIDE**2),
     )
     config = with_capacity(config, views, points, clips)
+    if not sees_depth:
+        # No point and no entry will ever be known: room for them would cost gigabytes, and each
+        # look into it seconds.
+        return dataclasses.replace(config, point_capacity=1, entry_capacity=1)
     entries = max(held.entry_capacity, min(config.entry_capacity, _MOST_ENTRIES))
     return dataclasses.replace(config, entry_capacity=entries)
 
@@ -343,6 +386,29 @@ def _check_needs(
         )
 
 
+def _check_room(
+    files: OfficialFiles,
+    world: OfficialWorld,
+    options: argparse.Namespace,
+    dtype: str,
+    texts: Sequence[str],
+) -> None:
+    """Refuse a model that does not fit the devices, as far as these tell how much they hold."""
+    devices = jax.devices()[:1] if world.mesh is None else list(world.mesh.devices.flat)
+    limits = [(limit, device) for device in devices if (limit := memory_limit(device)) is not None]
+    if not limits:
+        return
+    limit, device = min(limits, key=lambda found: found[0])
+    wanted = device_bytes(files, dtype=dtype, weights=options.weights, mesh=world.mesh)
+    text_encoder = {name: wanted.pop(name) for name in ("text_encoder",) if name in wanted}
+    memory = jax.eval_shape(lambda: empty_memory(world.rollout))
+    wanted["memory"] = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(memory))
+    if needs_text_encoder(files, texts, dtype=dtype, cache=options.text_cache):
+        # It is let go before the others come.
+        check_room(text_encoder, limit, device)
+    check_room(wanted, limit, device)
+
+
 def _mesh(devices: int | None) -> Mesh | None:
     if devices is None or devices == 1:
         return None
@@ -355,18 +421,49 @@ def _mesh(devices: int | None) -> Mesh | None:
 def _prompts(
     files: OfficialFiles,
     jobs: Sequence[Job],
+    negative: str,
     options: argparse.Namespace,
     dtype: str,
     mesh: Mesh | None,
 ) -> list[Prompt]:
-    negative = options.negative_prompt
-    if negative is None:
-        negative = files.settings.negative_prompt
     texts = [*(job.prompt for job in jobs), negative]
-    states = text_states(
-        files, texts, dtype=dtype, cache=options.text_cache, mesh=mesh, progress=False
-    )
+    states = text_states(files, texts, dtype=dtype, cache=options.text_cache, mesh=mesh)
     return [Prompt(text=state, negative=states[-1]) for state in states[:-1]]
+
+
+def _contents(
+    files: OfficialFiles,
+    options: argparse.Namespace,
+    scene: AnyScene,
+    jobs: Sequence[Job],
+    trajectories: Mapping[str, Trajectory] | None,
+    depth: Float[np.ndarray, "h w"] | None,
+    memory: WorldMemory | None,
+) -> dict[str, str | None]:
+    """Hashes of all that clips are made from and that a name or path does not tell."""
+    own = {} if trajectories is None else {job.name: trajectories[job.name] for job in jobs}
+    drawn = options.renders == "memory"
+    first = scene.bank if isinstance(scene, PanoramaScene) else starting_views(scene)
+    return {
+        "scene content": content_hash([first, *(path.start_frame for path in own.values())]),
+        "camera path content": content_hash([job.path for job in jobs]),
+        "renders content": content_hash([[p.render, p.mask] for p in own.values() if not drawn]),
+        "depth map content": content_hash(depth),
+        "memory content": content_hash(memory),
+        "checkpoint content": model_identity(files.model),
+        "adapter content": content_hash(options.lora),
+    }
+
+
+def _tell_of_missing_prompts(scene: AnyScene, jobs: Sequence[Job]) -> None:
+    """Say in a sentence that the model gets no text, which its weights were not trained for."""
+    without = [job.name or scene.name for job in jobs if not job.prompt.strip()]
+    if without:
+        print(
+            f"worldstereo generate: {', '.join(without)} has no prompt, so the model is given an "
+            "empty text; say what is to be seen with --prompt",
+            file=sys.stderr,
+        )
 
 
 def _check_length(trajectory: Trajectory, frames: int) -> None:

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from typing import NoReturn
 
 import worldstereo_jax
 from worldstereo_jax.cli.arguments import ArgumentParser
@@ -32,6 +33,9 @@ COMMANDS = {
     "convert": ("worldstereo_jax.cli.convert", "official weights to orbax, and back"),
     "verify": ("worldstereo_jax.cli.verify", "compare with recorded outputs of the official code"),
 }
+
+_ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_BY_SIGNAL = frozenset(128 + number for number in _ENDING)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,9 +72,44 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"{program}: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        said = str(error).strip().splitlines()[0].rstrip(".")
+        print(
+            f"{program}: the device has too little memory ({said}); "
+            "of an official model --devices, --weights int8 and --vae-tile make less lie on each",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print(f"{program}: interrupted before its result was complete", file=sys.stderr)
+        if own_process:
+            _left(130)
         return 130
+    except SystemExit as ended:
+        if own_process and isinstance(ended.code, int) and ended.code in _BY_SIGNAL:
+            _left(ended.code)
+        raise
+
+
+def _left(code: int) -> NoReturn:
+    """End the process now: its threads may be compiling for a minute, and Python waits for them.
+
+    Temporary files are gone by then.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # Imported by the command that failed, or the error is not jax's.
+    jax = sys.modules.get("jax")
+    if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
+        return False
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _print_anything() -> None:
@@ -114,9 +153,8 @@ def _removing_traces() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in known}
-    heard = [number for number in known if before[number] is not signal.SIG_IGN]
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    heard = [number for number in _ENDING if before[number] is not signal.SIG_IGN]
     for number in heard:
         signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:

@@ -8,6 +8,7 @@ import numpy as np
 from worldstereo_jax.array_types import UInt8, ndarray
 from worldstereo_jax.cli.arguments import ArgumentParser, check_can_be_made
 from worldstereo_jax.cli.memory_edit import add_edits
+from worldstereo_jax.cli.memory_input import A_MEMORY, memory_folder
 from worldstereo_jax.cli.memory_preview import add_preview
 from worldstereo_jax.cli.memory_surface import add_surface
 from worldstereo_jax.data.images import write_uint8_image
@@ -36,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(prog="worldstereo memory", description=__doc__, allow_abbrev=False)
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     inspect = actions.add_parser("inspect", help="print what a memory holds and draw it")
-    inspect.add_argument("folder", type=Path, metavar="DIR", help="the memory/ folder of a run")
+    inspect.add_argument("folder", **A_MEMORY)
     inspect.add_argument(
         "--picture",
         type=Path,
@@ -58,10 +59,11 @@ def run(options: argparse.Namespace) -> None:
 
 def inspect_memory(options: argparse.Namespace) -> None:
     """Print the figures and write the picture."""
-    model = model_of_memory(options.folder)
-    points, stereo = load_memory(options.folder, model=model)
-    optional = load_optional_fields(options.folder)
-    own = options.folder.resolve()
+    folder = memory_folder(options.folder)
+    model = model_of_memory(folder)
+    points, stereo = load_memory(folder, model=model)
+    optional = load_optional_fields(folder)
+    own = folder.resolve()
     picture = options.picture or own.with_name(f"{own.name}.png")
     if picture.is_dir():
         raise InputError(f"--picture {picture} is a folder; it must be a file to write")
@@ -69,11 +71,9 @@ def inspect_memory(options: argparse.Namespace) -> None:
         raise InputError(f"--picture {picture} must end in .png")
     check_can_be_made(picture, "--picture")
     report = report_memory(stereo)
-    print(describe(options.folder, model, points, stereo, report, optional))
+    print(describe(folder, model, points, stereo, report, optional))
     if report.views:
-        write_uint8_image(
-            picture, memory_picture(stereo, report, title=str(options.folder))[..., :3]
-        )
+        write_uint8_image(picture, memory_picture(stereo, report, title=str(folder))[..., :3])
         print(f"\n{picture}")
     if report.views and "position" in optional:
         beside = picture.with_name(f"{picture.stem}_agreement.png")
@@ -171,7 +171,8 @@ def _draw_agreement(
     views = stereo.images[chosen]
     cameras = stereo.w2c[chosen], stereo.intrinsics[chosen]
     found = clip_agreement(views, *cameras, _held_entries(optional))
-    return agreement_picture(np.asarray(views), found)
+    names = [f"view {number}" for number in chosen]
+    return agreement_picture(np.asarray(views), found, names=names)
 
 
 def _bars(histogram: np.ndarray) -> list[str]:

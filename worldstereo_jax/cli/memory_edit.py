@@ -1,4 +1,4 @@
-"""`worldstereo memory undo`, `prune`, `select` and `merge`: a saved memory in, another one out."""
+"""`worldstereo memory undo`, `prune`, `select`, `merge`, `compress`: one memory in, another out."""
 
 import argparse
 from collections.abc import Callable
@@ -8,11 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.cli.arguments import check_can_be_made, count
-from worldstereo_jax.cli.memory_input import read_any_memory, with_room
+from worldstereo_jax.cli.memory_input import (
+    A_MEMORY,
+    memory_folder,
+    read_any_memory,
+    with_room,
+)
 from worldstereo_jax.cli.outputs import memory_counts, save_world
 from worldstereo_jax.cli.run_record import rollout_of_run
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.memory.folder import model_of_memory
+from worldstereo_jax.memory.entry_codec import bytes_per_entry, quantise_entries
+from worldstereo_jax.memory.entry_folder import entry_fields
+from worldstereo_jax.memory.folder import model_of_memory, save_memory
 from worldstereo_jax.sampling.world import RolloutConfig, WorldMemory
 from worldstereo_jax.sampling.world_edit import (
     forget_last_clip,
@@ -51,13 +58,20 @@ def add_edits(actions) -> None:
     )
     select.set_defaults(edit=_select)
     merge = _command(actions, "merge", "join it with another memory of the same world frame")
-    merge.add_argument("other", type=Path, metavar="OTHER", help="the other memory/ folder")
+    merge.add_argument("other", **{**A_MEMORY, "metavar": "OTHER", "help": "the other one"})
     merge.set_defaults(edit=_merge)
+    compress = _command(
+        actions, "compress", "the same with the features of surface entries in few bits"
+    )
+    compress.add_argument(
+        "--bits", type=int, choices=(8, 4), default=8, help="of a feature's channel (default 8)"
+    )
+    compress.set_defaults(act=_compress)
 
 
 def _command(actions, name: str, what: str) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=what, description=what)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the memory/ folder of a run")
+    parser.add_argument("folder", **A_MEMORY)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="NEW", help="where to write the new memory"
     )
@@ -65,15 +79,36 @@ def _command(actions, name: str, what: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _compress(options: argparse.Namespace) -> None:
+    """Read, quantise, write; what a run reads from it is within half a step (row S31)."""
+    _check_new(options.out)
+    folder = memory_folder(options.folder)
+    model = model_of_memory(folder)
+    memory = read_any_memory(folder, model)
+    coded = quantise_entries(memory.entries, bits=(options.bits,) * len(memory.entries.features))
+    save_memory(
+        options.out, memory.points, memory.stereo, model=model, optional=entry_fields(coded)
+    )
+    before, after = bytes_per_entry(memory.entries), bytes_per_entry(coded)
+    for name in before:
+        print(f"bytes of an entry, {name}: {before[name]:,} -> {after[name]:,}")
+    print(options.out)
+
+
+def _check_new(folder: Path) -> None:
+    if folder.exists():
+        raise InputError(f"--out {folder} is there already; name a new folder")
+    check_can_be_made(folder, "--out")
+
+
 def _edit(options: argparse.Namespace) -> None:
     """Read, change by `options.edit`, write; the old memory stays as it is."""
-    if options.out.exists():
-        raise InputError(f"--out {options.out} is there already; name a new folder")
-    check_can_be_made(options.out, "--out")
-    model = model_of_memory(options.folder)
+    _check_new(options.out)
+    folder = memory_folder(options.folder)
+    model = model_of_memory(folder)
     edit: Callable[[argparse.Namespace, RolloutConfig, WorldMemory], WorldMemory] = options.edit
-    memory = read_any_memory(options.folder, model)
-    found = edit(options, rollout_of_run(options.folder), memory)
+    memory = read_any_memory(folder, model)
+    found = edit(options, rollout_of_run(folder), memory)
     before, after = memory_counts(memory), memory_counts(found)
     if not any(after[name] for name in ("points", "keyframes", "entries")):
         raise InputError(f"nothing of {options.folder} would be left; {_extent(memory)}")
@@ -108,14 +143,18 @@ def _select(options: argparse.Namespace, config: RolloutConfig, memory: WorldMem
 
 
 def _merge(options: argparse.Namespace, config: RolloutConfig, memory: WorldMemory) -> WorldMemory:
-    other = read_any_memory(options.other, model_of_memory(options.folder))
+    model = model_of_memory(memory_folder(options.folder))
+    other = read_any_memory(memory_folder(options.other), model)
     views = int(memory.stereo.count) + int(other.stereo.count)
     roomy = RolloutConfig(
         bank_capacity=views,
         point_capacity=int(memory.points.count) + int(other.points.count) + 1,
         entry_capacity=int(memory.entries.count) + int(other.entries.count) + 1,
     )
-    return merge_worlds(config, with_room(memory, roomy), other)
+    try:
+        return merge_worlds(config, with_room(memory, roomy), other)
+    except InputError as error:
+        raise InputError(f"{options.folder} and {options.other}: {error}") from error
 
 
 def _extent(memory: WorldMemory) -> str:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def read_memory(folder: Path, model: str, scene: AnyScene) -> WorldMemory:
     Raises:
         InputError: naming what does not fit, and as `load_memory` does.
     """
-    memory = read_any_memory(folder, model)
+    memory = read_any_memory(memory_folder(folder), model)
     stereo = memory.stereo
     size = image_size(scene)
     found = tuple(stereo.images.shape[1:3])
@@ -65,6 +66,14 @@ def read_memory(folder: Path, model: str, scene: AnyScene) -> WorldMemory:
             "view no more"
         )
     return memory
+
+
+A_MEMORY: Mapping[str, Any] = {
+    "type": Path,
+    "metavar": "DIR",
+    "help": "a run's results, or their memory/ folder",
+}
+"""The argument of a command that names a memory; `memory_folder` tells which is meant."""
 
 
 def memory_folder(folder: Path) -> Path:
@@ -122,10 +131,10 @@ def begin_memory(
 ) -> WorldMemory:
     """The memory that a scene starts with: its image, or the panorama's views.
 
-    The image of a single view stands at the first camera of its path, or, without a path, at the
-    world's origin with assumed intrinsics. Depth that is not given is estimated: views of one
-    centre are made to agree, and all is brought to the unit of `paths`, the cameras to come that
-    are given in the scene's world.
+    The image of a single view stands at the first camera of its path, or, without a path in the
+    scene's world, at the world's origin with assumed intrinsics. Depth that is not given is
+    estimated: views of one centre are made to agree, and all is brought to the unit of `paths`, the
+    cameras to come that are given in the scene's world.
     """
     images, w2c, intrinsics = starting_views(scene)
     if known_depth is None:
@@ -186,7 +195,8 @@ def path_unit(
             continue
         pivot = np.linalg.inv(path[0]) @ np.array([0.0, 0.0, ahead, 1.0])
         seen = (w2c @ pivot)[:, :3]
-        straightness = seen[:, 2] / np.linalg.norm(seen, axis=1)
+        # A view that stands at the pivot itself looks nowhere.
+        straightness = seen[:, 2] / np.maximum(np.linalg.norm(seen, axis=1), 1e-9)
         view = int(np.argmax(straightness))
         if straightness[view] >= _STRAIGHT:
             factors.append(seen[view, 2] / middle_depth(depth[view]))

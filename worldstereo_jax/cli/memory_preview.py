@@ -6,7 +6,7 @@ from pathlib import Path
 from worldstereo_jax.cli.arguments import check_can_be_made, count
 from worldstereo_jax.cli.camera_paths import add_path_options, path_through_memory
 from worldstereo_jax.cli.console import Stages
-from worldstereo_jax.cli.memory_input import memory_folder, read_any_memory
+from worldstereo_jax.cli.memory_input import A_MEMORY, memory_folder, read_any_memory
 from worldstereo_jax.cli.run_record import rollout_of_run
 from worldstereo_jax.data.images import write_uint8_image
 from worldstereo_jax.errors import InputError
@@ -20,9 +20,7 @@ def add_preview(actions) -> None:
     """Add the command to the subparsers of `worldstereo memory`."""
     what = "show how much of a camera path the memory already knows, before a clip is made of it"
     parser = actions.add_parser("preview", help=what, description=what)
-    parser.add_argument(
-        "folder", type=Path, metavar="DIR", help="a run's results, or their memory/ folder"
-    )
+    parser.add_argument("folder", **A_MEMORY)
     parser.add_argument(
         "--camera",
         required=True,

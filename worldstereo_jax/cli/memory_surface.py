@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from worldstereo_jax.cli.arguments import check_can_be_made
-from worldstereo_jax.cli.memory_input import read_any_memory
+from worldstereo_jax.cli.memory_input import A_MEMORY, memory_folder, read_any_memory
 from worldstereo_jax.cli.outputs import write_surface
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.memory.entry_cloud import CERTAIN, surface_cloud
@@ -17,7 +17,7 @@ def add_surface(actions) -> None:
     """Add the command to the subparsers of `worldstereo memory`."""
     what = "write the surfaces that the entries make up as a PLY file of coloured points"
     parser = actions.add_parser("surface", help=what, description=what)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the memory/ folder of a run")
+    parser.add_argument("folder", **A_MEMORY)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .ply file")
     parser.add_argument(
         "--spacing",
@@ -46,7 +46,8 @@ def _write(options: argparse.Namespace) -> None:
     check_can_be_made(options.out, "--out")
     if not 0 <= options.least_confidence <= 1:
         raise InputError(f"--least-confidence {options.least_confidence} is not within 0 to 1")
-    entries = read_any_memory(options.folder, model_of_memory(options.folder)).entries
+    folder = memory_folder(options.folder)
+    entries = read_any_memory(folder, model_of_memory(folder)).entries
     cloud = surface_cloud(
         entries, spacing=options.spacing, least_confidence=options.least_confidence
     )

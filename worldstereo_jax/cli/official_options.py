@@ -7,6 +7,7 @@ from worldstereo_jax.cli.arguments import count
 from worldstereo_jax.errors import InputError
 
 _GROUP = "official models"
+_TEXTS = ("--prompt", "--negative-prompt", "--text-cache")
 
 
 def add_official_options(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +43,7 @@ def add_official_options(parser: argparse.ArgumentParser) -> None:
         "take none",
     )
     add("--guidance-scale", type=float, metavar="X", help="of the guidance (default 5)")
+    add("--prompt", metavar="TEXT", help="instead of the scene's own, which a bare image lacks")
     add("--negative-prompt", metavar="TEXT", help="instead of the checkpoint's own")
     add(
         "--renders",
@@ -81,7 +83,9 @@ def refuse_official_options(parser: argparse.ArgumentParser, options: argparse.N
     for group in parser._action_groups:
         for action in group._group_actions if group.title == _GROUP else ():
             if getattr(options, action.dest) is not None:
-                raise InputError(f"{action.option_strings[0]} is for an official model (--model)")
+                option = action.option_strings[0]
+                why = "; the small model reads no text" if option in _TEXTS else ""
+                raise InputError(f"{option} is for an official model (--model){why}")
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -31,7 +31,8 @@ from worldstereo_jax.sampling.official_rollout import OfficialClip
 from worldstereo_jax.sampling.rollout import Clip
 from worldstereo_jax.sampling.world import WorldMemory
 
-FRAMES_PER_SECOND = 6
+KEYFRAMES_PER_SECOND = 6
+"""Of clips whose frames are keyframes, slow enough to be looked at."""
 _COMPARED = 4  # frames beside the entries
 RUN_FILE = "run.json"
 _OF_A_CLIP = frozenset(
@@ -106,16 +107,22 @@ def _foreign_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name not in own)
 
 
-def write_clip(folder: Path, clip: Clip | OfficialClip, title: str) -> None:
+def write_clip(
+    folder: Path,
+    clip: Clip | OfficialClip,
+    title: str,
+    *,
+    frames_per_second: int = KEYFRAMES_PER_SECOND,
+) -> None:
     """video.mp4, render.mp4, render_mask.mp4, contact_sheet.png and cameras.json of one clip."""
     folder.mkdir(parents=True, exist_ok=True)
     video, depth = np.asarray(clip.video), np.asarray(clip.depth)
     render = np.asarray(clip.guidance.render_image)
     mask = np.asarray(clip.guidance.render_mask)[..., None]
-    write_video(folder / "video.mp4", video, frames_per_second=FRAMES_PER_SECOND)
-    write_video(folder / "render.mp4", render, frames_per_second=FRAMES_PER_SECOND)
-    write_mask_video(folder / "render_mask.mp4", mask, frames_per_second=FRAMES_PER_SECOND)
-    # The first render is the input image itself.
+    write_video(folder / "video.mp4", video, frames_per_second=frames_per_second)
+    write_video(folder / "render.mp4", render, frames_per_second=frames_per_second)
+    write_mask_video(folder / "render_mask.mp4", mask, frames_per_second=frames_per_second)
+    # The first render is the picture that the clip starts from.
     sheet = contact_sheet(render[0], render, mask, video, depth, title=title)
     write_uint8_image(folder / "contact_sheet.png", sheet)
     write_cameras_json(
@@ -142,7 +149,9 @@ def write_agreement(folder: Path, clip: Clip, told: EntryBank) -> float | None:
     video = clip.video[chosen]
     cameras = clip.cameras.w2c[chosen], clip.cameras.intrinsics[chosen]
     found = _compiled_agreement()(video, *cameras, told)
-    picture = agreement_picture(np.asarray(video), found, numbers=chosen.tolist())
+    picture = agreement_picture(
+        np.asarray(video), found, names=[f"frame {number}" for number in chosen]
+    )
     write_uint8_image(folder / "agreement.png", picture[..., :3])
     return float(found.mean()) if bool(found.compared.any()) else None
 

@@ -1,11 +1,13 @@
-"""What a command asks of jax before its first program: to be ready soon.
+"""What a command asks of its process: programs that are ready soon, and an end at once.
 
 A command runs each of its programs once or twice, so compiling is most of what a person waits for.
 Imported once jax has been; `main` calls it when the process is the command's own.
 """
 
+import contextlib
 import os
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -35,6 +37,18 @@ def ask_for_quick_start(environment: MutableMapping[str, str]) -> None:
     new = [flag for flag in quick_compiler_flags() if flag.split("=")[0] not in given]
     if new:
         environment["XLA_FLAGS"] = " ".join([given, *new]).strip()
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[Executor]:
+    """A thread for work beside the command's own; an error or Ctrl-C does not wait for it."""
+    executor = ThreadPoolExecutor(1)
+    try:
+        yield executor
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        raise
+    executor.shutdown()
 
 
 def _can_hold_files(folder: Path) -> bool:

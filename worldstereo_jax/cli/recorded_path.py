@@ -24,6 +24,7 @@ from worldstereo_jax.geometry.camera_formats import (
 )
 from worldstereo_jax.geometry.pivot import pivot_depth
 from worldstereo_jax.geometry.trajectories import DOLLY
+from worldstereo_jax.sampling.world import Cameras
 
 # Fewer points before a camera say too little of what it looks at.
 _FEWEST_POINTS = 8
@@ -140,14 +141,18 @@ def placed_at(
     return moved @ np.asarray(w2c, np.float64), change @ lens
 
 
-def with_lens_of(scene: AnyScene, path: object) -> AnyScene:
-    """A bare picture, whose lens is only assumed, with the lens of a recorded path's first camera.
+def begun_by(scene: AnyScene, path: object) -> AnyScene:
+    """A bare picture, whose camera is only assumed, taken to be what the path's first camera sees.
 
-    Any other scene, or path, leaves the scene as it is.
+    Of a recorded path it has the lens, of cameras in the scene's world also the place: they start
+    at the picture. Any other scene, or path, leaves the scene as it is.
     """
-    if not isinstance(path, RecordedPath) or path.lenses is None:
-        return scene
     if not isinstance(scene, SingleViewScene) or scene.w2c is not None:
+        return scene
+    if isinstance(path, Cameras):
+        w2c, intrinsics = np.asarray(path.w2c), np.asarray(path.intrinsics)
+        return dataclasses.replace(scene, w2c=w2c[:1], intrinsics=intrinsics[:1])
+    if not isinstance(path, RecordedPath) or path.lenses is None:
         return scene
     return dataclasses.replace(scene, intrinsics=path.lenses[:1].astype(np.float32))
 

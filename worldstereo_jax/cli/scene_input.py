@@ -11,6 +11,9 @@ from worldstereo_jax.errors import InputError
 
 AnyScene = SingleViewScene | PanoramaScene
 
+_LEAST_SIDE = 16
+# Proportions beyond this many times those of the nearest size are another picture when squeezed.
+_MOST_SQUEEZED = 2.0
 # Sizes (height, width) the small model runs at: 60 tokens or a few more, as it was trained with.
 SIZES = ((96, 160), (112, 144), (128, 128), (144, 112), (160, 96))
 
@@ -22,7 +25,24 @@ def read_working_scene(path: Path) -> tuple[AnyScene, tuple[int, int]]:
         InputError: naming the file or field that is missing or malformed.
     """
     own_size = image_size(read_scene(path))
+    _check_working(path, own_size)
     return read_scene(path, nearest_size(*own_size)), own_size
+
+
+def _check_working(path: Path, own_size: tuple[int, int]) -> None:
+    height, width = own_size
+    if min(height, width) < _LEAST_SIDE:
+        raise InputError(
+            f"{path}: its image is {width}x{height} pixels, and must be at least {_LEAST_SIDE} "
+            "wide and high"
+        )
+    size = nearest_size(height, width)
+    squeezed = (height / width) / (size[0] / size[1])
+    if max(squeezed, 1 / squeezed) > _MOST_SQUEEZED:
+        raise InputError(
+            f"{path}: its image of {width}x{height} pixels is too long for the model, which works "
+            f"at {size[1]}x{size[0]}; crop it"
+        )
 
 
 def image_size(scene: AnyScene) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from worldstereo_jax.array_types import Float, ndarray
 from worldstereo_jax.cli.arguments import ArgumentParser
-from worldstereo_jax.cli.memory_input import memory_folder, read_any_memory
+from worldstereo_jax.cli.memory_input import A_MEMORY, memory_folder, read_any_memory
 from worldstereo_jax.cli.outputs import RUN_FILE
 from worldstereo_jax.cli.run_record import read_record, rollout_of_run
 from worldstereo_jax.cli.viewer_memory import MemoryScene, Viewed
@@ -28,9 +28,7 @@ _PATH_FILE = Path("path.json")
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = ArgumentParser(prog="worldstereo view", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "folder", type=Path, metavar="DIR", help="a run's results, or their memory/ folder"
-    )
+    parser.add_argument("folder", **A_MEMORY)
     parser.add_argument(
         "--port",
         type=_port,

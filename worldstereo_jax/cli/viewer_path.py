@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.cli.arguments import check_can_be_made
-from worldstereo_jax.cli.outputs import FRAMES_PER_SECOND
+from worldstereo_jax.cli.outputs import KEYFRAMES_PER_SECOND
 from worldstereo_jax.cli.viewer_memory import MemoryScene, Viewed, stand_at
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.key_path import KeyPath, snap_to_view
@@ -181,7 +181,7 @@ class PathBuilder:
                 if not self._playing.is_set() or self._closed.is_set():
                     break
                 self.frame.value = min(number, self.frame.max)
-                time.sleep(1 / FRAMES_PER_SECOND)
+                time.sleep(1 / KEYFRAMES_PER_SECOND)
             self._playing.clear()
 
     def _preview(self, _: typing.Any) -> None:

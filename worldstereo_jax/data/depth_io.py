@@ -4,7 +4,6 @@ In memory a depth map is float32 [h, w], the camera's z in world units, 0 where 
 """
 
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from worldstereo_jax.array_types import Float, ndarray
 from worldstereo_jax.data.images import open_image
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.files import DAMAGED_ARRAYS
 
 _MILLIMETRE = 0.001
 
@@ -76,7 +76,7 @@ def _from_array(path: Path) -> Float[ndarray, "h w"]:
             array = content
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARRAYS as error:
         raise InputError(f"{path} cannot be read as a numpy array.") from error
     if array.dtype.kind not in "iuf":
         raise InputError(f"{path} must hold numbers, not values of type {array.dtype}.")

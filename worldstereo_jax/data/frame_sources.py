@@ -5,7 +5,6 @@ found when they are read, not before: a data set's folders would take too long.
 """
 
 import dataclasses
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -17,6 +16,7 @@ from worldstereo_jax.data.depth_io import read_depth
 from worldstereo_jax.data.images import read_image
 from worldstereo_jax.data.video_io import read_video_frames, read_video_times
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.files import DAMAGED_ARRAYS
 
 
 @runtime_checkable
@@ -168,7 +168,7 @@ def _read_stack(file: Path) -> ndarray:
         with np.load(file) as content:
             name = "depth" if "depth" in content.files else content.files[0]
             depth = content[name]
-    except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARRAYS as error:
         raise InputError(f"{file} cannot be read as a numpy archive with 'depth'.") from error
     if depth.dtype.kind not in "iuf":
         raise InputError(f"{file}: 'depth' must hold numbers, not values of type {depth.dtype}.")

@@ -13,7 +13,6 @@ another under all of them; what differs is which reference tokens a target token
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from pallas_kernels import (
@@ -27,8 +26,7 @@ from pallas_kernels import (
     pack_partial_tiles,
     pack_soft_tiles,
 )
-from worldstereo_jax.array_types import Array, Int
-from worldstereo_jax.memory.masks import reference_block_mask
+from worldstereo_jax.memory.masks import best_reference, reference_block_mask
 from worldstereo_jax.models.worldstereo import StreamOrder
 from worldstereo_jax.sampling.conditions import Conditions
 from worldstereo_jax.sampling.reading import READING, Reading
@@ -76,26 +74,12 @@ def every_reference(sides: Sides, tile: int = 128) -> BlockMask:
     return dense_pattern(tokens, tokens, tile_q=tile, tile_k=tile)
 
 
-def best_reference(sides: Sides) -> Int[Array, "b f"]:
-    """Of every target frame the reference that shows most of its tokens; -1 where none shows any.
-
-    The first of several that show as many.
-    """
-    target = sides.target
-    view = jnp.arange(sides.references)
-    words = target.visibility[..., view // 32]
-    shown = (words >> (view % 32).astype(jnp.uint32)[None, None]) & 1
-    shown = shown.astype(jnp.float32) * target.valid[..., None]
-    frame = jax.nn.one_hot(target.frame, sides.frames)
-    count = jnp.einsum("btf,btr->bfr", frame, shown)
-    return jnp.where(count.max(-1) > 0, jnp.argmax(count, -1), -1).astype(jnp.int32)
-
-
 def frame_pairs(sides: Sides, tile: int = 128) -> BlockMask:
     """Each frame of the target and its `best_reference` see each other; references, themselves."""
     views, frames = sides.references, sides.frames
+    best = best_reference(sides.target, references=views, frames=frames)
     b = sides.target.valid.shape[0]
-    paired = best_reference(sides)[:, :, None] == jnp.arange(views)[None, None]
+    paired = best[:, :, None] == jnp.arange(views)[None, None]
     own = jnp.broadcast_to(jnp.eye(views, dtype=bool)[None], (b, views, views))
     table = jnp.concatenate(
         [

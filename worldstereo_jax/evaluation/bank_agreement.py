@@ -127,7 +127,7 @@ def agreement_picture(
     found: ClipAgreement,
     *,
     most: int = 4,
-    numbers: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
 ) -> UInt8[ndarray, "height width 4"]:
     """Frames, the bank from their cameras, and the difference as a map; colours with alpha.
 
@@ -135,24 +135,27 @@ def agreement_picture(
         video: as in `clip_agreement`; at least one frame.
         found: of that clip.
         most: frames drawn, evenly chosen.
-        numbers: what the frames are called, one each; 0, 1, 2 ... when None.
+        names: what the frames are called, one each; "frame 0", "frame 1" ... when None.
     """
     chosen = np.unique(np.linspace(0, len(video) - 1, min(most, len(video))).astype(int))
     figure = Figure(figsize=(11, 2.4 * len(chosen) + 0.6), facecolor="#faf9f6")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(len(chosen), 3, squeeze=False)
+    # The bar has a column of its own, so that the three pictures are of one size.
+    axes = figure.subplots(
+        len(chosen), 4, squeeze=False, gridspec_kw={"width_ratios": (1, 1, 1, 0.04)}
+    )
     for row, frame in zip(axes, chosen, strict=True):
         compared = np.asarray(found.compared[frame])
         away = np.where(compared, np.asarray(found.difference[frame]), np.nan)
         row[0].imshow(to_uint8(np.asarray(video[frame])))
         row[1].imshow(to_uint8(np.asarray(found.drawn[frame])))
         shown = row[2].imshow(away, cmap="magma", vmin=0.0, vmax=0.5)
-        figure.colorbar(shown, ax=row[2], fraction=0.04)
+        figure.colorbar(shown, cax=row[3])
         mean = np.nanmean(away) if compared.any() else np.nan
-        called = frame if numbers is None else numbers[frame]
-        names = (f"frame {called}", "the bank from there", f"difference, mean {mean:.3f}")
-        for axis, name in zip(row, names, strict=True):
-            axis.set_title(name, fontsize=9, loc="left")
+        called = f"frame {frame}" if names is None else names[frame]
+        titles = (called, "the bank from there", f"difference, mean {mean:.3f}")
+        for axis, title in zip(row[:3], titles, strict=True):
+            axis.set_title(title, fontsize=9, loc="left")
             axis.set_axis_off()
     figure.tight_layout()
     canvas.draw()

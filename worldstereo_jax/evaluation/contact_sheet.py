@@ -1,4 +1,4 @@
-"""The contact sheet: input, renders, hole masks, result and depth of a clip in one picture."""
+"""The contact sheet: start, renders, hole masks, result and depth of a clip in one picture."""
 
 import matplotlib
 import numpy as np
@@ -32,8 +32,8 @@ def contact_sheet(
     """A picture, 0..255, that shows how a clip came about.
 
     Over `columns` evenly chosen frames (first and last included) stand, above, the memory's renders
-    and their hole masks (holes coloured) beside the input image; below, the result and its depth
-    beside the last frame of the result.
+    and their hole masks (holes coloured) beside the picture the clip starts from; below, the result
+    and its depth beside the last frame of the result.
 
     image, renders, result: colours in [-1, 1]. masks: 1 = hole. depth: camera z in world units, 0
     where unknown (drawn as paper); its row is left out when None. title: a line on top, wrapped
@@ -49,7 +49,7 @@ def contact_sheet(
     if depth is not None:
         output.append(Row("depth", colour_depth(depth)[chosen]))
     sections = [
-        Section(memory, Panel("input", to_uint8(image))),
+        Section(memory, Panel("start", to_uint8(image))),
         Section(output, Panel(f"result, frame {len(clip) - 1}", clip[-1])),
     ]
     return lay_out(sections, [f"frame {i}" for i in chosen], title)

@@ -1,7 +1,6 @@
 """Files of recorded inputs and outputs, read so that nothing in them goes unnoticed."""
 
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from worldstereo_jax.array_types import Array, Float, Shaped, ndarray
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.files import DAMAGED_ARRAYS
 
 
 class GoldenArrays(Mapping[str, np.ndarray]):
@@ -72,7 +72,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except DAMAGED_ARRAYS as error:
         raise InputError(f"{path}: not a readable npz file ({error})") from error
 
 

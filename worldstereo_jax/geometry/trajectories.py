@@ -125,6 +125,8 @@ def make_path(
 ) -> Float[Array, "f 4 4"]:
     """World-to-camera matrices [frames, 4, 4] of a named path; the first is the identity.
 
+    For plain Python: none of its arguments can be traced.
+
     name: one of `PATHS`. orbit swings right and left about the pivot; dolly moves ahead; pan turns
         right on the spot; spiral circles outwards while moving ahead; up, left and right arc about
         the pivot; loop returns to its start; spline passes through `keyframes`.

@@ -54,6 +54,20 @@ def resolve(
     return folder
 
 
+def commit_of(source: str | os.PathLike[str], folder: Path) -> str | None:
+    """The commit that `resolve` brought a hub id's folder from; None for a folder of this machine.
+
+    Args:
+        source: as it was given to `resolve`.
+        folder: what that returned.
+    """
+    if Path(source).is_dir():
+        return None
+    # <cache>/models--<owner>--<name>/snapshots/<commit>/<folders of the id>
+    inside = len(str(source).split("/")) - 2
+    return folder.parts[len(folder.parts) - 1 - inside]
+
+
 def _download(repository: str, revision: str | None, patterns: list[str]) -> Path:
     """The folder in the hub's cache with the files of a repository that match."""
     from huggingface_hub import HfApi, snapshot_download

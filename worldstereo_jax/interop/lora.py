@@ -23,6 +23,10 @@ _UNKNOWN = ("alpha_pattern", "use_rslora", "use_dora", "lora_bias")
 """Settings of PEFT that change what an adapter computes, and that nothing here does."""
 
 
+_PIECE = 1 << 22
+"""Elements of a weight that are merged at a time."""
+
+
 class Factors(typing.NamedTuple):
     """An adapter of one weight W [out, in]: scale x up x down is added to it.
 
@@ -167,14 +171,25 @@ class MergedSource(TensorSource):
         """The file that holds the weight itself."""
         return self._source.path(name)
 
+    def host_bytes(self, name: str) -> int:
+        """Host memory that reading a tensor takes: with an adapter, it stands twice."""
+        size = self._source.host_bytes(name)
+        return size + self.info(name).nbytes if name in self._adapter else size
+
     def __getitem__(self, name: str) -> np.ndarray:
         """Read one tensor, merged."""
         weight = self._source[name]
         if name not in self._adapter or not self._scale:
             return weight
         down, up, scale = self._adapter[name]
-        delta = up @ down * np.float32(self._scale * scale)
-        return (weight.astype(np.float32) + delta).astype(weight.dtype)
+        up *= np.float32(self._scale * scale)
+        merged = np.empty_like(weight)
+        # Some rows at a time: the whole weight in float32 would take several times its memory.
+        rows = max(1, _PIECE // weight.shape[1])
+        for start in range(0, len(weight), rows):
+            piece = slice(start, start + rows)
+            merged[piece] = weight[piece].astype(np.float32) + up[piece] @ down
+        return merged
 
     def __contains__(self, name: object) -> bool:
         return name in self._source

@@ -16,9 +16,22 @@ from worldstereo_jax.models.worldstereo import WorldStereo, smallest_inputs
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+_PATCHES = "patch_embedding.weight"
+_FFN = "blocks.0.ffn.net.0.proj.weight"
+_TIME = "condition_embedder.time_embedder.linear_1.weight"
+_TEXT = "condition_embedder.text_embedder.linear_1.weight"
+_IMAGE = "condition_embedder.image_embedder.norm1.weight"
+_OUT = "proj_out.weight"
+_IMAGE_KEYS = "blocks.0.attn2.add_k_proj.weight"
+
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of all parameters of `WorldStereo(config)` by path; nothing is allocated."""
+    return dict(_parameter_shapes(config))
+
+
+@functools.lru_cache(maxsize=16)
+def _parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     inputs = jax.eval_shape(lambda: smallest_inputs(config))
     key = jax.eval_shape(lambda: jax.random.key(0))
     tree = jax.eval_shape(lambda key, inputs: WorldStereo(config).init(key, **inputs), key, inputs)
@@ -168,6 +181,18 @@ def module_table(
     return places(shapes, rules), shapes
 
 
+def shows_sizes(shapes: Shapes) -> bool:
+    """Whether tensors under official names show every size of a backbone, for `infer_config`.
+
+    A checkpoint that was trained in part lacks what was frozen, often whole layers' parts; its
+    sizes are those of its base model.
+    """
+    needed = {_PATCHES, _FFN, _TIME, _TEXT, _OUT}
+    if _IMAGE_KEYS in shapes:
+        needed.add(_IMAGE)
+    return needed <= set(shapes)
+
+
 def infer_config(
     shapes: Shapes,
     *,
@@ -205,20 +230,20 @@ def infer_config(
             )
         return found
 
-    width, in_channels, *patch = shape("patch_embedding.weight", 5)
+    width, in_channels, *patch = shape(_PATCHES, 5)
     _agree(source, "patch_size", tuple(patch), patch_size)
-    ffn_width, _ = shape("blocks.0.ffn.net.0.proj.weight", 2)
-    _, freq_dim = shape("condition_embedder.time_embedder.linear_1.weight", 2)
-    _, text_dim = shape("condition_embedder.text_embedder.linear_1.weight", 2)
-    out_size, _ = shape("proj_out.weight", 2)
+    ffn_width, _ = shape(_FFN, 2)
+    _, freq_dim = shape(_TIME, 2)
+    _, text_dim = shape(_TEXT, 2)
+    out_size, _ = shape(_OUT, 2)
     if not out_size or out_size % int(np.prod(patch)):
         raise InputError(
             f"{source}: tensor proj_out.weight has {out_size} rows, expected a multiple of the "
             f"{int(np.prod(patch))} pixels of a patch"
         )
     image_width = None
-    if "condition_embedder.image_embedder.norm1.weight" in shapes:
-        (image_width,) = shape("condition_embedder.image_embedder.norm1.weight", 1)
+    if _IMAGE in shapes:
+        (image_width,) = shape(_IMAGE, 1)
     camera_width = None
     if "camera_embedding.0.weight" in shapes:
         _, camera_width = shape("camera_embedding.0.weight", 2)

@@ -7,7 +7,7 @@ said before gigabytes move. `load_official` then streams the weights of the chos
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -19,9 +19,12 @@ from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.component_configs import Scheduler, read_component_config
 from worldstereo_jax.interop.hub import resolve
+from worldstereo_jax.interop.identity import encoder_identity
 from worldstereo_jax.interop.model_configs import WorldStereoSettings
+from worldstereo_jax.interop.official import parameter_shapes
 from worldstereo_jax.interop.pretrained import (
     Component,
+    component_shapes,
     from_pretrained,
     load_component,
     load_scheduler,
@@ -32,7 +35,13 @@ from worldstereo_jax.interop.text_cache import Encode, TextCache, make_text_enco
 from worldstereo_jax.models.clip_vision import CLIPVisionConfig
 from worldstereo_jax.models.depth_anything import DepthAnythingConfig
 from worldstereo_jax.models.dinov2 import Dinov2Config
-from worldstereo_jax.models.placement import Placement, one_device, tensor_parallel
+from worldstereo_jax.models.placement import (
+    Placement,
+    bytes_per_device,
+    one_device,
+    tensor_parallel,
+)
+from worldstereo_jax.models.quantised import quantised_paths
 from worldstereo_jax.models.umt5 import UMT5Config
 from worldstereo_jax.models.wan_vae import WanVAEConfig
 from worldstereo_jax.sampling.official_world import (
@@ -243,6 +252,41 @@ def load_official(
     return dataclasses.replace(around, denoiser=denoiser.params)
 
 
+def device_bytes(
+    files: OfficialFiles,
+    *,
+    dtype: DTypeLike = "bfloat16",
+    weights: str | None = None,
+    mesh: Mesh | None = None,
+) -> dict[str, int]:
+    """Bytes that each device will hold of each network's parameters, from headers and configs.
+
+    The text encoder's are among them, though `text_states` lets it go before the others come. What
+    computing takes comes on top.
+
+    Args: as in `load_official`, and of the text encoder as in `text_states`.
+
+    Raises:
+        InputError: for weights in 8 bits without the quantise extra.
+    """
+    size, shapes = jnp.dtype(dtype).itemsize, parameter_shapes(files.denoiser)
+    small = set() if weights is None else quantised_paths(files.denoiser, weights)
+    quantised = {path: shape for path, shape in shapes.items() if path in small}
+    others = {path: shape for path, shape in shapes.items() if path not in small}
+    found = {
+        "transformer": bytes_per_device(others, size, _split(mesh))
+        + bytes_per_device(quantised, 1, _split(mesh))
+    }
+    for kind, placement, item in (
+        ("text_encoder", _split(mesh), size),
+        *((kind, _whole(mesh), 4) for kind in ("vae", "image_encoder", "dinov2", "depth")),
+    ):
+        config = getattr(files, kind)
+        if config is not None:
+            found[kind] = bytes_per_device(component_shapes(config, kind), item, placement)
+    return found
+
+
 def load_encoders(
     files: OfficialFiles, *, mesh: Mesh | None = None, progress: bool = True
 ) -> OfficialParams:
@@ -299,6 +343,24 @@ def text_states(
     return open_text_cache(files, cache, dtype=dtype, mesh=mesh, progress=progress)(prompts)
 
 
+def needs_text_encoder(
+    files: OfficialFiles,
+    prompts: Sequence[str],
+    *,
+    dtype: DTypeLike = "bfloat16",
+    cache: PathOrId | None = None,
+) -> bool:
+    """Whether `text_states` has to load the encoder.
+
+    Args as there.
+    """
+    return cache is None or bool(_text_cache(files, cache, dtype, _no_encoder).missing(prompts))
+
+
+def _no_encoder() -> Encode:
+    raise AssertionError("looking into the cache made the encoder")
+
+
 def open_text_cache(
     files: OfficialFiles,
     cache: PathOrId,
@@ -311,10 +373,8 @@ def open_text_cache(
 
     Args as there.
     """
-    states = TextCache(
-        cache,
-        f"{files.base} {dtype}",
-        lambda: _make_encode(files, dtype, cache, mesh, progress),
+    states = _text_cache(
+        files, cache, dtype, lambda: _make_encode(files, dtype, cache, mesh, progress)
     )
 
     def encode(prompts: Sequence[str]) -> Float[Array, "n l ct"]:
@@ -327,6 +387,13 @@ def open_text_cache(
         return found
 
     return encode
+
+
+def _text_cache(
+    files: OfficialFiles, cache: PathOrId, dtype: DTypeLike, make_encode: Callable[[], Encode]
+) -> TextCache:
+    encoder = None if files.text_encoder is None else encoder_identity(files.base)
+    return TextCache(cache, encoder, jnp.dtype(dtype).name, make_encode)
 
 
 def _make_encode(

@@ -31,7 +31,12 @@ from worldstereo_jax.interop.model_configs import (
     wan_config,
     worldstereo_settings,
 )
-from worldstereo_jax.interop.official import infer_config, model_places, parameter_shapes
+from worldstereo_jax.interop.official import (
+    infer_config,
+    model_places,
+    parameter_shapes,
+    shows_sizes,
+)
 from worldstereo_jax.interop.official_config import read_json
 from worldstereo_jax.interop.streaming import stream_params
 from worldstereo_jax.interop.tensor_source import LaidOver, TensorSource, open_weights
@@ -84,7 +89,7 @@ def from_pretrained(
     placement: Placement = one_device,
     lora: str | os.PathLike[str] | None = None,
     lora_scale: float = 1.0,
-    threads: int = 4,
+    threads: int | None = None,
     progress: bool = True,
     **choices: typing.Any,
 ) -> Component:
@@ -102,7 +107,7 @@ def from_pretrained(
         placement: device layout, for instance `placement.tensor_parallel(mesh, "model")`.
         lora: a low-rank adapter in the diffusers format to merge.
         lora_scale: its strength.
-        threads: tensors read at a time.
+        threads: tensors read at a time; see `streaming.stream_params`.
         progress: show a bar.
         **choices: further fields of `ModelConfig` (remat, attention_pattern ...).
 
@@ -117,7 +122,7 @@ def from_pretrained(
     loaded = stream_params(
         sources, model_places(config), parameter_shapes(config), dtype=dtype, placement=placement,
         keep=None if weights is None else quantiser(config, weights), threads=threads,
-        progress=progress,
+        progress=progress, label="transformer",
     )  # fmt: skip
     added = slot_tensors(config)
     return Component(config, loaded.params, loaded.unused, loaded.overlaid, settings, added)
@@ -187,7 +192,7 @@ def load_component(
     *,
     dtype: DTypeLike | None = None,
     placement: Placement = one_device,
-    threads: int = 4,
+    threads: int | None = None,
     progress: bool = True,
 ) -> Component:
     """One of the networks around the transformer.
@@ -199,7 +204,7 @@ def load_component(
         dtype: of the parameters on the devices and of the matrix products, None for the files'
             own and float32.
         placement: device layout.
-        threads: tensors read at a time.
+        threads: tensors read at a time; see `streaming.stream_params`.
         progress: show a bar.
 
     Raises:
@@ -215,9 +220,14 @@ def load_component(
     table = _TABLES[kind](config)
     loaded = stream_params(
         [open_weights(folder)], table.places, table.shapes, dtype=dtype, placement=placement,
-        threads=threads, progress=progress,
+        threads=threads, progress=progress, label=kind.replace("_", " "),
     )  # fmt: skip
     return Component(config, loaded.params, loaded.unused, loaded.overlaid)
+
+
+def component_shapes(config: typing.Any, kind: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a component's parameters by path, from its config; kinds as `load_component`."""
+    return _TABLES[kind](config).shapes
 
 
 def _compute_dtype(dtype: DTypeLike | None) -> str:
@@ -247,7 +257,7 @@ def _complete_config(
     weights: TensorSource, settings: WorldStereoSettings, source: str
 ) -> ModelConfig | None:
     """The model's sizes when the checkpoint has every tensor itself, else None."""
-    if "patch_embedding.weight" not in weights or "proj_out.weight" not in weights:
+    if not shows_sizes(weights.shapes):
         return None
     config = _infer(weights, settings, source)
     return config if all(name in weights for name in model_places(config)) else None

@@ -6,6 +6,7 @@ are written one by one into an array that is made on the devices.
 """
 
 import functools
+import os
 import threading
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,10 @@ HOST_BYTES = 1 << 30
 """What all tensors under way may take on the host, unless one alone takes more."""
 
 
+_THREADS = 4, 16
+"""Fewest and most tensors read at the same time: disks want several requests, hosts are shared."""
+
+
 class Loaded(typing.NamedTuple):
     """Parameters on the devices, and what became of the rest.
 
@@ -55,9 +60,10 @@ def stream_params(
     dtype: DTypeLike | None = None,
     placement: Placement = one_device,
     keep: Keep | None = None,
-    threads: int = 4,
+    threads: int | None = None,
     host_bytes: int = HOST_BYTES,
     progress: bool = False,
+    label: str = "weights",
 ) -> Loaded:
     """Load a model's parameters.
 
@@ -71,9 +77,11 @@ def stream_params(
         keep: brings each array on the devices into the form in which it is kept, for instance
             `quantised.quantiser`; one at a time, so that no other array stands in full. None
             keeps the arrays.
-        threads: tensors read at the same time, from any of the files.
+        threads: tensors read at the same time, from any of the files; None for as many as there
+            are processors, within `_THREADS`.
         host_bytes: limit of host memory for tensors under way.
-        progress: show a bar on standard error.
+        progress: show a bar on standard error, wiped at the end where it stands below another.
+        label: what the bar calls the weights.
 
     Raises:
         InputError: for a missing, unknown or misshapen tensor, by name and file, before anything
@@ -84,24 +92,24 @@ def stream_params(
     budget = _ByteBudget(host_bytes)
     total = sum(source.info(name).nbytes for name, source in chosen.items())
     bar = tqdm(
-        total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="weights",
-        disable=not progress,
+        total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=label,
+        disable=not progress, leave=None,
     )  # fmt: skip
 
     def load(name: str) -> None:
         source, place = chosen[name], places[name]
         info = source.info(name)
         kind = _type_on_device(info.dtype, dtype)
-        size = int(np.prod(info.shape, dtype=np.int64))
-        # As read, and once more in our layout and type.
-        with budget.taken(info.nbytes + size * kind.itemsize):
-            value = np.ascontiguousarray(place.layout.to_ours(source[name]).astype(kind))
-            arrays.put(place, value)
+        size = int(np.prod(info.shape, dtype=np.int64)) * kind.itemsize
+        # As read and in another type; then in that type and as jax hands it to the devices.
+        with budget.taken(max(source.host_bytes(name), info.nbytes + size, 2 * size)):
+            # A view in our layout: jax reorders it on its way to the devices, faster than numpy.
+            arrays.put(place, place.layout.to_ours(source[name].astype(kind, copy=False)))
         bar.update(info.nbytes)
 
     # In the order of the files, so that each is read from front to back.
     order = sorted(chosen, key=lambda name: (str(chosen[name].path(name)), _start(chosen, name)))
-    with bar, ThreadPoolExecutor(threads) as pool:
+    with bar, ThreadPoolExecutor(threads or _processors()) as pool:
         # The first fault ends the loading: what has not begun is dropped.
         futures = [pool.submit(load, name) for name in order]
         try:
@@ -145,6 +153,14 @@ def _choose(
             "base model supplies it"
         )
     return chosen, unused, overlaid
+
+
+def _processors() -> int:
+    """Processors that this process may use, within `_THREADS`."""
+    known = getattr(os, "sched_getaffinity", None)
+    count = len(known(0)) if known else os.cpu_count() or 1
+    fewest, most = _THREADS
+    return min(max(count, fewest), most)
 
 
 def _start(chosen: Mapping[str, TensorSource], name: str) -> int:

@@ -49,6 +49,10 @@ class TensorSource(Mapping):
         """The file that holds a tensor."""
         return self._file_of[name].path
 
+    def host_bytes(self, name: str) -> int:
+        """Host memory that reading a tensor takes, itself included."""
+        return self.info(name).nbytes
+
     def __getitem__(self, name: str) -> np.ndarray:
         """Read one tensor."""
         return self._file_of[name][name]
@@ -81,6 +85,10 @@ class LaidOver(TensorSource):
     def path(self, name: str) -> Path:
         """The file that holds a tensor."""
         return self._source_of[name].path(name)
+
+    def host_bytes(self, name: str) -> int:
+        """Host memory that reading a tensor takes, itself included."""
+        return self._source_of[name].host_bytes(name)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Read one tensor."""

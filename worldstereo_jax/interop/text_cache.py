@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.array_types import Array, Float, PyTree
+from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.safetensors_io import SafetensorsFile, write_safetensors
 from worldstereo_jax.interop.tokenizer import PROMPT_TOKENS, Tokenizer, clean_prompt
 from worldstereo_jax.models.umt5 import UMT5Config, UMT5Encoder, zero_past_prompt
@@ -51,34 +52,77 @@ class TextCache:
 
     Args:
         folder: where they are kept; made when it is missing.
-        model: names the encoder; states of one are never taken for another's.
+        encoder: names the encoder by its content (`identity.encoder_identity`); states of one are
+            never taken for another's. None for a model that has no encoder at hand: it takes the
+            states of the one encoder that wrote all prompts asked for.
+        dtype: that the encoder computes in; states of one are not another's.
         make_encode: called only when a prompt is not there, and at most once.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], model: str, make_encode: Callable[[], Encode]
+        self,
+        folder: str | os.PathLike[str],
+        encoder: str | None,
+        dtype: str,
+        make_encode: Callable[[], Encode],
     ) -> None:
         self._folder = Path(folder)
-        self._model = model
+        self._kind = None if encoder is None else _short_hash(f"{encoder} {dtype}")
+        self._dtype = dtype
         self._make_encode = make_encode
         self._encode: Encode | None = None
+
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts whose states are not there, each once.
+
+        Raises:
+            InputError: when no encoder is named and those of several have written these prompts.
+        """
+        distinct = list(dict.fromkeys(prompts))
+        if self._kind is None:
+            self._kind = self._only_kind(distinct)
+        if self._kind is None:
+            return distinct
+        return [text for text in distinct if not self._path(text, self._kind).exists()]
 
     def __call__(self, prompts: Sequence[str]) -> Float[Array, "b l c"]:
         """Hidden states of prompts, float32, in their order.
 
         Raises:
-            InputError: for a damaged file of the cache, which it names.
+            InputError: for a damaged file of the cache, which it names; and as `missing` does.
         """
-        missing = [text for text in dict.fromkeys(prompts) if not self._path(text).exists()]
+        missing = self.missing(prompts)
         if missing:
             self._encode = self._encode or self._make_encode()
+            if self._kind is None:
+                return self._encode(prompts)
             for text, hidden in zip(missing, self._encode(missing), strict=True):
-                write_safetensors(self._path(text), {"hidden": np.asarray(hidden)})
-        return jnp.stack([jnp.asarray(self._read(text)) for text in prompts])
+                write_safetensors(self._path(text, self._kind), {"hidden": np.asarray(hidden)})
+        assert self._kind is not None
+        paths = [self._path(text, self._kind) for text in prompts]
+        return jnp.stack([jnp.asarray(SafetensorsFile(path)["hidden"]) for path in paths])
 
-    def _path(self, text: str) -> Path:
-        key = f"{self._model}\n{clean_prompt(text)}".encode()
-        return self._folder / f"{hashlib.sha256(key).hexdigest()[:32]}.safetensors"
+    def _path(self, text: str, kind: str) -> Path:
+        return self._folder / f"{self._start(text)}{kind}.safetensors"
 
-    def _read(self, text: str) -> np.ndarray:
-        return SafetensorsFile(self._path(text))["hidden"]
+    def _start(self, text: str) -> str:
+        return f"{_short_hash(clean_prompt(text))}-{self._dtype}-"
+
+    def _only_kind(self, prompts: Sequence[str]) -> str | None:
+        """The encoder that has written all of the prompts; None when there is none."""
+        found: set[str] | None = None
+        for text in prompts:
+            start = self._start(text)
+            kinds = {path.stem[len(start) :] for path in self._folder.glob(f"{start}*.safetensors")}
+            found = kinds if found is None else found & kinds
+        if found is not None and len(found) > 1:
+            raise InputError(
+                f"{self._folder}: holds states of these prompts by {len(found)} text encoders, and "
+                "the base model has none that would tell which are its own; keep those of one in a "
+                "folder"
+            )
+        return next(iter(found)) if found else None
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

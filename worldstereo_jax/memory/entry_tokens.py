@@ -205,17 +205,20 @@ def entry_block_mask(
     strength: Float[Array, "..."] | float | None = None,
     tile: int = 128,
 ) -> BlockMask:
-    """The correspondence pattern of target tokens by entries (rows S14, S15, S17).
+    """The correspondence pattern of target tokens by entries (rows S14, S15, S17, S19).
 
-    A token sees the entries in its field whose normals agree with its own and which its frame
-    does not hide. Entries belong to no view, so none of them hides the token.
+    A token sees the entries in its field, and those in whose field it lies, whose normals agree
+    with its own and which its frame does not hide: an entry of uncertain place is found from
+    further away. Entries belong to no view, so none of them hides the token.
 
     Args:
         entries, target: with a leading batch axis, each in the order of its tokens.
-        rule: what counts as the same place.
+        rule: what counts as the same place; by default the wider field of the two decides.
         strength: None for the hard mask, else that of the soft constraint.
         tile: tokens of either side per tile.
     """
+    if rule is None:
+        rule = CorrespondenceRule(field="either")
     everywhere = jnp.full_like(target.visibility, jnp.uint32(0xFFFFFFFF))
     return from_geometry(
         dataclasses.replace(target, visibility=everywhere),

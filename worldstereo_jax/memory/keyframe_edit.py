@@ -168,10 +168,14 @@ def merge_keyframes(
     """
     sizes = [x.stereo.images.shape[1:3] for x in (left, right)]
     widths = [x.entries.config.widths for x in (left, right)]
-    if sizes[0] != sizes[1] or widths[0] != widths[1]:
+    if sizes[0] != sizes[1]:
+        one, two = (f"{height}x{width}" for height, width in sizes)
         raise InputError(
-            f"memories of {sizes[0]} and {sizes[1]} pixels with pyramids of {widths[0]} and "
-            f"{widths[1]} channels cannot be merged"
+            f"views of {one} and of {two} pixels (height x width) cannot be merged into one memory"
+        )
+    if widths[0] != widths[1]:
+        raise InputError(
+            f"entries with pyramids of {widths[0]} and of {widths[1]} channels cannot be merged"
         )
     one, other = left.stereo, right.stereo
     scale = jax.vmap(scene_scale)(other.depth)

@@ -16,9 +16,10 @@ from pallas_kernels import (
     CorrespondenceRule,
     TokenGeometry,
     ellipse_metric,
+    frame_pattern,
     joint_correspondence,
 )
-from worldstereo_jax.array_types import Array, Bool, Float, UInt32
+from worldstereo_jax.array_types import Array, Bool, Float, Int, UInt32
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import camera_centers, pixel_grid, project, unproject
 from worldstereo_jax.geometry.points import normals_from_depth, valid_depth
@@ -266,7 +267,7 @@ def reference_block_mask(
     """The correspondence pattern over the joint tokens [references ; target] (row S20).
 
     Target tokens without geometry, or whose surface no reference shows, see the target alone
-    (row S17).
+    (row S17; `reference_or_frame_mask` gives them a whole reference instead).
 
     Args:
         reference, target: with a leading batch axis, each in the order of its tokens.
@@ -277,6 +278,59 @@ def reference_block_mask(
     return joint_correspondence(
         reference, target, rule=rule, strength=strength, tile_q=tile, tile_k=tile
     )
+
+
+def reference_or_frame_mask(
+    reference: TokenGeometry,
+    target: TokenGeometry,
+    *,
+    references: int,
+    frames: int,
+    rule: CorrespondenceRule | None = None,
+    tile: int = 128,
+) -> BlockMask:
+    """`reference_block_mask`, hard, in which no target token is left alone (row S17, the switch).
+
+    Target tokens without geometry, or whose surface no reference shows, see all of the reference
+    that shows most of their frame, and it sees them; those of frames of which none shows anything
+    see the target alone.
+
+    Args:
+        reference, target: with a leading batch axis, each in the order of its tokens.
+        references, frames: how many views either side has.
+        rule: what counts as the same place.
+        tile: tokens of either side per tile.
+    """
+    mask = reference_block_mask(reference, target, rule=rule, tile=tile)
+    alone = ~target.valid | (target.visibility == 0).all(-1)
+    best = best_reference(target, references=references, frames=frames)
+    paired = best[:, :, None] == jnp.arange(references)[None, None]
+    # References, then the frames' lonely tokens; all other tokens are left to the mask.
+    b = alone.shape[0]
+    table = jnp.zeros((b, references + frames + 1, references + frames + 1), bool)
+    table = table.at[:, references:-1, :references].set(paired)
+    table = table.at[:, :references, references:-1].set(jnp.swapaxes(paired, 1, 2))
+    group = jnp.concatenate(
+        [reference.frame, jnp.where(alone, references + target.frame, references + frames)], axis=1
+    )
+    return mask | frame_pattern(group, group, table, tile_q=tile, tile_k=tile)
+
+
+def best_reference(target: TokenGeometry, *, references: int, frames: int) -> Int[Array, "b f"]:
+    """Of every target frame the reference that shows most of its tokens; -1 where none shows any.
+
+    The first of several that show as many.
+
+    Args:
+        target: with a leading batch axis.
+        references, frames: how many views either side has.
+    """
+    view = jnp.arange(references)
+    words = target.visibility[..., view // 32]
+    shown = (words >> (view % 32).astype(jnp.uint32)[None, None]) & 1
+    shown = shown.astype(jnp.float32) * target.valid[..., None]
+    count = jnp.einsum("btf,btr->bfr", jax.nn.one_hot(target.frame, frames), shown)
+    return jnp.where(count.max(-1) > 0, jnp.argmax(count, -1), -1).astype(jnp.int32)
 
 
 def _by_token(pixels: Float[Array, "f h w c"]) -> Float[Array, "f t p c"]:

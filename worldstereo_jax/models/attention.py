@@ -43,6 +43,7 @@ def joint_attention(
     key_valid: Bool[Array, "b n"] | None,
     implementation: str | None,
     sharding: AttentionSharding | None = None,
+    normalisation: str = "allowed",
 ) -> Float[Array, "b n c"]:
     """Self-attention over [references ; target] under the layer's pattern (row S20).
 
@@ -57,6 +58,7 @@ def joint_attention(
             reads it: `masks` are already restricted to the same tokens.
         implementation: backend of the masked attention, None for the best available.
         sharding: how attention is split over the chips of a mesh, None for one chip.
+        normalisation: of masked patterns, see `block_sparse_attention` (row S16).
 
     Raises:
         InputError: when no mask is given for a pattern that a layer asks for.
@@ -70,7 +72,13 @@ def joint_attention(
                 f"block_mask has no pattern {name!r}, expected it beside {sorted(masks)}"
             )
         out = _masked_attention(
-            q, k, v, masks[name], implementation=implementation, sharding=sharding
+            q,
+            k,
+            v,
+            masks[name],
+            implementation=implementation,
+            sharding=sharding,
+            normalisation=normalisation,
         )
         return out.reshape(*q.shape[:2], -1)
 
@@ -87,12 +95,14 @@ def _masked_attention(
     *,
     implementation: str | None,
     sharding: AttentionSharding | None,
+    normalisation: str,
 ) -> Float[Array, "b n heads d"]:
     """Attention under a block mask, on one chip or split over those of a mesh."""
+    choices = {"implementation": implementation, "normalisation": normalisation}
     if sharding is None:
-        out = block_sparse_attention(q, k, v, mask, implementation=implementation)
+        out = block_sparse_attention(q, k, v, mask, **choices)
     else:
-        out = sharded_attention(q, k, v, mask, sharding, implementation=implementation)
+        out = sharded_attention(q, k, v, mask, sharding, **choices)
     return typing.cast(Array, out)
 
 
@@ -104,12 +114,14 @@ class SelfAttention(nn.Module):
         patterns: see `joint_attention`.
         implementation: see `joint_attention`.
         dtype: compute type.
+        normalisation: see `joint_attention`.
     """
 
     num_heads: int
     patterns: tuple[str, ...] = (DENSE,)
     implementation: str | None = None
     dtype: DTypeLike = jnp.float32
+    normalisation: str = "allowed"
 
     @nn.compact
     def __call__(
@@ -137,6 +149,7 @@ class SelfAttention(nn.Module):
             key_valid=key_valid,
             implementation=self.implementation,
             sharding=sharding,
+            normalisation=self.normalisation,
         )
         return linear(width, dtype=self.dtype, name="out")(out)
 
@@ -246,11 +259,13 @@ class EntryAttention(nn.Module):
         num_heads: attention heads.
         implementation: backend, None for the best available.
         dtype: compute type.
+        normalisation: see `joint_attention`.
     """
 
     num_heads: int
     implementation: str | None = None
     dtype: DTypeLike = jnp.float32
+    normalisation: str = "allowed"
 
     @nn.compact
     def __call__(
@@ -283,6 +298,7 @@ class EntryAttention(nn.Module):
             split_heads(v, self.num_heads),
             mask,
             implementation=self.implementation,
+            normalisation=self.normalisation,
             sharding=sharding,
         )
         return linear(width, dtype=self.dtype, name="out", use_bias=False, init=ZERO_INIT)(

@@ -1,7 +1,7 @@
 """Where a model's parameters go on the devices of a mesh, by their paths and shapes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 from jax.sharding import (
@@ -30,6 +30,14 @@ def one_device(path: str, shape: tuple[int, ...]) -> Sharding:
     """Everything on the default device."""
     del path, shape
     return SingleDeviceSharding(jax.devices()[0])
+
+
+def bytes_per_device(
+    shapes: Mapping[str, tuple[int, ...]], itemsize: int, placement: Placement
+) -> int:
+    """Bytes that a device holds of parameters, from their shapes by path."""
+    shards = (placement(path, shape).shard_shape(shape) for path, shape in shapes.items())
+    return itemsize * sum(math.prod(shard) for shard in shards)
 
 
 def split_widest_axis(mesh: Mesh, axis: str) -> Placement:

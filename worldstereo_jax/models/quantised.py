@@ -65,11 +65,7 @@ def quantiser(config: ModelConfig, kind: str) -> Callable[[str, jax.Array], PyTr
     Raises:
         InputError: as `quantised_model` does.
     """
-    qwix, model = _qwix(kind), quantised_model(config, kind)
-    expected = flatten_dict(
-        jax.eval_shape(lambda: model.init(jax.random.key(0), **smallest_inputs(config)))["params"],
-        sep="/",
-    )
+    qwix, expected = _qwix(kind), _expected(config, kind)
 
     # Compiled once for all layers of a stack.
     @functools.cache
@@ -85,6 +81,28 @@ def quantiser(config: ModelConfig, kind: str) -> Callable[[str, jax.Array], PyTr
         return compiled(path)(array)
 
     return quantise
+
+
+def quantised_paths(config: ModelConfig, kind: str) -> set[str]:
+    """Paths of the parameters that `quantiser` brings into 8 bits.
+
+    Args:
+        config: sizes.
+        kind: one of `KINDS`.
+
+    Raises:
+        InputError: as `quantised_model` does.
+    """
+    expected = _expected(config, kind)
+    return {p for p, like in expected.items() if not isinstance(like, jax.ShapeDtypeStruct)}
+
+
+@functools.lru_cache(maxsize=4)
+def _expected(config: ModelConfig, kind: str) -> dict[str, PyTree]:
+    """The form of every parameter, by path."""
+    model = quantised_model(config, kind)
+    tree = jax.eval_shape(lambda: model.init(jax.random.key(0), **smallest_inputs(config)))
+    return typing.cast(dict[str, PyTree], flatten_dict(tree["params"], sep="/"))
 
 
 def quantise_params(params: PyTree, config: ModelConfig, kind: str) -> PyTree:

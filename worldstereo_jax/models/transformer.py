@@ -170,6 +170,7 @@ class BackboneBlock(nn.Module):
             self.patterns,
             config.attention_implementation,
             dtype,
+            config.attention_normalisation,
             name="self_attention",
         )(
             normed,
@@ -194,7 +195,11 @@ class BackboneBlock(nn.Module):
         if inputs.entries is not None:
             entries = inputs.entries
             found = EntryAttention(
-                config.num_heads, config.attention_implementation, dtype, name="entry_attention"
+                config.num_heads,
+                config.attention_implementation,
+                dtype,
+                config.attention_normalisation,
+                name="entry_attention",
             )(
                 normed[:, count:],
                 entries.features,

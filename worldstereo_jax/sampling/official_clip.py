@@ -139,19 +139,21 @@ def sample_latent(
 def decode_latent(
     world: OfficialWorld, vae_params: PyTree, latent: Float[Array, "f lh lw 16"]
 ) -> Float[Array, "F h w 3"]:
-    """Frames in [-1, 1] of a clip's latent: each alone for keyframes, else as one clip."""
+    """Frames in [-1, 1] of a clip's latent: each alone for keyframes, else as one clip.
+
+    With a mesh its devices share the frames of keyframes and the tiles of either kind; a causal
+    clip that is not cut into tiles is decoded by every device.
+    """
     tile, at_once = world.choices.vae_tile, world.choices.vae_frames
+    clips = latent[None] if world.frame_stride > 1 else latent[:, None]
     if tile is not None:
-
-        def decode(clip: Array) -> Array:
-            stride = tile_stride(tile)
-            return decode_tiled(vae_params, clip[None], world.vae, tile=tile, stride=stride)[0]
-
-        if world.frame_stride > 1:
-            return decode(latent)
-        return jax.lax.map(lambda frame: decode(frame[None])[0], latent)
+        frames = decode_tiled(
+            vae_params, clips, world.vae, tile=tile, stride=tile_stride(tile),
+            mesh=world.mesh, axis=MODEL_AXIS,
+        )  # fmt: skip
+        return frames.reshape(-1, *frames.shape[2:])
     if world.frame_stride > 1:
-        return decode_clip(vae_params, latent[None], world.vae)[0]
+        return decode_clip(vae_params, clips, world.vae)[0]
     if world.mesh is None:
         return decode_frames(vae_params, latent[None], world.vae, at_once=at_once)[0]
     return decode_frames_sharded(

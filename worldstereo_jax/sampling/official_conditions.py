@@ -318,22 +318,15 @@ def _target_views(world: OfficialWorld, cameras: Cameras, renders: Renders) -> V
 def encode_images(
     world: OfficialWorld, vae_params: PyTree, images: Float[Array, "n h w 3"]
 ) -> Float[Array, "n lh lw 16"]:
-    """Latents of images, each alone, whole or in tiles; whole ones spread over the devices."""
+    """Latents of images, each alone, whole or in tiles; either spread over a mesh's devices."""
     tile, at_once = world.choices.vae_tile, world.choices.vae_frames
-    if tile is None and world.mesh is not None:
+    if tile is not None:
+        return _encode_tiled(world, vae_params, images[:, None], tile)[:, 0]
+    if world.mesh is not None:
         return encode_frames_sharded(
             vae_params, images[None], world.vae, world.mesh, axis=MODEL_AXIS, at_once=at_once
         )[0]
-    if tile is None:
-        return encode_frames(vae_params, images[None], world.vae, at_once=at_once)[0]
-
-    def encode(image: Array) -> Array:
-        tiled = encode_tiled(
-            vae_params, image[None, None], world.vae, tile=tile, stride=tile_stride(tile)
-        )
-        return tiled[0, 0]
-
-    return jax.lax.map(encode, images)
+    return encode_frames(vae_params, images[None], world.vae, at_once=at_once)[0]
 
 
 def tile_stride(tile: int) -> int:
@@ -352,12 +345,20 @@ def encode_video(
 def _encode_clip(
     world: OfficialWorld, vae_params: PyTree, clip: Float[Array, "F h w 3"]
 ) -> Float[Array, "f lh lw 16"]:
-    """Latents of a clip whose frames follow each other, whole or in tiles."""
+    """Latents of a clip whose frames follow each other: whole, or in tiles that devices share."""
     tile = world.choices.vae_tile
     if tile is None:
         return encode_clip(vae_params, clip[None], world.vae)[0]
+    return _encode_tiled(world, vae_params, clip[None], tile)[0]
+
+
+def _encode_tiled(
+    world: OfficialWorld, vae_params: PyTree, clips: Float[Array, "b F h w 3"], tile: int
+) -> Float[Array, "b f lh lw 16"]:
     stride = tile_stride(tile)
-    return encode_tiled(vae_params, clip[None], world.vae, tile=tile, stride=stride)[0]
+    return encode_tiled(
+        vae_params, clips, world.vae, tile=tile, stride=stride, mesh=world.mesh, axis=MODEL_AXIS
+    )
 
 
 def _encode_pictures(

@@ -30,6 +30,12 @@ from worldstereo_jax.sampling.official_conditions import (
     read_stereo,
 )
 from worldstereo_jax.sampling.official_world import OfficialParams, OfficialWorld, Prompt
+from worldstereo_jax.sampling.precision import (
+    EXACT,
+    autoencoder_precision,
+    jit_at,
+    transformer_precision,
+)
 from worldstereo_jax.sampling.world import Cameras, WorldMemory, next_clip, remember_frames
 
 
@@ -198,6 +204,10 @@ def make_official_rollout(
 ) -> OfficialRollout:
     """The jitted stages of a world.
 
+    Where the transformer computes in float32 every stage multiplies exactly; see `precision` for
+    what happens beside one of fewer bits. The networks for image tokens, retrieval and depth, and
+    all geometry, are exact beside any.
+
     Args:
         world: networks and choices.
         on_step: called on the host with the index of each finished denoising step.
@@ -244,16 +254,18 @@ def make_official_rollout(
         aligned = jax.vmap(align_depth)(estimated, known, known > 0).depth
         return jnp.where(known > 0, known, aligned)
 
+    transformer = transformer_precision(world.denoiser.dtype)
+    autoencoder = autoencoder_precision(world.denoiser.dtype)
     return OfficialRollout(
         world=world,
-        draw=jax.jit(draw),
-        describe=jax.jit(describe),
-        choose=jax.jit(choose),
-        look=jax.jit(look),
-        encode=jax.jit(encode),
-        see=jax.jit(see),
-        denoise=jax.jit(denoise),
-        decode=jax.jit(decode),
-        estimate=jax.jit(estimate),
-        align=jax.jit(align),
+        draw=jit_at(EXACT, draw),
+        describe=jit_at(EXACT, describe),
+        choose=jit_at(EXACT, choose),
+        look=jit_at(EXACT, look),
+        encode=jit_at(autoencoder, encode),
+        see=jit_at(EXACT, see),
+        denoise=jit_at(transformer, denoise),
+        decode=jit_at(autoencoder, decode),
+        estimate=jit_at(EXACT, estimate),
+        align=jit_at(EXACT, align),
     )

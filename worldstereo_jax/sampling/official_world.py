@@ -136,7 +136,8 @@ class OfficialWorld:
         weights: "int8" or "float8", the type that the transformer's matrices are kept in; see
             `models.quantised`. None for that of its files.
         mesh: devices that share the work, along its axis `MODEL_AXIS`: the autoencoder's frames
-            are spread over them. None for one device.
+            and tiles are spread over them, but a causal clip that is not cut into tiles is each
+            device's own work. None for one device.
         reading: the functions by which clips read the spatial-stereo memory: the masks, choice by
             coverage, and for models with a `warped_width` or `entry_width` their warps and entries.
 

@@ -18,6 +18,7 @@ from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import keyframe_indices
 from worldstereo_jax.geometry.depth_alignment import align_depth
 from worldstereo_jax.geometry.frame_check import check_cameras
+from worldstereo_jax.memory.masks import TOKEN
 from worldstereo_jax.models.vae_tiny import decode_frames
 from worldstereo_jax.sampling.conditions import Conditions, Guidance, anchor, gather_conditions
 from worldstereo_jax.sampling.denoise import denoise
@@ -188,14 +189,15 @@ def make_rollout(
     Returns:
         `rollout(params, memory, cameras, key) -> (clip, memory)`; `cameras` must have the
         `frames` of the rollout's config, and `memory` its image size, or an `InputError` says so.
-        A second call with other values compiles nothing.
+        A second call with other values compiles nothing. Differentiable backwards in the parameters
+        alone: looking into the memories takes loops of unknown length.
     """
 
     @jax.jit
     def rollout(
         params: WorldParams, memory: WorldMemory, cameras: Cameras, key: Array
     ) -> tuple[Clip, WorldMemory]:
-        _check_fit(world.rollout, memory, cameras)
+        _check_fit(world.rollout, params, memory, cameras, key)
         conditions, guidance = gather_conditions(world, params.vae, memory, cameras)
         video = generate_clip(world, params, conditions, guidance, key, on_step=on_step)
         depth = complete_depth(world, params, video, guidance.depth)
@@ -205,7 +207,28 @@ def make_rollout(
     return rollout
 
 
-def _check_fit(config: RolloutConfig, memory: WorldMemory, cameras: Cameras) -> None:
+def _check_fit(
+    config: RolloutConfig, params: object, memory: object, cameras: object, key: object
+) -> None:
+    for name, value, kind in (
+        ("params", params, WorldParams),
+        ("memory", memory, WorldMemory),
+        ("cameras", cameras, Cameras),
+    ):
+        if not isinstance(value, kind):
+            raise InputError(f"{name} must be a {kind.__name__}, got a {type(value).__name__}")
+    assert isinstance(memory, WorldMemory)
+    assert isinstance(cameras, Cameras)
+    is_key = isinstance(key, jax.Array) and (
+        jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32
+    )
+    if not is_key:
+        raise InputError("key must be a random key, such as jax.random.key(0)")
+    if config.height % TOKEN or config.width % TOKEN:
+        raise InputError(
+            f"height and width of the rollout must be multiples of {TOKEN}, got "
+            f"{config.height}x{config.width}"
+        )
     check_cameras(cameras.w2c, cameras.intrinsics, leading=(config.frames,))
     size = memory.stereo.images.shape[1:3]
     if size != (config.height, config.width):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from worldstereo_jax.array_types import Array, Float, Int, PyTree, ndarray
+from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.frame_check import check_frame, check_shape, check_values
 from worldstereo_jax.geometry.splat import Render, pixel_radius
 from worldstereo_jax.memory.entries import EntryBank, EntryConfig, init_entries
@@ -53,6 +54,8 @@ class RolloutConfig:
         point_edges: which depth edges the global memory drops, see `update_global_memory`.
         steps: denoising steps.
         shift: flow shift of the noise schedule.
+
+    Raises InputError for counts below what a clip needs.
     """
 
     frames: int = 9
@@ -71,6 +74,19 @@ class RolloutConfig:
     steps: int = 1
     shift: float = 3.0
 
+    def __post_init__(self):
+        for name in ("frames", "height", "width", "references", "warp_views", "keyframes", "steps"):
+            _check_at_least(name, getattr(self, name), 1 if name != "frames" else 2)
+        for name in ("bank_capacity", "point_capacity", "entry_capacity"):
+            _check_at_least(name, getattr(self, name), 1)
+        for name in ("entry_tokens", "candidates"):
+            _check_at_least(name, getattr(self, name), 0)
+        if self.keyframes >= self.frames:
+            raise InputError(
+                f"keyframes must be less than frames, since a clip's first is known: "
+                f"{self.keyframes} of {self.frames}"
+            )
+
     @property
     def point_radius_ndc(self) -> float:
         """`point_radius` in normalised device coordinates (1 = half the shorter side)."""
@@ -80,6 +96,11 @@ class RolloutConfig:
     def entry_config(self) -> EntryConfig:
         """Sizes of the bank of surface entries; every keyframe of the bank has a bit in it."""
         return EntryConfig(self.entry_capacity, views=max(64, self.bank_capacity))
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"{name} must be at least {least}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,9 +186,7 @@ def remember(
     Raises:
         InputError: when an array has another shape, or does not hold floats.
     """
-    check_shape("cameras.w2c", cameras.w2c, ("f", 4, 4))
-    size, frames = memory.stereo.images.shape[1:3], cameras.w2c.shape[0]
-    check_frame(images, depth, cameras.w2c, cameras.intrinsics, size=size, frames=frames)
+    _check_frames(memory, images, depth, cameras)
 
     def add(memory: WorldMemory, frame: tuple[Array, Array, Array, Array]):
         return _remember_frame(config, memory, *frame, jnp.asarray(source, jnp.int32)), None
@@ -184,10 +203,23 @@ def remember_frames(
     cameras: Cameras,
     source: Int[Array, ""] | int,
 ) -> WorldMemory:
-    """`remember`, frame by frame from plain Python: one small program for any number of frames."""
+    """`remember`, frame by frame from plain Python: one small program for any number of frames.
+
+    Args and what is raised as in `remember`, and, since values are known here, InputError where
+    they break the conventions: see `check_values`.
+    """
+    _check_frames(memory, images, depth, cameras)
+    for frame in zip(images, depth, cameras.w2c, cameras.intrinsics, strict=True):
+        check_values(*frame)
     for frame in zip(images, depth, cameras.w2c, cameras.intrinsics, strict=True):
         memory = _remember_frame(config, memory, *frame, jnp.asarray(source, jnp.int32))
     return memory
+
+
+def _check_frames(memory: WorldMemory, images: Array, depth: Array, cameras: Cameras) -> None:
+    check_shape("cameras.w2c", cameras.w2c, ("f", 4, 4))
+    size, frames = memory.stereo.images.shape[1:3], cameras.w2c.shape[0]
+    check_frame(images, depth, cameras.w2c, cameras.intrinsics, size=size, frames=frames)
 
 
 @jax.jit
