@@ -14,6 +14,7 @@ from experiments.row_mutations.mutation import (
     with_options,
     zeros,
 )
+from pallas_kernels import CorrespondenceRule
 
 ATTENTION = (
     mutation(
@@ -106,6 +107,25 @@ ATTENTION = (
         "pallas_kernels/test_api.py::test_multiply_is_the_softmax_over_all_keys_times_the_mask",
     ),
     mutation(
+        16,
+        "models.attention:block_sparse_attention",
+        "layers know one normalisation",
+        lambda original: (
+            lambda *args, normalisation, **kwargs: original(
+                *args, normalisation="allowed", **kwargs
+            )
+        ),
+        "models/test_attention.py::"
+        "test_masked_layers_normalise_over_the_allowed_keys_or_multiply_all_by_the_mask",
+    ),
+    mutation(
+        17,
+        "memory.masks:best_reference",
+        "lonely tokens are given no reference",
+        then(lambda found: -jnp.ones_like(found)),
+        "memory/test_masks.py::test_lonely_tokens_are_given_the_whole_reference_of_their_frame",
+    ),
+    mutation(
         17,
         "models.attention:masked_softmax",
         "rows without any key are spread over all",
@@ -163,6 +183,14 @@ ATTENTION = (
         "the model is given no warped features",
         then(lambda found: (jnp.zeros_like(found[0]), *found[1:])),
         "models/test_worldstereo.py::test_a_candidate_reaches_only_its_own_token_before_attention_mixes",
+    ),
+    mutation(
+        19,
+        "memory.entry_tokens:from_geometry",
+        "an entry's field is not asked",
+        with_options(rule=CorrespondenceRule()),
+        "memory/test_entry_tokens.py::"
+        "test_the_mask_is_the_correspondence_predicate_and_its_soft_form_leans_to_the_near",
     ),
     mutation(
         19,

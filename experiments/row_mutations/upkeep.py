@@ -348,6 +348,20 @@ UPKEEP = (
     ),
     mutation(
         38,
+        "memory.entry_prune:_own_axes",
+        "what is pruned turns on the world's axes",
+        lambda original: lambda bank: jnp.eye(3),
+        "memory/test_entry_prune.py::test_a_turned_and_scaled_bank_keeps_the_same_entries",
+    ),
+    mutation(
+        38,
+        "sampling.world:scene_scale",
+        "views are told apart in metres",
+        then(ones),
+        "sampling/test_world.py::test_views_are_told_apart_in_any_unit",
+    ),
+    mutation(
+        38,
         "memory.entry_views:entry_confidence",
         "scatter is judged in metres",
         lambda original: (

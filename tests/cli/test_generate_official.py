@@ -142,6 +142,7 @@ def test_a_panorama_with_guidance_and_official_retrieval(
     assert int(stereo.count) == 3 + 3 * 4
     # Nothing here knows depth, and nothing pretends to.
     assert not np.asarray(stereo.depth).any()
+    assert run["rollout"]["point_capacity"] == run["rollout"]["entry_capacity"] == 1
     monkeypatch.delattr(OfficialRollout, "clip")
     generate(*arguments, "--out", tmp_path / "again")
     _, again = load_memory(tmp_path / "again/memory", model="worldstereo-memory")

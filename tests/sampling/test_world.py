@@ -80,5 +80,9 @@ def test_views_are_told_apart_in_any_unit(scale):
     assert seen.view(np.uint32)[0] == bits
     at = keyframes_at(memory.stereo, w2c, jnp.asarray(LENS))
     np.testing.assert_array_equal(at, [False, False, True, False])
+    # Without depth the world's unit is all there is: a rounded path still starts at its view.
+    blind = memory.stereo.replace(depth=jnp.zeros_like(memory.stereo.depth))
+    rounded = w2c.at[0, 3].add(5e-5)
+    np.testing.assert_array_equal(keyframes_at(blind, rounded, jnp.asarray(LENS))[2], True)
     zoomed = jnp.diag(jnp.array([2.0, 2.0, 1.0])) @ LENS
     assert not keyframes_at(memory.stereo, w2c, zoomed).any()

@@ -120,7 +120,8 @@ def run_official(options: argparse.Namespace) -> None:
     memory = None
     if options.memory is not None:
         memory = read_memory(options.memory, files.name, scene)
-    config = _rollout_config(size, frames, choices, scene, memory, len(jobs))
+    sees_depth = files.depth is not None or depth is not None or memory is not None
+    config = _rollout_config(size, frames, choices, scene, memory, len(jobs), sees_depth=sees_depth)
     mesh = _mesh(options.devices)
     dtype = options.dtype or "bfloat16"
     world = official_world(files, config, choices, dtype=dtype, weights=options.weights, mesh=mesh)
@@ -304,6 +305,8 @@ def _rollout_config(
     scene: AnyScene,
     memory: WorldMemory | None,
     clips: int,
+    *,
+    sees_depth: bool,
 ) -> RolloutConfig:
     height, width = size
     views = _views_before(scene, memory)
@@ -331,6 +334,10 @@ def _rollout_config(
         point_edges=choices.quirks.point_edges,
     )
     config = with_capacity(config, views, points, clips)
+    if not sees_depth:
+        # No point and no entry will ever be known: room for them would cost gigabytes, and each
+        # look into it seconds.
+        return dataclasses.replace(config, point_capacity=1, entry_capacity=1)
     entries = max(held.entry_capacity, min(config.entry_capacity, _MOST_ENTRIES))
     return dataclasses.replace(config, entry_capacity=entries)
 

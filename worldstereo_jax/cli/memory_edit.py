@@ -58,7 +58,7 @@ def add_edits(actions) -> None:
     )
     select.set_defaults(edit=_select)
     merge = _command(actions, "merge", "join it with another memory of the same world frame")
-    merge.add_argument("other", **(A_MEMORY | {"metavar": "OTHER", "help": "the other one"}))
+    merge.add_argument("other", **{**A_MEMORY, "metavar": "OTHER", "help": "the other one"})
     merge.set_defaults(edit=_merge)
     compress = _command(
         actions, "compress", "the same with the features of surface entries in few bits"

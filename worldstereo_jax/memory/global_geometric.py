@@ -233,8 +233,3 @@ def render_global_memory(
         radius_ndc=radius_ndc,
         points_per_pixel=points_per_pixel,
     )
-
-
-def memory_points(memory: GlobalGeometricMemory) -> PointCloud:
-    """The bank as a point cloud, for ``points.compact`` and export."""
-    return PointCloud(points=memory.positions, colors=memory.colors, valid=memory.valid)

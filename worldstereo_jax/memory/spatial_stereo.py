@@ -203,9 +203,13 @@ def bank_points(memory: SpatialStereoMemory, *, least_confidence: float = 0.1) -
 
 
 def scene_scale(depth: Float[Array, "h w"]) -> Float[Array, ""]:
-    """Harmonic mean of the known depth: what camera centres are compared with (row S38)."""
+    """Harmonic mean of the known depth: what camera centres are compared with (row S38).
+
+    1, the world's unit, where none is known.
+    """
     inverse = inverse_depth(depth)
-    return (inverse > 0).sum() / jnp.maximum(inverse.sum(), 1e-20)
+    known = (inverse > 0).sum(dtype=jnp.float32)
+    return jnp.where(known > 0, known / jnp.maximum(inverse.sum(), 1e-20), 1.0)
 
 
 def same_cameras(
