@@ -21,7 +21,7 @@ from worldstereo_jax.interop.component_configs import Scheduler, read_component_
 from worldstereo_jax.interop.hub import resolve
 from worldstereo_jax.interop.identity import encoder_identity
 from worldstereo_jax.interop.model_configs import WorldStereoSettings
-from worldstereo_jax.interop.official import parameter_shapes
+from worldstereo_jax.interop.official import model_places, parameter_shapes
 from worldstereo_jax.interop.pretrained import (
     Component,
     component_shapes,
@@ -31,6 +31,7 @@ from worldstereo_jax.interop.pretrained import (
     load_tokenizer,
     open_model,
 )
+from worldstereo_jax.interop.streaming import check_sources
 from worldstereo_jax.interop.text_cache import Encode, TextCache, make_text_encoder
 from worldstereo_jax.models.clip_vision import CLIPVisionConfig
 from worldstereo_jax.models.depth_anything import DepthAnythingConfig
@@ -127,20 +128,23 @@ def open_official(
             f"{model}: is a plain Wan 2.1 model, whose config has no controlnet_cfg; a camera path "
             "needs a WorldStereo checkpoint"
         )
+    # Now, not after the text encoder's gigabytes.
+    config = opened.config
+    check_sources(opened.sources, model_places(config), parameter_shapes(config))
     base = base or settings.base_model
     if base is None:
         raise InputError(f"{model}: needs a base model for its VAE and encoders; name one")
-    has_image = opened.config.image_width is not None
+    has_image = config.image_width is not None
     text = _text_config(base)
     if text is not None:
-        check_text_encoder(opened.config, text, str(model))
+        check_text_encoder(config, text, str(model))
     return OfficialFiles(
         model=model,
         base=base,
         dinov2_source=dinov2,
         depth_source=depth,
         settings=settings,
-        denoiser=opened.config,
+        denoiser=config,
         vae=_config(base, "vae"),
         text_encoder=text,
         image_encoder=_image_encoder(base) if has_image else None,
