@@ -97,8 +97,10 @@ def appearance_change(bank: EntryBank, centre: Float[Array, "3"]) -> Float[Array
 
 
 def entry_colour(bank: EntryBank) -> Float[Array, "n 3"]:
-    """Mean colours in [-1, 1]: of the first cell of the finest neighbourhood, others being much
-    the same; 0 where there are fewer than three channels."""
+    """Mean colours in [-1, 1] of the first cell of each finest neighbourhood.
+
+    One cell stands for all: highlights are wider than a neighbourhood. Missing channels are 0.
+    """
     colour = bank.features[0][:, :3]
     return jnp.pad(colour, ((0, 0), (0, 3 - colour.shape[-1])))
 

@@ -35,9 +35,9 @@ class Sighting:
     entry at something behind, or shows a surface across the line along which the entry was seen.
     through [n]: the former of the two. apart [n]: either, by so much that entry and surface are
     two things and not one whose depth was told badly. weight [n]: confidence of the statement.
-    point [n, 3]: where the entry's ray meets the frame's surface. normal [n, 3]: of that surface. pixel [n, 2].
-    depth [n]: of that point. edge [n]: 1 beside a jump of its depth. footprint [n]: world size of
-    one pixel there. direction [n, 3]: unit, to the camera. distance [n]: to it.
+    point [n, 3]: where the entry's ray meets the frame's surface. normal [n, 3]: of that surface.
+    pixel [n, 2]. depth [n]: of that point. edge [n]: 1 beside a jump of its depth. footprint [n]:
+    world size of one pixel there. direction [n, 3]: unit, to the camera. distance [n]: to it.
     """
 
     agrees: Bool[Array, "n"]
@@ -63,8 +63,7 @@ def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sig
     otherwise be neither corrected nor doubted, and hide what is there. Behind the surface it is
     hidden, which says nothing, unless the surface also lies across the line along which the entry
     is said to have been seen: then one of the two is wrong. Beside a jump of depth it is open
-    which side of it a pixel shows, and only what is in front of all around, or behind, by three
-    gates counts.
+    which side of it a pixel shows, and only what is in front of all around is looked through.
     """
     sample = sample_surface_at(surface, bank.anchor)
     known = bank.valid & (sample.confidence > 0)
@@ -73,20 +72,18 @@ def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sig
     first, _ = _towards(bank.eye, bank.anchor)
     facing = (first * direction).sum(-1)
     agrees = known & (jnp.abs(ratio - 1.0) <= gate) & (facing > _BACK)
-    inner = known & (sample.edge == 0)
-    far = 1.0 + _APART * gate
-    clear = known & (sample.depth * sample.nearest * far < 1.0)
-    through = known & (sample.depth * sample.nearest * (1.0 + gate) < 1.0)
-    through |= inner & (ratio < 1.0 - gate)
-    apart = known & (ratio > far)
+    before_all = sample.depth * sample.nearest
+    through = (before_all * (1.0 + gate) < 1.0) | ((sample.edge == 0) & (ratio < 1.0 - gate))
+    through &= known
     behind = known & (ratio > 1.0 + gate)
     blocked, blocking = _line_is_crossed(bank, surface, behind, gate=gate)
+    far = 1.0 + _APART * gate
     depth = 1.0 / jnp.where(known, sample.inverse, 1.0)
     return Sighting(
         agrees=agrees,
         denies=through | blocked,
         through=through,
-        apart=clear | (blocked & apart),
+        apart=(through & (before_all * far < 1.0)) | (blocked & (ratio > far)),
         weight=jnp.where(blocked, blocking, jnp.where(agrees | through, sample.confidence, 0.0)),
         point=surface_points(surface, sample),
         normal=sample.normal,
