@@ -111,6 +111,13 @@ PRESERVED = (
     ),
     mutation(
         24,
+        "memory.entry_views:_DEVIATIONS",
+        "panes are told by votes alone",
+        is_now(1e6),
+        "memory/test_entry_panes.py::test_an_opaque_thing_that_comes_and_goes_is_no_pane",
+    ),
+    mutation(
+        24,
         "memory.entry_warp:see_through",
         "a ray has one depth",
         then(zeros),

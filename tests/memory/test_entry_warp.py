@@ -53,7 +53,7 @@ def test_depth_too_near_in_one_view_of_ten_hides_nothing(room, shots, factor):
     assert (error > 0.02).mean() < 0.1
 
 
-@pytest.mark.row("S6")
+@pytest.mark.row("S12")
 @pytest.mark.row("S22")
 def test_what_most_views_looked_through_hides_nothing_and_what_none_did_is_drawn(shots):
     images, depth, w2c = shots
@@ -62,8 +62,9 @@ def test_what_most_views_looked_through_hides_nothing_and_what_none_did_is_drawn
         bank = es.build(es.frames(taken, es.noisy(told), w2c))
         view = 9 if stands else 8
         drawn = _drawn(bank, w2c[view])
-        inner = middle[view]
-        assert (np.asarray(drawn.mask)[inner] < 0.5).mean() > 0.9
+        covered = np.asarray(drawn.mask) < 0.5
+        assert covered[middle[view]].mean() > 0.9
+        inner = middle[view] & covered
         error = np.square(np.asarray(drawn.features) - taken[view])[inner].mean()
         near = np.asarray(drawn.depth)[inner] < 0.5 * (depth[view] + 2.0)[inner]
         assert (near.mean() > 0.95) if stands else (near.mean() < 0.05)
