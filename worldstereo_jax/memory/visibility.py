@@ -25,6 +25,7 @@ from worldstereo_jax.memory.surface import (
     farthest_around,
     inverse_depth,
     inverse_intrinsics,
+    nearer_beside,
     nearest_around,
     one_surface,
     pixel_transfer,
@@ -100,15 +101,31 @@ def prepare_views(
     inverse = jnp.where(keep, inverse, 0.0)
     planes = jnp.where(keep[..., None], planes, 0.0)
     smooth = jax.vmap(functools.partial(one_surface, tolerance=2.0 * tolerance))(inverse, planes)
-    nearest = jax.vmap(nearest_around)(inverse)
-    held = [planes, jnp.where(keep, confidence, 0.0)[..., None], nearest[..., None]]
-    return SurfaceViews(
+    before = jax.vmap(functools.partial(nearer_beside, tolerance=2.0 * tolerance))(inverse, planes)
+    held = [planes, jnp.where(keep, confidence, 0.0)[..., None], before[..., None]]
+    views = SurfaceViews(
         inverse=inverse,
         table=jnp.concatenate(held, -1),
         smooth=smooth,
         w2c=jnp.asarray(w2c, jnp.float32),
         intrinsics=jnp.asarray(intrinsics, jnp.float32),
     )
+    stands = ~_refuted(views, tolerance)
+    return views.replace(
+        inverse=jnp.where(stands, inverse, 0.0),
+        table=jnp.where(stands[..., None], views.table, 0.0),
+    )
+
+
+def _refuted(views: SurfaceViews, tolerance: float) -> Bool[Array, "v h w"]:
+    """Points which more confidence looks through than shows them, their own view's included."""
+
+    def of_view(view: tuple[Array, Array, Array]) -> Bool[Array, "h w"]:
+        inverse, w2c, intrinsics = view
+        support, against = _votes(views, _to_views(views, w2c, intrinsics), inverse, tolerance)
+        return against > support
+
+    return lax.map(of_view, (views.inverse, views.w2c, views.intrinsics))
 
 
 def visible_surface(
@@ -319,7 +336,9 @@ def _compare(
     expected = inverse[None] / jnp.where(q[2] > _NEAR, q[2], 1.0)
     residual = jnp.abs(shown - expected) / jnp.where(known, jnp.maximum(shown, 1e-12), 1.0)
     # Looked through: everything around the pixel, not only its own surface, lies farther.
-    violates = known & (expected > (1.0 + 3.0 * tolerance) * found.nearest)
+    violates = known & (
+        expected > jnp.maximum((1.0 + 3.0 * tolerance) * found.nearest, (1.0 + 2.0 * tolerance) * shown)
+    )
     return known & (residual <= tolerance), violates, residual
 
 
