@@ -337,7 +337,7 @@ def _compare(
     residual = jnp.abs(shown - expected) / jnp.where(known, jnp.maximum(shown, 1e-12), 1.0)
     # Looked through: everything around the pixel, not only its own surface, lies farther.
     violates = known & (
-        expected > jnp.maximum((1.0 + 3.0 * tolerance) * found.nearest, (1.0 + 2.0 * tolerance) * shown)
+        expected > jnp.maximum((1.0 + 3.0 * tolerance) * found.nearest, (1.0 + 1.5 * tolerance) * shown)
     )
     return known & (residual <= tolerance), violates, residual
 
