@@ -1,10 +1,11 @@
 """What of the bank's surfaces a new camera sees, and where the bank's views show it.
 
-First every stored surface point is splatted, at the size of its footprint, into a z-buffer of
+First the views judge each other, once for all targets: a stored point at which more confidence
+looks through to something behind it than shows it is left out (row S12); what it would have hidden
+is seen then. The points that stand are splatted, at the size of their footprint, into a z-buffer of
 the target camera; the buffer only proposes depths. Then each target ray is intersected with the
 tangent planes of the surfaces proposed, in every view, and the intersection is believed where a
-view really shows that surface (occlusion test), front first, unless more confidence stands
-against it: views that look through the point at something behind it (row S34).
+view really shows that surface (occlusion test), front first, by the same vote (row S34).
 
 Every test is relative to depth, so nothing depends on the unit of length (row S38).
 """
@@ -36,6 +37,10 @@ from worldstereo_jax.memory.surface import (
 _LEVELS = 4  # splats up to 2**3 target pixels wide; a surface nearer than that shows cracks
 _NEAR = 0.02  # a depth below this share of the other camera's depth is cut off
 _BEHIND = 5.0  # tolerances by which a surface lies behind another, not on it
+# Tolerances by which a point must lie before the surface that a view shows to be looked through.
+# Up to 2 the front and what is behind it are averaged, so that no front escapes both.
+_THROUGH = 1.5
+_THROUGH_BESIDE = 3.0  # the same before the nearer one of two surfaces, beside a jump of depth
 _HIGHEST = lax.Precision.HIGHEST
 
 
@@ -46,8 +51,9 @@ class SurfaceViews:
 
     inverse [v, h, w]: inverse depth, 0 where not used. table [v, h, w, 5]: what a look-up reads,
     side by side: the tangent plane (3 numbers, see `surface`), the confidence (0 where not used)
-    and the largest inverse depth of the 3x3 neighbourhood. smooth [v, h, w]: the 5x5 neighbourhood
-    lies on one surface. w2c [v, 4, 4], intrinsics [v, 3, 3].
+    and the inverse depth of a nearer surface beside the pixel (0 where there is none, see
+    `surface.nearer_beside`). smooth [v, h, w]: the 5x5 neighbourhood lies on one surface.
+    w2c [v, 4, 4], intrinsics [v, 3, 3].
     """
 
     inverse: Float[Array, "v h w"]
@@ -88,10 +94,13 @@ def prepare_views(
     *,
     tolerance: float,
 ) -> SurfaceViews:
-    """Surfaces of the views: pixels between two surfaces and invalid views are left out.
+    """Surfaces of the views, without pixels between two surfaces, refuted ones and invalid views.
+
+    A pixel is refuted when more confidence looks through its point than shows it, its own
+    included: wrong depth in one view is voted down wherever two others look there (row S12).
 
     Arguments as in `warping.warp_views`; `tolerance` is the share of depth within which two
-    neighbouring pixels continue one surface.
+    neighbouring pixels continue one surface, and two views show the same one.
     """
     # Single precision, as everything that loops over the views carries.
     depth, confidence = jnp.asarray(depth, jnp.float32), jnp.asarray(confidence, jnp.float32)
@@ -101,8 +110,8 @@ def prepare_views(
     inverse = jnp.where(keep, inverse, 0.0)
     planes = jnp.where(keep[..., None], planes, 0.0)
     smooth = jax.vmap(functools.partial(one_surface, tolerance=2.0 * tolerance))(inverse, planes)
-    before = jax.vmap(functools.partial(nearer_beside, tolerance=2.0 * tolerance))(inverse, planes)
-    held = [planes, jnp.where(keep, confidence, 0.0)[..., None], before[..., None]]
+    beside = jax.vmap(functools.partial(nearer_beside, tolerance=2.0 * tolerance))(inverse, planes)
+    held = [planes, jnp.where(keep, confidence, 0.0)[..., None], beside[..., None]]
     views = SurfaceViews(
         inverse=inverse,
         table=jnp.concatenate(held, -1),
@@ -118,13 +127,14 @@ def prepare_views(
 
 
 def _refuted(views: SurfaceViews, tolerance: float) -> Bool[Array, "v h w"]:
-    """Points which more confidence looks through than shows them, their own view's included."""
+    """Points which more confidence looks through than shows, their own view's included."""
 
     def of_view(view: tuple[Array, Array, Array]) -> Bool[Array, "h w"]:
         inverse, w2c, intrinsics = view
         support, against = _votes(views, _to_views(views, w2c, intrinsics), inverse, tolerance)
         return against > support
 
+    # One view after the other: all at once would take the memory of that many targets.
     return lax.map(of_view, (views.inverse, views.w2c, views.intrinsics))
 
 
@@ -307,7 +317,7 @@ class _Found(typing.NamedTuple):
     pixel: _Parts
     plane: _Parts
     confidence: Float[Array, "v h w"]
-    nearest: Float[Array, "v h w"]
+    beside: Float[Array, "v h w"]
 
 
 def _read(views: SurfaceViews, q: _Parts, wanted: Bool[Array, "#v h w"]) -> _Found:
@@ -335,10 +345,11 @@ def _compare(
     shown = _dot(found.plane, (*found.pixel, 1.0))
     expected = inverse[None] / jnp.where(q[2] > _NEAR, q[2], 1.0)
     residual = jnp.abs(shown - expected) / jnp.where(known, jnp.maximum(shown, 1e-12), 1.0)
-    # Looked through: everything around the pixel, not only its own surface, lies farther.
-    violates = known & (
-        expected > jnp.maximum((1.0 + 3.0 * tolerance) * found.nearest, (1.0 + 1.5 * tolerance) * shown)
+    # Looked through: the surface lies farther, and beside a jump of depth the nearer one as well.
+    passed = jnp.maximum(
+        (1.0 + _THROUGH * tolerance) * shown, (1.0 + _THROUGH_BESIDE * tolerance) * found.beside
     )
+    violates = known & (expected > passed)
     return known & (residual <= tolerance), violates, residual
 
 

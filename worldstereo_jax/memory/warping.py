@@ -173,7 +173,10 @@ def warp_path(
     width: int | None = None,
     tolerance: float = 0.02,
 ) -> Warped:
-    """`warp_views` for every camera of a path; fields of the result have a leading axis f."""
+    """`warp_views` for every camera of a path; fields of the result have a leading axis f.
+
+    The bank is prepared, and its views judged by each other, once for the whole path.
+    """
     views = prepare_views(depth, confidence, w2c, intrinsics, valid, tolerance=tolerance)
     one = functools.partial(
         _candidates,
@@ -185,6 +188,38 @@ def warp_path(
         tolerance=tolerance,
     )
     return lax.map(lambda camera: fuse_candidates(one(*camera)), (target_w2c, target_intrinsics))
+
+
+def path_candidates(
+    features: Float[Array, "v h w c"],
+    depth: Float[Array, "v h w"],
+    confidence: Float[Array, "v h w"],
+    w2c: Float[Array, "v 4 4"],
+    intrinsics: Float[Array, "v 3 3"],
+    valid: Bool[Array, "v"],
+    target_w2c: Float[Array, "f 4 4"],
+    target_intrinsics: Float[Array, "f 3 3"],
+    *,
+    k: int = 4,
+    height: int | None = None,
+    width: int | None = None,
+    tolerance: float = 0.02,
+) -> Candidates:
+    """`warp_candidates` for every camera of a path; fields of the result have a leading axis f.
+
+    The bank is prepared, and its views judged by each other, once for the whole path.
+    """
+    views = prepare_views(depth, confidence, w2c, intrinsics, valid, tolerance=tolerance)
+    one = functools.partial(
+        _candidates,
+        views,
+        features,
+        k=k,
+        height=height or depth.shape[1],
+        width=width or depth.shape[2],
+        tolerance=tolerance,
+    )
+    return lax.map(lambda camera: one(*camera), (target_w2c, target_intrinsics))
 
 
 def fuse_candidates(found: Candidates) -> Warped:

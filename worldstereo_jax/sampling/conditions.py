@@ -172,9 +172,8 @@ def gather_conditions(
         stereo.intrinsics[chosen],
         retrieved.valid,
     )
-    seen = jax.lax.map(
-        lambda camera: reading.warp(*bank, *camera, k=max(FUSED_VIEWS, config.candidates)),
-        (cameras.w2c, cameras.intrinsics),
+    seen = reading.warp(
+        *bank, cameras.w2c, cameras.intrinsics, k=max(FUSED_VIEWS, config.candidates)
     )
     warped = reading.complete_warp(
         fuse_candidates(seen),
