@@ -12,7 +12,6 @@ Every test is relative to depth, so nothing depends on the unit of length (row S
 
 import functools
 import typing
-from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -20,7 +19,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from worldstereo_jax.array_types import Array, Bool, Float
-from worldstereo_jax.geometry.cameras import pixel_grid
 from worldstereo_jax.memory.surface import (
     between_surfaces,
     farthest_around,
@@ -32,6 +30,16 @@ from worldstereo_jax.memory.surface import (
     pixel_transfer,
     shines_through,
     tangent_planes,
+)
+from worldstereo_jax.memory.transfer import (
+    Parts,
+    carry,
+    determinant,
+    dot,
+    grid_parts,
+    stretches,
+    surface_jacobian,
+    vector_parts,
 )
 
 _LEVELS = 4  # splats up to 2**3 target pixels wide; a surface nearer than that shows cracks
@@ -188,13 +196,13 @@ def splat_proposals(
     matrix, vector = jax.vmap(pixel_transfer, in_axes=(0, 0, None, None))(
         views.w2c, views.intrinsics, target_w2c, target_intrinsics
     )
-    q = _carry(matrix, vector, _grid(h, w), views.inverse)
+    q = carry(matrix, vector, grid_parts(h, w), views.inverse)
     front = (views.inverse > 0) & (q[2] > _NEAR)
     qz = jnp.where(front, q[2], 1.0)
     x, y = q[0] / qz, q[1] / qz
     slope = (views.table[..., 0], views.table[..., 1])
-    jacobian = _jacobian(matrix, vector, slope, (x, y), qz)
-    front &= _determinant(jacobian) > 0
+    jacobian = surface_jacobian(matrix, vector, slope, (x, y), qz)
+    front &= determinant(jacobian) > 0
     extent = jnp.maximum(*[jnp.abs(row[0]) + jnp.abs(row[1]) for row in jacobian])
     level = jnp.ceil(jnp.log2(jnp.maximum(extent, 1.0)) - 0.5)
     level = jnp.clip(level, 0, _LEVELS - 1).astype(jnp.int32)
@@ -238,13 +246,13 @@ def _intersect(
     Of the views' answers the front-most and those that agree with it are averaged.
     """
     matrix, vector = transfer
-    grid = _grid(*proposal.shape)
-    start = _carry(matrix, vector, grid, jnp.zeros_like(proposal)[None])  # vanishing points
+    grid = grid_parts(*proposal.shape)
+    start = carry(matrix, vector, grid, jnp.zeros_like(proposal)[None])  # vanishing points
 
     def cut(guess: Float[Array, "#v h w"]) -> tuple[Float[Array, "v h w"], Float[Array, "v h w"]]:
-        found = _read(views, _carry(matrix, vector, grid, guess), guess > 0)
-        below = 1.0 - _dot(found.plane, _parts(vector))
-        above = _dot(found.plane, start)
+        found = _read(views, carry(matrix, vector, grid, guess), guess > 0)
+        below = 1.0 - dot(found.plane, vector_parts(vector))
+        above = dot(found.plane, start)
         met = (found.confidence > 0) & (below > _NEAR) & (above > 0)
         return jnp.where(met, above / jnp.where(met, below, 1.0), 0.0), found.confidence
 
@@ -266,7 +274,7 @@ def _votes(
     tolerance: float,
 ) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
     """Confidence of the views that show the surface, and of those that see through it."""
-    q = _carry(*transfer, _grid(*inverse.shape), inverse[None])
+    q = carry(*transfer, grid_parts(*inverse.shape), inverse[None])
     found = _read(views, q, (inverse > 0)[None])
     agrees, violates, _ = _compare(q, found, inverse, tolerance)
     support = jnp.where(agrees, found.confidence, 0.0).sum(0)
@@ -280,20 +288,20 @@ def _look(
     tolerance: float,
 ) -> Lookup:
     matrix, vector = transfer
-    grid = _grid(*inverse.shape)
-    q = _carry(matrix, vector, grid, inverse[None])
+    grid = grid_parts(*inverse.shape)
+    q = carry(matrix, vector, grid, inverse[None])
     found = _read(views, q, (inverse > 0)[None])
     agrees, violates, residual = _compare(q, found, inverse, tolerance)
     # The view's plane as the target sees it gives how both pixel grids lie on the surface.
-    below = 1.0 - _dot(found.plane, _parts(vector))
+    below = 1.0 - dot(found.plane, vector_parts(vector))
     agrees &= below > _NEAR
     scale = 1.0 / jnp.where(agrees, below, 1.0)
     slope = [
-        scale * _dot(found.plane, [matrix[:, i, j, None, None] for i in range(3)]) for j in (0, 1)
+        scale * dot(found.plane, [matrix[:, i, j, None, None] for i in range(3)]) for j in (0, 1)
     ]
     qz = jnp.where(agrees, q[2], 1.0)
-    jacobian = _jacobian(matrix, vector, slope, found.pixel, qz)
-    agrees &= _determinant(jacobian) > 0
+    jacobian = surface_jacobian(matrix, vector, slope, found.pixel, qz)
+    agrees &= determinant(jacobian) > 0
     return Lookup(
         pixel=jnp.stack(found.pixel, -1),
         planes=jnp.stack(found.plane, -1),
@@ -301,26 +309,21 @@ def _look(
         agrees=agrees,
         violates=violates,
         residual=residual,
-        density=jnp.stack(_stretches(jacobian), -1),
+        density=jnp.stack(stretches(jacobian), -1),
         cosine=_cosine(matrix, views.intrinsics, grid, q),
     )
-
-
-# Below, vectors are sequences of component arrays: these loops are compiled for speed, and a
-# trailing axis of three would keep them from being vectorised.
-_Parts = Sequence[Float[Array, "..."]]
 
 
 class _Found(typing.NamedTuple):
     """What the views hold at the pixels asked for; every array [v, h, w], confidence 0 outside."""
 
-    pixel: _Parts
-    plane: _Parts
+    pixel: Parts
+    plane: Parts
     confidence: Float[Array, "v h w"]
     beside: Float[Array, "v h w"]
 
 
-def _read(views: SurfaceViews, q: _Parts, wanted: Bool[Array, "#v h w"]) -> _Found:
+def _read(views: SurfaceViews, q: Parts, wanted: Bool[Array, "#v h w"]) -> _Found:
     v, h, w = views.inverse.shape
     front = q[2] > _NEAR
     scale = 1.0 / jnp.where(front, q[2], 1.0)
@@ -338,11 +341,11 @@ def _read(views: SurfaceViews, q: _Parts, wanted: Bool[Array, "#v h w"]) -> _Fou
 
 
 def _compare(
-    q: _Parts, found: _Found, inverse: Float[Array, "h w"], tolerance: float
+    q: Parts, found: _Found, inverse: Float[Array, "h w"], tolerance: float
 ) -> tuple[Bool[Array, "v h w"], Bool[Array, "v h w"], Float[Array, "v h w"]]:
     """Whether each view agrees with the surface or looks through it; relative residual."""
     known = found.confidence > 0
-    shown = _dot(found.plane, (*found.pixel, 1.0))
+    shown = dot(found.plane, (*found.pixel, 1.0))
     expected = inverse[None] / jnp.where(q[2] > _NEAR, q[2], 1.0)
     residual = jnp.abs(shown - expected) / jnp.where(known, jnp.maximum(shown, 1e-12), 1.0)
     # Looked through: the surface lies farther, and beside a jump of depth the nearer one as well.
@@ -353,78 +356,16 @@ def _compare(
     return known & (residual <= tolerance), violates, residual
 
 
-def _grid(height: int, width: int) -> _Parts:
-    pixels = pixel_grid(height, width)[None]
-    return pixels[..., 0], pixels[..., 1]
-
-
-def _parts(vector: Float[Array, "v 3"]) -> _Parts:
-    return [vector[:, i, None, None] for i in range(3)]
-
-
-def _dot(left: Sequence, right: Sequence) -> Float[Array, "v h w"]:
-    return left[0] * right[0] + left[1] * right[1] + left[2] * right[2]
-
-
-def _carry(
-    matrix: Float[Array, "v 3 3"],
-    vector: Float[Array, "v 3"],
-    grid: _Parts,
-    inverse: Float[Array, "#v h w"],
-) -> _Parts:
-    """Pixels with inverse depth to homogeneous pixels of the other camera, see `surface`."""
-    return [
-        _dot((*grid, 1.0), [matrix[:, i, j, None, None] for j in range(3)])
-        + inverse * vector[:, i, None, None]
-        for i in range(3)
-    ]
-
-
-def _jacobian(
-    matrix: Float[Array, "v 3 3"],
-    vector: Float[Array, "v 3"],
-    slope: _Parts,
-    pixel: _Parts,
-    qz: Float[Array, "v h w"],
-) -> tuple[_Parts, _Parts]:
-    """Derivatives (by x, by y) of the x and of the y of the pixel carried over, on the surface.
-
-    `slope` holds the derivatives of the inverse depth by x and y.
-    """
-    by = [
-        [matrix[:, i, j, None, None] + slope[j] * vector[:, i, None, None] for i in range(3)]
-        for j in (0, 1)
-    ]
-    rows = [[(by[j][i] - by[j][2] * pixel[i]) / qz for j in (0, 1)] for i in (0, 1)]
-    return rows[0], rows[1]
-
-
-def _determinant(jacobian: tuple[_Parts, _Parts]) -> Float[Array, "v h w"]:
-    (a, b), (c, d) = jacobian
-    return a * d - b * c
-
-
-def _stretches(
-    jacobian: tuple[_Parts, _Parts],
-) -> tuple[Float[Array, "v h w"], Float[Array, "v h w"]]:
-    """Singular values of the 2x2 matrices, smallest first."""
-    (a, b), (c, d) = jacobian
-    square = a * a + b * b + c * c + d * d
-    area = jnp.abs(_determinant(jacobian))
-    largest = jnp.sqrt(0.5 * (square + jnp.sqrt(jnp.maximum(square**2 - 4.0 * area**2, 0.0))))
-    return area / jnp.maximum(largest, 1e-12), largest
-
-
 def _cosine(
-    matrix: Float[Array, "v 3 3"], intrinsics: Float[Array, "v 3 3"], grid: _Parts, q: _Parts
+    matrix: Float[Array, "v 3 3"], intrinsics: Float[Array, "v 3 3"], grid: Parts, q: Parts
 ) -> Float[Array, "v h w"]:
     """Cosine of the angle between the target's and the view's line of sight to the surface."""
     inverse = inverse_intrinsics(intrinsics)
     turn = jnp.matmul(inverse, matrix, precision=_HIGHEST)
-    target = [_dot((*grid, 1.0), [turn[:, i, j, None, None] for j in range(3)]) for i in range(3)]
-    view = [_dot(q, [inverse[:, i, j, None, None] for j in range(3)]) for i in range(3)]
-    length = _dot(target, target) * _dot(view, view)
-    return _dot(target, view) * lax.rsqrt(jnp.maximum(length, 1e-20))
+    target = [dot((*grid, 1.0), [turn[:, i, j, None, None] for j in range(3)]) for i in range(3)]
+    view = [dot(q, [inverse[:, i, j, None, None] for j in range(3)]) for i in range(3)]
+    length = dot(target, target) * dot(view, view)
+    return dot(target, view) * lax.rsqrt(jnp.maximum(length, 1e-20))
 
 
 def _enlarge(
