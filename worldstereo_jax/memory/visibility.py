@@ -47,7 +47,7 @@ _NEAR = 0.02  # a depth below this share of the other camera's depth is cut off
 _BEHIND = 5.0  # tolerances by which a surface lies behind another, not on it
 # Tolerances by which a point must lie before the surface that a view shows to be looked through.
 # Up to 2 the front and what is behind it are averaged, so that no front escapes both.
-_THROUGH = 1.5
+_THROUGH = 1.75
 _THROUGH_BESIDE = 3.0  # the same before the nearer one of two surfaces, beside a jump of depth
 _HIGHEST = lax.Precision.HIGHEST
 
