@@ -10,6 +10,7 @@ view really shows that surface (occlusion test), front first, by the same vote (
 Every test is relative to depth, so nothing depends on the unit of length (row S38).
 """
 
+import dataclasses
 import functools
 import typing
 
@@ -128,7 +129,8 @@ def prepare_views(
         intrinsics=jnp.asarray(intrinsics, jnp.float32),
     )
     stands = ~_refuted(views, tolerance)
-    return views.replace(
+    return dataclasses.replace(
+        views,
         inverse=jnp.where(stands, inverse, 0.0),
         table=jnp.where(stands[..., None], views.table, 0.0),
     )
