@@ -280,6 +280,14 @@ STORED = (
     ),
     mutation(
         12,
+        "memory.visibility:_refuted",
+        "no view contradicts another",
+        then(zeros),
+        "memory/test_visibility.py::test_wrong_depth_in_one_view_is_voted_down",
+        "memory/test_visibility.py::test_a_view_whose_depth_is_off_by_a_factor_is_voted_down",
+    ),
+    mutation(
+        12,
         "memory.spatial_stereo:same_cameras",
         "a keyframe is stored again",
         then(zeros),

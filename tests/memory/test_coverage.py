@@ -89,6 +89,41 @@ def test_a_view_of_what_is_hidden_earns_nothing(room):
     assert float(np.asarray(shown)[0, 1, cells].min()) > 0.9
 
 
+@pytest.mark.row("S26")
+def test_a_slanted_or_doubtful_view_counts_less_than_a_frontal_one(room):
+    """A wall from the front, and from nearer by, but 75 degrees aside."""
+    slant, near, far = np.radians(75), 3.8, 4.6
+    aside = [-near * np.sin(slant), 0.0, 4.0 - near * np.cos(slant)]
+    cameras = [room.look([0, 0, 4.0 - far], [0, 0, 4]), room.look(aside, [0, 0, 4])]
+    y, x = np.mgrid[:80, :112] + 0.5
+    rays = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(room.intrinsics).T
+    depth = []
+    for w2c in cameras:
+        c2w = np.linalg.inv(w2c)
+        towards = (rays @ c2w[:3, :3].T)[..., 2]
+        depth.append(np.where(towards > 0.02, (4.0 - c2w[2, 3]) / np.maximum(towards, 0.02), 0.0))
+    memory = init_spatial_memory(2, 80, 112).replace(
+        depth=jnp.asarray(np.stack(depth), jnp.float32),
+        confidence=jnp.ones((2, 80, 112)),
+        w2c=jnp.asarray(np.stack(cameras), jnp.float32),
+        intrinsics=room.bank.intrinsics[:2],
+        valid=jnp.ones((2,), bool),
+    )
+
+    def found(memory, w2c):
+        shown = view_coverage(memory, jnp.asarray(w2c, jnp.float32)[None], memory.intrinsics[:1])
+        # Of the cells in the middle, of which those seen at a slant lie apart, the best.
+        return np.asarray(shown).reshape(2, 10, 14)[:, 4:6, 6:8].max((1, 2))
+
+    shown = found(memory, np.eye(4))
+    np.testing.assert_allclose(shown, [4 / far, 4 / near * np.cos(slant)], rtol=0.15)
+    doubted = found(memory.replace(confidence=memory.confidence.at[0].set(0.2)), np.eye(4))
+    np.testing.assert_allclose(doubted, [0.2 * shown[0], shown[1]], rtol=1e-5)
+    # A target as far aside needs no more than the view beside it shows.
+    shown = found(memory, room.look(1.2 * np.array(aside) - [0, 0, 0.8], [0, 0, 4]))
+    assert shown[1] > 0.95
+
+
 @pytest.mark.row("S30")
 def test_the_first_view_can_be_protected(memory, room):
     plain = _retrieve(memory, room, 1)

@@ -60,6 +60,21 @@ def test_extremes_around_ignore_missing_depth():
 
 
 @pytest.mark.row("S34")
+def test_only_a_nearer_surface_right_beside_a_pixel_stands_before_it():
+    """A box before a slanted wall, a dent in the wall, and a pixel of unknown depth."""
+    near, far = _plane(0.0, 0.002, 0.5), _plane(0.01, -0.004, 0.15)
+    x, y = np.arange(16)[None, :], np.arange(12)[:, None]
+    inverse = jnp.where(x < 5, near, far).at[3, 11].set(0.0).at[8, 11].multiply(0.8)
+    found = surface.nearer_beside(inverse, tangent_planes(inverse), tolerance=0.04)
+    wanted = np.where((x == 5) & (y >= 0), near[np.minimum(y + 1, 11), 4], 0.0)
+    np.testing.assert_allclose(np.asarray(found)[:, :10], wanted[:, :10])
+    # A dent is behind its neighbours, which stand before it; it does not stand before them.
+    beyond = np.asarray(found)[:, 10:]
+    assert beyond[8, 1] > 0
+    assert np.count_nonzero(beyond) == 1
+
+
+@pytest.mark.row("S34")
 def test_only_what_a_nearer_surface_encloses_shines_through_it():
     near = _plane(0.002, -0.001, 0.5)
     # A dot, two side by side, a slit one pixel wide, a window, and a silhouette.

@@ -20,7 +20,7 @@ from worldstereo_jax.interop.memory_slots import attach_memory, read_widths
 from worldstereo_jax.interop.wan_vae_names import wan_vae_table
 from worldstereo_jax.memory.entry_tokens import entry_block_mask, select_entry_tokens
 from worldstereo_jax.memory.masks import reference_block_mask
-from worldstereo_jax.memory.warping import warp_candidates
+from worldstereo_jax.memory.warping import candidate_warp
 from worldstereo_jax.models.wan_vae_clips import encode_clip, encode_frames
 from worldstereo_jax.sampling import unipc_schedule
 from worldstereo_jax.sampling.official_clip import velocity_function
@@ -234,9 +234,9 @@ def test_functions_that_read_are_swapped_in_the_world(memory, cameras, gathered,
         unseen = jnp.zeros_like(attended_valid)
         return select_entry_tokens(bank, targets, attended, unseen, count=count)
 
-    def first_alone(features, depth, confidence, w2c, intrinsics, valid, *target, k):
-        valid = valid & (jnp.arange(len(valid)) == 0)
-        return warp_candidates(features, depth, confidence, w2c, intrinsics, valid, *target, k=k)
+    def first_alone(*bank, k):
+        *bank, valid = bank
+        return candidate_warp(*bank, valid & (jnp.arange(len(valid)) == 0), k=k)
 
     soft = {"reference_mask": reference_block_mask, "entry_mask": entry_block_mask}
     reading = READING._replace(

@@ -2,7 +2,8 @@
 
 Unlike the overlap of frustum boxes, this knows about occlusion and distance: stored surface points
 are z-buffered into coarse cells of every target frame, a view earns a cell by showing the cell's
-front surface, the more the finer it resolves it, and views are chosen greedily for what they add.
+front surface, the more the finer it resolves it and the surer its depth is, and views are chosen
+greedily for what they add.
 """
 
 import typing
@@ -11,9 +12,16 @@ import jax
 import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int
-from worldstereo_jax.geometry.cameras import pixel_grid, project, unproject
 from worldstereo_jax.geometry.frame_check import check_cameras
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
+from worldstereo_jax.memory.surface import inverse_depth, pixel_transfer, tangent_planes
+from worldstereo_jax.memory.transfer import (
+    carry,
+    determinant,
+    grid_parts,
+    stretches,
+    surface_jacobian,
+)
 
 
 class Retrieved(typing.NamedTuple):
@@ -48,34 +56,43 @@ def view_coverage(
         tolerance: relative depth behind the front surface that still counts as that surface.
 
     Returns:
-        0 where a view does not show the cell, else its resolution there over the target's, at
-        most 1.
+        0 where a view does not show the cell, or only the back of its surface; else the view's
+        resolution there over the target's, at most 1, times its confidence. Resolution is that
+        along the direction in which it is least: of what is seen at a slant, along the slant.
     """
     check_cameras(w2c, intrinsics, leading=("f",))
     views, height, width = memory.depth.shape
     rows, columns = -(-height // cell), -(-width // cell)
-    grid = pixel_grid(height, width)[stride // 2 :: stride, stride // 2 :: stride]
-    depth = memory.depth[:, stride // 2 :: stride, stride // 2 :: stride]
-    points = jax.vmap(unproject, in_axes=(None, 0, 0, 0))(
-        grid, depth, memory.w2c, memory.intrinsics
-    ).reshape(-1, 3)
-    usable = ((depth > 0) & memory.valid[:, None, None]).reshape(-1)
-    view = jnp.repeat(jnp.arange(views), depth.shape[1] * depth.shape[2])
-    scale = (memory.intrinsics[:, 0, 0][:, None, None] / jnp.where(depth > 0, depth, 1.0)).ravel()
+    inverse = jnp.where(memory.valid[:, None, None], inverse_depth(memory.depth), 0.0)
+    planes = jax.vmap(tangent_planes)(inverse)
+    thin = (..., slice(stride // 2, None, stride), slice(stride // 2, None, stride))
+    grid = [part[thin] for part in grid_parts(height, width)]
+    slope = [planes[..., i][thin] for i in (0, 1)]
+    inverse, confidence = inverse[thin], memory.confidence[thin]
+    usable = (inverse > 0) & (confidence > 0)
+    view = jnp.broadcast_to(jnp.arange(views)[:, None, None], inverse.shape)
 
     def one_frame(camera: tuple[Array, Array]) -> Array:
-        frame_w2c, frame_intrinsics = camera
-        pixels, z = project(points, frame_w2c, frame_intrinsics)
-        inside = usable & (z > 0) & (pixels >= 0).all(-1)
-        inside &= (pixels[:, 0] < width) & (pixels[:, 1] < height)
-        place = jnp.where(inside[:, None], pixels, 0.0).astype(jnp.int32) // cell
-        place = place[:, 1] * columns + place[:, 0]
-        z = jnp.where(inside, z, jnp.inf)
-        front = jnp.full((rows * columns,), jnp.inf).at[place].min(z)
-        is_front = inside & (z <= front[place] * (1 + tolerance))
-        fineness = jnp.minimum(scale * jnp.where(inside, z, 1.0) / frame_intrinsics[0, 0], 1.0)
+        matrix, vector = jax.vmap(pixel_transfer, in_axes=(0, 0, None, None))(
+            memory.w2c, memory.intrinsics, *camera
+        )
+        q = carry(matrix, vector, grid, inverse)
+        seen = usable & (q[2] > 0)
+        qz = jnp.where(seen, q[2], 1.0)
+        x, y = q[0] / qz, q[1] / qz
+        inside = seen & (x >= 0) & (y >= 0) & (x < width) & (y < height)
+        place = [jnp.where(inside, a, 0.0).astype(jnp.int32) // cell for a in (x, y)]
+        place = place[1] * columns + place[0]
+        found = jnp.where(inside, inverse / qz, 0.0)
+        front = jnp.zeros((rows * columns,)).at[place].max(found)
+        is_front = inside & (found * (1 + tolerance) >= front[place])
+        jacobian = surface_jacobian(matrix, vector, slope, (x, y), qz)
+        # Target pixels per pixel of the view, along the direction in which they are most.
+        largest = stretches(jacobian)[1]
+        shown = confidence / jnp.maximum(largest, 1.0)
         table = jnp.zeros((views, rows * columns))
-        return table.at[view, place].max(jnp.where(is_front, fineness, 0.0))
+        is_front &= determinant(jacobian) > 0
+        return table.at[view, place].max(jnp.where(is_front, shown, 0.0))
 
     return jax.lax.map(one_frame, (w2c, intrinsics))
 

@@ -100,6 +100,26 @@ def beside_jump(
     return found & (inverse > 0)
 
 
+def nearer_beside(
+    inverse: Float[Array, "h w"], planes: Float[Array, "h w 3"], *, tolerance: float
+) -> Float[Array, "h w"]:
+    """Largest inverse depth of those eight neighbours that stand before the tangent plane, or 0.
+
+    A neighbour stands before it when it is nearer than the plane there by more than `tolerance` of
+    inverse depth: another surface, which a point close by may belong to.
+    """
+    h, w = inverse.shape
+    found = jnp.zeros_like(inverse)
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            around = _shift(_shift(inverse, dy, 0), dx, 1)
+            meant = inverse + dx * planes[..., 0] + dy * planes[..., 1]
+            inside = _inside(h, dy)[:, None] & _inside(w, dx)[None, :]
+            before = inside & (around - meant > tolerance * inverse)
+            found = jnp.maximum(found, jnp.where(before, around, 0.0))
+    return jnp.where(inverse > 0, found, 0.0)
+
+
 def nearest_around(inverse: Float[Array, "h w"]) -> Float[Array, "h w"]:
     """Largest inverse depth (nearest surface) in the 3x3 neighbourhood."""
     for axis in (0, 1):

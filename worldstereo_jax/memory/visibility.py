@@ -1,17 +1,18 @@
 """What of the bank's surfaces a new camera sees, and where the bank's views show it.
 
-First every stored surface point is splatted, at the size of its footprint, into a z-buffer of
+First the views judge each other, once for all targets: a stored point at which more confidence
+looks through to something behind it than shows it is left out (row S12); what it would have hidden
+is seen then. The points that stand are splatted, at the size of their footprint, into a z-buffer of
 the target camera; the buffer only proposes depths. Then each target ray is intersected with the
 tangent planes of the surfaces proposed, in every view, and the intersection is believed where a
-view really shows that surface (occlusion test), front first, unless more confidence stands
-against it: views that look through the point at something behind it (row S34).
+view really shows that surface (occlusion test), front first, by the same vote (row S34).
 
 Every test is relative to depth, so nothing depends on the unit of length (row S38).
 """
 
+import dataclasses
 import functools
 import typing
-from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -19,22 +20,36 @@ import jax.numpy as jnp
 from jax import lax
 
 from worldstereo_jax.array_types import Array, Bool, Float
-from worldstereo_jax.geometry.cameras import pixel_grid
 from worldstereo_jax.memory.surface import (
     between_surfaces,
     farthest_around,
     inverse_depth,
     inverse_intrinsics,
+    nearer_beside,
     nearest_around,
     one_surface,
     pixel_transfer,
     shines_through,
     tangent_planes,
 )
+from worldstereo_jax.memory.transfer import (
+    Parts,
+    carry,
+    determinant,
+    dot,
+    grid_parts,
+    stretches,
+    surface_jacobian,
+    vector_parts,
+)
 
 _LEVELS = 4  # splats up to 2**3 target pixels wide; a surface nearer than that shows cracks
 _NEAR = 0.02  # a depth below this share of the other camera's depth is cut off
 _BEHIND = 5.0  # tolerances by which a surface lies behind another, not on it
+# Tolerances by which a point must lie before the surface that a view shows to be looked through.
+# Up to 2 the front and what is behind it are averaged, so that no front escapes both.
+_THROUGH = 1.75
+_THROUGH_BESIDE = 3.0  # the same before the nearer one of two surfaces, beside a jump of depth
 _HIGHEST = lax.Precision.HIGHEST
 
 
@@ -45,8 +60,9 @@ class SurfaceViews:
 
     inverse [v, h, w]: inverse depth, 0 where not used. table [v, h, w, 5]: what a look-up reads,
     side by side: the tangent plane (3 numbers, see `surface`), the confidence (0 where not used)
-    and the largest inverse depth of the 3x3 neighbourhood. smooth [v, h, w]: the 5x5 neighbourhood
-    lies on one surface. w2c [v, 4, 4], intrinsics [v, 3, 3].
+    and the inverse depth of a nearer surface beside the pixel (0 where there is none, see
+    `surface.nearer_beside`). smooth [v, h, w]: the 5x5 neighbourhood lies on one surface.
+    w2c [v, 4, 4], intrinsics [v, 3, 3].
     """
 
     inverse: Float[Array, "v h w"]
@@ -87,10 +103,13 @@ def prepare_views(
     *,
     tolerance: float,
 ) -> SurfaceViews:
-    """Surfaces of the views: pixels between two surfaces and invalid views are left out.
+    """Surfaces of the views, without pixels between two surfaces, refuted ones and invalid views.
+
+    A pixel is refuted when more confidence looks through its point than shows it, its own
+    included: wrong depth in one view is voted down wherever two others look there (row S12).
 
     Arguments as in `warping.warp_views`; `tolerance` is the share of depth within which two
-    neighbouring pixels continue one surface.
+    neighbouring pixels continue one surface, and two views show the same one.
     """
     # Single precision, as everything that loops over the views carries.
     depth, confidence = jnp.asarray(depth, jnp.float32), jnp.asarray(confidence, jnp.float32)
@@ -100,15 +119,33 @@ def prepare_views(
     inverse = jnp.where(keep, inverse, 0.0)
     planes = jnp.where(keep[..., None], planes, 0.0)
     smooth = jax.vmap(functools.partial(one_surface, tolerance=2.0 * tolerance))(inverse, planes)
-    nearest = jax.vmap(nearest_around)(inverse)
-    held = [planes, jnp.where(keep, confidence, 0.0)[..., None], nearest[..., None]]
-    return SurfaceViews(
+    beside = jax.vmap(functools.partial(nearer_beside, tolerance=2.0 * tolerance))(inverse, planes)
+    held = [planes, jnp.where(keep, confidence, 0.0)[..., None], beside[..., None]]
+    views = SurfaceViews(
         inverse=inverse,
         table=jnp.concatenate(held, -1),
         smooth=smooth,
         w2c=jnp.asarray(w2c, jnp.float32),
         intrinsics=jnp.asarray(intrinsics, jnp.float32),
     )
+    stands = ~_refuted(views, tolerance)
+    return dataclasses.replace(
+        views,
+        inverse=jnp.where(stands, inverse, 0.0),
+        table=jnp.where(stands[..., None], views.table, 0.0),
+    )
+
+
+def _refuted(views: SurfaceViews, tolerance: float) -> Bool[Array, "v h w"]:
+    """Points which more confidence looks through than shows, their own view's included."""
+
+    def of_view(view: tuple[Array, Array, Array]) -> Bool[Array, "h w"]:
+        inverse, w2c, intrinsics = view
+        support, against = _votes(views, _to_views(views, w2c, intrinsics), inverse, tolerance)
+        return against > support
+
+    # One view after the other: all at once would take the memory of that many targets.
+    return lax.map(of_view, (views.inverse, views.w2c, views.intrinsics))
 
 
 def visible_surface(
@@ -161,13 +198,13 @@ def splat_proposals(
     matrix, vector = jax.vmap(pixel_transfer, in_axes=(0, 0, None, None))(
         views.w2c, views.intrinsics, target_w2c, target_intrinsics
     )
-    q = _carry(matrix, vector, _grid(h, w), views.inverse)
+    q = carry(matrix, vector, grid_parts(h, w), views.inverse)
     front = (views.inverse > 0) & (q[2] > _NEAR)
     qz = jnp.where(front, q[2], 1.0)
     x, y = q[0] / qz, q[1] / qz
     slope = (views.table[..., 0], views.table[..., 1])
-    jacobian = _jacobian(matrix, vector, slope, (x, y), qz)
-    front &= _determinant(jacobian) > 0
+    jacobian = surface_jacobian(matrix, vector, slope, (x, y), qz)
+    front &= determinant(jacobian) > 0
     extent = jnp.maximum(*[jnp.abs(row[0]) + jnp.abs(row[1]) for row in jacobian])
     level = jnp.ceil(jnp.log2(jnp.maximum(extent, 1.0)) - 0.5)
     level = jnp.clip(level, 0, _LEVELS - 1).astype(jnp.int32)
@@ -211,13 +248,13 @@ def _intersect(
     Of the views' answers the front-most and those that agree with it are averaged.
     """
     matrix, vector = transfer
-    grid = _grid(*proposal.shape)
-    start = _carry(matrix, vector, grid, jnp.zeros_like(proposal)[None])  # vanishing points
+    grid = grid_parts(*proposal.shape)
+    start = carry(matrix, vector, grid, jnp.zeros_like(proposal)[None])  # vanishing points
 
     def cut(guess: Float[Array, "#v h w"]) -> tuple[Float[Array, "v h w"], Float[Array, "v h w"]]:
-        found = _read(views, _carry(matrix, vector, grid, guess), guess > 0)
-        below = 1.0 - _dot(found.plane, _parts(vector))
-        above = _dot(found.plane, start)
+        found = _read(views, carry(matrix, vector, grid, guess), guess > 0)
+        below = 1.0 - dot(found.plane, vector_parts(vector))
+        above = dot(found.plane, start)
         met = (found.confidence > 0) & (below > _NEAR) & (above > 0)
         return jnp.where(met, above / jnp.where(met, below, 1.0), 0.0), found.confidence
 
@@ -239,7 +276,7 @@ def _votes(
     tolerance: float,
 ) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
     """Confidence of the views that show the surface, and of those that see through it."""
-    q = _carry(*transfer, _grid(*inverse.shape), inverse[None])
+    q = carry(*transfer, grid_parts(*inverse.shape), inverse[None])
     found = _read(views, q, (inverse > 0)[None])
     agrees, violates, _ = _compare(q, found, inverse, tolerance)
     support = jnp.where(agrees, found.confidence, 0.0).sum(0)
@@ -253,20 +290,20 @@ def _look(
     tolerance: float,
 ) -> Lookup:
     matrix, vector = transfer
-    grid = _grid(*inverse.shape)
-    q = _carry(matrix, vector, grid, inverse[None])
+    grid = grid_parts(*inverse.shape)
+    q = carry(matrix, vector, grid, inverse[None])
     found = _read(views, q, (inverse > 0)[None])
     agrees, violates, residual = _compare(q, found, inverse, tolerance)
     # The view's plane as the target sees it gives how both pixel grids lie on the surface.
-    below = 1.0 - _dot(found.plane, _parts(vector))
+    below = 1.0 - dot(found.plane, vector_parts(vector))
     agrees &= below > _NEAR
     scale = 1.0 / jnp.where(agrees, below, 1.0)
     slope = [
-        scale * _dot(found.plane, [matrix[:, i, j, None, None] for i in range(3)]) for j in (0, 1)
+        scale * dot(found.plane, [matrix[:, i, j, None, None] for i in range(3)]) for j in (0, 1)
     ]
     qz = jnp.where(agrees, q[2], 1.0)
-    jacobian = _jacobian(matrix, vector, slope, found.pixel, qz)
-    agrees &= _determinant(jacobian) > 0
+    jacobian = surface_jacobian(matrix, vector, slope, found.pixel, qz)
+    agrees &= determinant(jacobian) > 0
     return Lookup(
         pixel=jnp.stack(found.pixel, -1),
         planes=jnp.stack(found.plane, -1),
@@ -274,26 +311,21 @@ def _look(
         agrees=agrees,
         violates=violates,
         residual=residual,
-        density=jnp.stack(_stretches(jacobian), -1),
+        density=jnp.stack(stretches(jacobian), -1),
         cosine=_cosine(matrix, views.intrinsics, grid, q),
     )
-
-
-# Below, vectors are sequences of component arrays: these loops are compiled for speed, and a
-# trailing axis of three would keep them from being vectorised.
-_Parts = Sequence[Float[Array, "..."]]
 
 
 class _Found(typing.NamedTuple):
     """What the views hold at the pixels asked for; every array [v, h, w], confidence 0 outside."""
 
-    pixel: _Parts
-    plane: _Parts
+    pixel: Parts
+    plane: Parts
     confidence: Float[Array, "v h w"]
-    nearest: Float[Array, "v h w"]
+    beside: Float[Array, "v h w"]
 
 
-def _read(views: SurfaceViews, q: _Parts, wanted: Bool[Array, "#v h w"]) -> _Found:
+def _read(views: SurfaceViews, q: Parts, wanted: Bool[Array, "#v h w"]) -> _Found:
     v, h, w = views.inverse.shape
     front = q[2] > _NEAR
     scale = 1.0 / jnp.where(front, q[2], 1.0)
@@ -311,90 +343,31 @@ def _read(views: SurfaceViews, q: _Parts, wanted: Bool[Array, "#v h w"]) -> _Fou
 
 
 def _compare(
-    q: _Parts, found: _Found, inverse: Float[Array, "h w"], tolerance: float
+    q: Parts, found: _Found, inverse: Float[Array, "h w"], tolerance: float
 ) -> tuple[Bool[Array, "v h w"], Bool[Array, "v h w"], Float[Array, "v h w"]]:
     """Whether each view agrees with the surface or looks through it; relative residual."""
     known = found.confidence > 0
-    shown = _dot(found.plane, (*found.pixel, 1.0))
+    shown = dot(found.plane, (*found.pixel, 1.0))
     expected = inverse[None] / jnp.where(q[2] > _NEAR, q[2], 1.0)
     residual = jnp.abs(shown - expected) / jnp.where(known, jnp.maximum(shown, 1e-12), 1.0)
-    # Looked through: everything around the pixel, not only its own surface, lies farther.
-    violates = known & (expected > (1.0 + 3.0 * tolerance) * found.nearest)
+    # Looked through: the surface lies farther, and beside a jump of depth the nearer one as well.
+    passed = jnp.maximum(
+        (1.0 + _THROUGH * tolerance) * shown, (1.0 + _THROUGH_BESIDE * tolerance) * found.beside
+    )
+    violates = known & (expected > passed)
     return known & (residual <= tolerance), violates, residual
 
 
-def _grid(height: int, width: int) -> _Parts:
-    pixels = pixel_grid(height, width)[None]
-    return pixels[..., 0], pixels[..., 1]
-
-
-def _parts(vector: Float[Array, "v 3"]) -> _Parts:
-    return [vector[:, i, None, None] for i in range(3)]
-
-
-def _dot(left: Sequence, right: Sequence) -> Float[Array, "v h w"]:
-    return left[0] * right[0] + left[1] * right[1] + left[2] * right[2]
-
-
-def _carry(
-    matrix: Float[Array, "v 3 3"],
-    vector: Float[Array, "v 3"],
-    grid: _Parts,
-    inverse: Float[Array, "#v h w"],
-) -> _Parts:
-    """Pixels with inverse depth to homogeneous pixels of the other camera, see `surface`."""
-    return [
-        _dot((*grid, 1.0), [matrix[:, i, j, None, None] for j in range(3)])
-        + inverse * vector[:, i, None, None]
-        for i in range(3)
-    ]
-
-
-def _jacobian(
-    matrix: Float[Array, "v 3 3"],
-    vector: Float[Array, "v 3"],
-    slope: _Parts,
-    pixel: _Parts,
-    qz: Float[Array, "v h w"],
-) -> tuple[_Parts, _Parts]:
-    """Derivatives (by x, by y) of the x and of the y of the pixel carried over, on the surface.
-
-    `slope` holds the derivatives of the inverse depth by x and y.
-    """
-    by = [
-        [matrix[:, i, j, None, None] + slope[j] * vector[:, i, None, None] for i in range(3)]
-        for j in (0, 1)
-    ]
-    rows = [[(by[j][i] - by[j][2] * pixel[i]) / qz for j in (0, 1)] for i in (0, 1)]
-    return rows[0], rows[1]
-
-
-def _determinant(jacobian: tuple[_Parts, _Parts]) -> Float[Array, "v h w"]:
-    (a, b), (c, d) = jacobian
-    return a * d - b * c
-
-
-def _stretches(
-    jacobian: tuple[_Parts, _Parts],
-) -> tuple[Float[Array, "v h w"], Float[Array, "v h w"]]:
-    """Singular values of the 2x2 matrices, smallest first."""
-    (a, b), (c, d) = jacobian
-    square = a * a + b * b + c * c + d * d
-    area = jnp.abs(_determinant(jacobian))
-    largest = jnp.sqrt(0.5 * (square + jnp.sqrt(jnp.maximum(square**2 - 4.0 * area**2, 0.0))))
-    return area / jnp.maximum(largest, 1e-12), largest
-
-
 def _cosine(
-    matrix: Float[Array, "v 3 3"], intrinsics: Float[Array, "v 3 3"], grid: _Parts, q: _Parts
+    matrix: Float[Array, "v 3 3"], intrinsics: Float[Array, "v 3 3"], grid: Parts, q: Parts
 ) -> Float[Array, "v h w"]:
     """Cosine of the angle between the target's and the view's line of sight to the surface."""
     inverse = inverse_intrinsics(intrinsics)
     turn = jnp.matmul(inverse, matrix, precision=_HIGHEST)
-    target = [_dot((*grid, 1.0), [turn[:, i, j, None, None] for j in range(3)]) for i in range(3)]
-    view = [_dot(q, [inverse[:, i, j, None, None] for j in range(3)]) for i in range(3)]
-    length = _dot(target, target) * _dot(view, view)
-    return _dot(target, view) * lax.rsqrt(jnp.maximum(length, 1e-20))
+    target = [dot((*grid, 1.0), [turn[:, i, j, None, None] for j in range(3)]) for i in range(3)]
+    view = [dot(q, [inverse[:, i, j, None, None] for j in range(3)]) for i in range(3)]
+    length = dot(target, target) * dot(view, view)
+    return dot(target, view) * lax.rsqrt(jnp.maximum(length, 1e-20))
 
 
 def _enlarge(

@@ -7,6 +7,7 @@ views are weighed against each other. Latents use the depth and intrinsics at la
 
 import functools
 import typing
+from collections.abc import Callable
 
 import flax.struct
 import jax.numpy as jnp
@@ -87,6 +88,40 @@ def splat_depth(
     return inverse_depth(inverse)
 
 
+def candidate_warp(
+    features: Float[Array, "v h w c"],
+    depth: Float[Array, "v h w"],
+    confidence: Float[Array, "v h w"],
+    w2c: Float[Array, "v 4 4"],
+    intrinsics: Float[Array, "v 3 3"],
+    valid: Bool[Array, "v"],
+    *,
+    k: int = 4,
+    height: int | None = None,
+    width: int | None = None,
+    tolerance: float = 0.02,
+) -> Callable[[Float[Array, "4 4"], Float[Array, "3 3"]], Candidates]:
+    """The function from a target camera to what the bank shows it (rows S15, S18).
+
+    The bank is prepared, and its views judged by each other, once for all cameras. For each target
+    pixel the function gives the `k` views that show its surface best.
+
+    features [v, h, w, c], depth and confidence [v, h, w] and intrinsics belong to the same
+    resolution; the target's is (height, width), by default the same. `tolerance` is the share of
+    depth by which a view may differ from the surface and still be held to see it.
+    """
+    views = prepare_views(depth, confidence, w2c, intrinsics, valid, tolerance=tolerance)
+    return functools.partial(
+        _candidates,
+        views,
+        features,
+        k=k,
+        height=height or depth.shape[1],
+        width=width or depth.shape[2],
+        tolerance=tolerance,
+    )
+
+
 def warp_candidates(
     features: Float[Array, "v h w c"],
     depth: Float[Array, "v h w"],
@@ -102,23 +137,10 @@ def warp_candidates(
     width: int | None = None,
     tolerance: float = 0.02,
 ) -> Candidates:
-    """For each target pixel the `k` views that show its surface best (rows S15, S18).
-
-    features [v, h, w, c], depth and confidence [v, h, w] and intrinsics belong to the same
-    resolution; the target's is (height, width), by default the same. `tolerance` is the share of
-    depth by which a view may differ from the surface and still be held to see it.
-    """
-    views = prepare_views(depth, confidence, w2c, intrinsics, valid, tolerance=tolerance)
-    return _candidates(
-        views,
-        features,
-        target_w2c,
-        target_intrinsics,
-        k=k,
-        height=height or depth.shape[1],
-        width=width or depth.shape[2],
-        tolerance=tolerance,
-    )
+    """For each target pixel the `k` views that show its surface best: see `candidate_warp`."""
+    bank = (features, depth, confidence, w2c, intrinsics, valid)
+    warp = candidate_warp(*bank, k=k, height=height, width=width, tolerance=tolerance)
+    return warp(target_w2c, target_intrinsics)
 
 
 def warp_views(
@@ -173,18 +195,13 @@ def warp_path(
     width: int | None = None,
     tolerance: float = 0.02,
 ) -> Warped:
-    """`warp_views` for every camera of a path; fields of the result have a leading axis f."""
-    views = prepare_views(depth, confidence, w2c, intrinsics, valid, tolerance=tolerance)
-    one = functools.partial(
-        _candidates,
-        views,
-        features,
-        k=k,
-        height=height or depth.shape[1],
-        width=width or depth.shape[2],
-        tolerance=tolerance,
-    )
-    return lax.map(lambda camera: fuse_candidates(one(*camera)), (target_w2c, target_intrinsics))
+    """`warp_views` for every camera of a path; fields of the result have a leading axis f.
+
+    The bank is prepared, and its views judged by each other, once for the whole path.
+    """
+    bank = (features, depth, confidence, w2c, intrinsics, valid)
+    warp = candidate_warp(*bank, k=k, height=height, width=width, tolerance=tolerance)
+    return lax.map(lambda camera: fuse_candidates(warp(*camera)), (target_w2c, target_intrinsics))
 
 
 def fuse_candidates(found: Candidates) -> Warped:

@@ -23,14 +23,15 @@ from worldstereo_jax.memory.coverage import Retrieved, retrieve_by_coverage
 from worldstereo_jax.memory.entry_completion import add_entries
 from worldstereo_jax.memory.entry_tokens import EntryTokens, entry_block_mask, select_entry_tokens
 from worldstereo_jax.memory.masks import reference_block_mask
-from worldstereo_jax.memory.warping import Candidates, Warped, warp_candidates
+from worldstereo_jax.memory.warping import Candidates, Warped, candidate_warp
 
 
 class Reading(typing.NamedTuple):
     """The functions by which a clip reads the spatial-stereo memory; all run inside jit.
 
     retrieve: which stored views serve a path, as `retrieve_by_coverage` (row S26).
-    warp: stored views carried into one camera, as `warp_candidates` (row S18).
+    warp: from stored views the function that carries them into one camera, as `candidate_warp`
+        (row S18).
     complete_warp: what entries add to the fused warp, as `add_entries` (row S28).
     select_entries: which entries become tokens, as `select_entry_tokens` (row S28).
     reference_mask: (reference geometry, target geometry) -> block mask over both, in this order,
@@ -40,7 +41,7 @@ class Reading(typing.NamedTuple):
     """
 
     retrieve: Callable[..., Retrieved] = retrieve_by_coverage
-    warp: Callable[..., Candidates] = warp_candidates
+    warp: Callable[..., Callable[..., Candidates]] = candidate_warp
     complete_warp: Callable[..., Warped] = add_entries
     select_entries: Callable[..., EntryTokens] = select_entry_tokens
     reference_mask: Callable[..., BlockMask] = reference_block_mask

@@ -99,9 +99,11 @@ def read_warps(
         retrieved.valid,
     )
 
+    warp = reading.warp(*bank, k=max(FUSED_VIEWS, config.candidates))
+
     def one(camera: tuple[Array, Array]) -> tuple[Warped, Array, Array]:
         # Fused here: a clip's candidates together would take gigabytes at full size.
-        found = reading.warp(*bank, *camera, k=max(FUSED_VIEWS, config.candidates))
+        found = warp(*camera)
         best = found.features[..., : config.candidates, :]
         return fuse_candidates(found), best, found.log_weight[..., : config.candidates]
 
