@@ -18,6 +18,10 @@ where there is neither, give depth.
 of the first frame's surface that a frame still shows (`data/clip_overlap.py`), for a clip that of
 the frame which shows least. A window that does not fit is drawn again, eight times at most.
 
+`--stereo` also keeps what a model reads of the spatial-stereo memory that has modules for it
+(`worldstereo_jax/interop/memory_slots.py`): warped views and surface entries. A checkpoint with
+such modules asks for its own without that option.
+
 A run that is interrupted goes on where it stopped when started again. `--procedural N` renders N
 scenes of this project instead of reading video, to try the commands without data.
 
@@ -48,6 +52,7 @@ from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import keyframe_indices
 from worldstereo_jax.geometry.sparse_depth import unit_of_points
 from worldstereo_jax.geometry.splat import OFFICIAL_RADIUS_NDC
+from worldstereo_jax.interop.memory_slots import read_widths, slot_widths
 from worldstereo_jax.interop.official_pipeline import (
     OfficialFiles,
     load_encoders,
@@ -56,6 +61,8 @@ from worldstereo_jax.interop.official_pipeline import (
     open_text_cache,
 )
 from worldstereo_jax.sampling.official_world import (
+    ENTRY_TOKENS,
+    TOKEN_SIDE,
     OfficialChoices,
     OfficialParams,
     OfficialWorld,
@@ -95,6 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--views", type=int, default=VIEWS, help="most views from elsewhere")
     parser.add_argument("--attention", choices=("dense", "correspondence"), default="dense")
     parser.add_argument(
+        "--stereo", action="store_true", help="keep warped views and surface entries, too"
+    )
+    parser.add_argument(
         "--overlap", type=float, nargs=2, metavar=("LOW", "HIGH"), help="see above; as shares of 1"
     )
     parser.add_argument("--camera-format", help="for folders with cameras of several formats")
@@ -115,6 +125,9 @@ def build(options: argparse.Namespace) -> None:
         depth=options.depth_model,
         dinov2=options.retrieval_model,
     )
+    if options.stereo:
+        widths = {**read_widths(), **slot_widths(files.denoiser)}
+        files = dataclasses.replace(files, denoiser=files.denoiser.replace(**widths))
     assert files.denoiser.control is not None
     stride = files.denoiser.control.mask_downsample
     frames = (files.settings.frames - 1) * stride + 1
@@ -196,6 +209,9 @@ def _world(
         attention=options.attention,
     )
     height, width = size
+    tokens = files.settings.frames * height * width // TOKEN_SIDE**2
+    # Half of the pixels show what no other view does.
+    entries = min(1 << 20, (1 + options.views) * height * width // 2)
     config = RolloutConfig(
         frames=frames,
         height=height,
@@ -204,8 +220,9 @@ def _world(
         keyframes=options.views,
         bank_capacity=1 + options.views,
         point_capacity=(1 + options.views) * height * width,
-        # Official models read no entries.
-        entry_capacity=1024,
+        # A model without modules for entries reads none.
+        entry_capacity=max(1024, entries) if slot_widths(files.denoiser) else 1024,
+        entry_tokens=min(ENTRY_TOKENS, tokens),
         point_radius=max(1.0, OFFICIAL_RADIUS_NDC * min(height, width) / 2),
         point_edges=choices.quirks.point_edges,
     )

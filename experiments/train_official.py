@@ -8,6 +8,17 @@
 
 Stages as published: "camera" trains the control branch over the frozen video model, "keyframes"
 all but the backbone's cross-attention and feed-forward parts, "memory" all but cross-attention.
+"stereo" is this project's own: what reads warped views and surface entries of the spatial-stereo
+memory (`worldstereo_jax/interop/memory_slots.py`) trains over the frozen rest. A checkpoint without
+such modules, as every published one, is given them, zero where they end, so that training starts
+from the model itself; `--attach warped entries` gives them to it in the other stages, too, where
+they train with the rest. The clips must hold what they read:
+
+    python experiments/build_official_cache.py --clips videos --model CKPT --base BASE \
+        --depth-model DEPTH --out runs/clips --stereo
+    python experiments/train_official.py --cache runs/clips --model CKPT --base BASE \
+        --out runs/stereo --stage stereo --steps 3000 --batch 32 --mesh data=4,fsdp=16
+
 What trains is kept in float32 and brought into `--dtype` once a step; what is frozen is kept in
 `--dtype` alone, has no average, and is no part of the checkpoints: `--resume` reads it from the
 same `--model`. Learning rate, shift of the noise levels, weight decay and how often text and views
@@ -53,7 +64,7 @@ of adapters 7 kB. `worldstereo generate` made another clip with it than without,
 import argparse
 import functools
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -61,9 +72,15 @@ import jax.numpy as jnp
 import optax
 
 from worldstereo_jax.array_types import PyTree
-from worldstereo_jax.config import REMAT_POLICIES
+from worldstereo_jax.config import REMAT_POLICIES, ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.lora_files import FILE, read_adapters, write_adapters
+from worldstereo_jax.interop.memory_slots import (
+    attach_memory,
+    read_widths,
+    slot_tensors,
+    slot_widths,
+)
 from worldstereo_jax.interop.official import parameter_shapes
 from worldstereo_jax.interop.official_export import export_official
 from worldstereo_jax.interop.pretrained import OpenedModel, from_pretrained, open_model
@@ -94,6 +111,8 @@ from worldstereo_jax.training.state import (
     split,
 )
 
+ATTACHED = {"warped": "warped_width", "entries": "entry_width"}
+"""What can be attached to a checkpoint, with the name of its width in the config."""
 EXPORT = "worldstereo"
 """Folder of the trained checkpoint within --out."""
 
@@ -109,6 +128,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--stage", choices=tuple(STAGES), help="the parameters that train")
     what.add_argument("--lora", type=int, metavar="RANK", help="train adapters of that rank")
+    add(
+        "--attach", nargs="+", choices=tuple(ATTACHED), metavar="SLOT",
+        help="warped, entries or both: give the checkpoint modules that read them (default: in "
+        "the stage stereo those that it lacks and the clips are prepared for)",
+    )  # fmt: skip
     add("--lora-alpha", type=float, help="they are scaled by it / RANK (default: RANK)")
     add("--lora-modules", nargs="+", default=ATTENTION, help="whose linear layers have them")
     add("--from-lora", type=Path, metavar="FILE", help="adapters to go on from")
@@ -164,14 +188,16 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"{options.model}: is a plain video model; give a WorldStereo checkpoint")
     caches = [ClipCache(folder) for folder in options.cache]
     recipe = read_index(options.cache[0])["recipe"]
+    widths = attached_widths(options, opened.config, recipe)
     for folder in options.cache:
-        check_recipe(read_index(folder)["recipe"], opened.config, str(folder))
+        given = read_index(folder)["recipe"]
+        check_recipe(given, opened.config.replace(**widths), str(folder))
     null_text = read_null_text(options.cache[0])
     layout = None if options.mesh is None else TrainLayout(parse_mesh(options.mesh))
     sizes = {name: recipe[name] for name in ("height", "width", "ray_x_offset")}
     init_key, key = jax.random.split(jax.random.key(options.seed))
     if options.lora is None:
-        parts = stage_parts(options, opened, layout)
+        parts = stage_parts(options, opened, layout, widths, init_key)
     else:
         parts = adapter_parts(options, opened, layout, init_key)
     model, frozen, applied, write = parts.model, parts.frozen, parts.applied, parts.write
@@ -194,6 +220,9 @@ def run(options: argparse.Namespace) -> None:
     if jax.process_index() == 0:
         count = count_parameters(parts.trained)
         print(f"{count:,} of {count + count_parameters(frozen):,} parameters train")
+        added = slot_tensors(model.config)
+        if added:
+            print(f"{len(added)} tensors are in no official checkpoint: {', '.join(added)}")
     if layout is None:
         # Bound to its device as what a step returns is: else the second step compiles again.
         state = jax.device_put(init_train_state(parts.trained, optimizer, key), jax.devices()[0])
@@ -221,10 +250,42 @@ def run(options: argparse.Namespace) -> None:
         print(written)
 
 
+def attached_widths(
+    options: argparse.Namespace, config: ModelConfig, recipe: Mapping[str, typing.Any]
+) -> dict[str, int]:
+    """The widths of the modules that the checkpoint is to be given, by their names in its config.
+
+    Raises:
+        InputError: where the clips do not hold what the modules would read.
+    """
+    if options.attach is not None:
+        if options.lora is not None:
+            raise InputError("--attach is for --stage")
+        names = [ATTACHED[slot] for slot in options.attach]
+    else:
+        own = slot_widths(config)
+        lacking = [name for name in ATTACHED.values() if name in recipe and name not in own]
+        names = lacking if options.stage == "stereo" else []
+        if options.stage == "stereo" and not own and not lacking:
+            raise InputError(
+                f"{options.cache[0]}: its clips hold neither warped views nor entries; build their "
+                "cache again with --stereo"
+            )
+    widths = read_widths()
+    return {name: recipe.get(name, widths[name]) for name in names}
+
+
 def stage_parts(
-    options: argparse.Namespace, opened: OpenedModel, layout: TrainLayout | None
+    options: argparse.Namespace,
+    opened: OpenedModel,
+    layout: TrainLayout | None,
+    widths: Mapping[str, int],
+    key: jax.Array,
 ) -> Parts:
-    """The model's own parameters, those that train in a stage and the rest."""
+    """The model's own parameters, those that train in a stage and the rest.
+
+    `widths`: of the modules that the checkpoint is given first, with the random key `key`.
+    """
     for name in ("weights", "from_lora"):
         if getattr(options, name) is not None:
             raise InputError(f"--{name.replace('_', '-')} is for --lora")
@@ -237,6 +298,9 @@ def stage_parts(
         remat=options.remat,
     )
     config, params = loaded.config, loaded.params
+    if widths:
+        place = one_device if layout is None else layout.place_parameter
+        config, params = attach_memory(config, params, key, **widths, placement=place)
     trained, rest = split(params, stage_parameters(params, options.stage))
     # A step brings it into that type anyway, and no small update has to survive in it.
     frozen = in_compute_type(rest, config.dtype)

@@ -19,6 +19,7 @@ from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_formats import write_cameras
 from worldstereo_jax.geometry.camera_io import read_camera_json, write_cameras_json
 from worldstereo_jax.geometry.trajectories import make_path
+from worldstereo_jax.interop.memory_slots import read_widths
 from worldstereo_jax.memory.folder import load_memory
 from worldstereo_jax.sampling.official_rollout import OfficialRollout
 from worldstereo_jax.sampling.world import RolloutConfig, empty_memory
@@ -150,7 +151,7 @@ def test_a_panorama_with_guidance_and_official_retrieval(
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(
-    weights, picture, panorama, tmp_path, refused
+    weights, reads_warps, picture, panorama, tmp_path, refused
 ):
     out = ("--out", tmp_path / "out")
     dmd = ("--model", weights / "worldstereo-memory-dmd", "--base", weights / "base")
@@ -175,6 +176,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(
         ((panorama, *full, "--renders", "memory", "--depth-model", weights / "depth"),
          "give --retrieval-model, or --retrieval coverage"),
         ((panorama, *full, "--retrieval", "coverage"), "--retrieval coverage needs depth"),
+        ((panorama, "--model", reads_warps, "--base", weights / "base"),
+         "what worldstereo-stereo reads of the memory needs depth"),
         ((panorama, *full, "--attention", "correspondence"), "correspondence needs depth"),
         ((panorama, *full, "--renders", "memory"), "points needs depth"),
     ):  # fmt: skip
@@ -327,17 +330,27 @@ def test_a_trajectory_needs_the_one_it_goes_on_from(weights, panorama, tmp_path,
     assert "starts from the last frame of reconstruct_1/traj0" in sentence
 
 
+@pytest.fixture(scope="module")
+def reads_warps(weights) -> Path:
+    """The distilled checkpoint with modules that read warped views and entries."""
+    config = toy.MODEL.replace(**read_widths())
+    alone = {"latent_cond_mode": "first_frame_only", **read_widths()}
+    folder = weights / "worldstereo-stereo"
+    return toy.write_checkpoint(folder, toy.official_tensors(config), **toy.DMD, **alone)
+
+
 @pytest.mark.slow
-def test_a_model_split_over_devices_makes_the_same_clip(weights, picture, tmp_path):
+@pytest.mark.row("S18")
+def test_a_model_split_over_devices_makes_the_same_clip(weights, reads_warps, picture, tmp_path):
     """Eight devices, heads that do not divide among them: queries are dealt out.
 
-    Along a path recorded in metres.
+    Of a checkpoint that reads warps and entries, as its config says; along a path in metres.
     """
     recorded = random_cameras(5)
     recorded.w2c[:] = make_path("left", 5, pivot_depth=2.0)
     write_cameras(tmp_path / "path.txt", recorded, "tum")
     given = (
-        picture, "--model", weights / "worldstereo-memory-dmd", "--base", weights / "base",
+        picture, "--model", reads_warps, "--base", weights / "base",
         "--depth-model", weights / "depth", "--dtype", "float32", "--camera",
         tmp_path / "path.txt", "--size", "48x64", "--steps", 1,
     )  # fmt: skip
@@ -345,9 +358,12 @@ def test_a_model_split_over_devices_makes_the_same_clip(weights, picture, tmp_pa
     for count in (1, 8):
         out = tmp_path / str(count)
         generate(*given, "--devices", count, "--out", out)
-        _, stereo = load_memory(out / "memory", model="worldstereo-memory-dmd")
+        _, stereo = load_memory(out / "memory", model="worldstereo-stereo")
         banks.append(np.asarray(stereo.images)[: int(stereo.count)])
     one, eight = banks
+    record = json.loads((tmp_path / "8/run.json").read_text())
+    assert record["model"]["config"]["warped_width"] == 17
+    assert record["rollout"]["entry_tokens"] == 60
     # A view and four frames that were generated; in [-1, 1], and apart by the order of sums.
     assert len(one) == 1 + 4
     assert one[1:].std() > 0.1

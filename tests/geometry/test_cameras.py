@@ -1,9 +1,12 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from tests.lowered import coarse_products
 from worldstereo_jax.geometry import cameras
+from worldstereo_jax.geometry.normalisation import normalise_unified
 
 
 def _camera(seed: int) -> np.ndarray:
@@ -136,3 +139,16 @@ def test_polar_places_follow_the_picture_and_not_the_world():
     )
     at_camera = cameras.polar_places(np.zeros((1, 3), np.float32), np.eye(4), k, step=4.0)
     assert np.isfinite(at_camera).all()
+
+
+def test_no_device_rounds_a_camera():
+    def shape(*sizes):
+        return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+    points, w2c, intrinsics = shape(5, 3), shape(4, 4), shape(3, 3)
+    path = shape(6, 4, 4)
+    assert not coarse_products(cameras.project, points, w2c, intrinsics)
+    assert not coarse_products(cameras.unproject, shape(5, 2), shape(5), w2c, intrinsics)
+    assert not coarse_products(lambda w, k: cameras.plucker_rays(w, k, 4, 6), path, shape(6, 3, 3))
+    assert not coarse_products(cameras.camera_vector, path)
+    assert not coarse_products(normalise_unified, path, shape(2, 4, 4))

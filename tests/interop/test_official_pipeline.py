@@ -115,3 +115,16 @@ def test_cached_states_of_another_width_are_refused(folders, tmp_path):
     write_safetensors(file, {"hidden": np.zeros((512, 7), np.float32)})
     with pytest.raises(InputError, match=r"7 channels.*transformer expects 6"):
         text_states(files, ["ab"], dtype="float32", cache=cache, progress=False)
+
+
+def test_the_base_says_how_images_are_prepared(folders):
+    model, base = folders
+    assert open_official(model, base=base).image_encoder.preparation is None
+    file, side = base / "image_processor/preprocessor_config.json", toy.CLIP["image_size"]
+    toy.write_json(file, {"size": {"height": side, "width": side}, "do_center_crop": False})
+    squeezed = open_official(model, base=base).image_encoder.preparation
+    assert (squeezed.resize, squeezed.crop) == ((side, side), None)
+    toy.write_json(file, {"size": 224, "crop_size": 224})
+    said = rf"preprocessor_config.json: images are prepared as .*224.*{side} x {side} pixels"
+    with pytest.raises(InputError, match=said):
+        open_official(model, base=base)

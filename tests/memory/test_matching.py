@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from skimage import data
 
+from tests.lowered import coarse_products
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import project
 from worldstereo_jax.memory.matching import (
@@ -131,3 +132,15 @@ def test_unlike_pyramids_are_refused():
         match_codes(codes, codes + codes, height=HEIGHT, width=WIDTH)
     with pytest.raises(InputError, match="whole fraction"):
         match_codes(codes, codes, height=HEIGHT, width=WIDTH + 20)
+
+
+def test_no_device_rounds_an_epipolar_line_or_a_code():
+    """Ratios of angles tell matches apart, and small angles do not survive rounded cosines."""
+
+    def shape(*sizes):
+        return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+    camera = shape(4, 4), shape(3, 3)
+    assert not coarse_products(fundamental_matrix, *camera, *camera)
+    assert not coarse_products(match_images, *[shape(HEIGHT, WIDTH, 3)] * 2)
+    assert not coarse_products(match_keypoints, *[shape(HEIGHT, WIDTH, 3)] * 2)

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.lowered import coarse_products
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.memory import retrieval
 from worldstereo_jax.memory.retrieval import axis_angle_degrees, bank_frames, box_iou
@@ -168,3 +169,16 @@ def test_a_view_of_the_same_place_wins():
     )
     np.testing.assert_allclose(score[0, 2], 1, rtol=1e-5)
     assert score[0, 0] < score[0, 1] < score[0, 2]
+
+
+def test_no_device_rounds_an_overlap():
+    def cameras(count):
+        return [jax.ShapeDtypeStruct((count, side, side), jnp.float32) for side in (4, 3)]
+
+    def score(*cameras):
+        return retrieval.overlap_score(*cameras, width=8, height=6)
+
+    assert not coarse_products(score, *cameras(5), *cameras(3))
+    assert not coarse_products(retrieval.camera_features, cameras(3)[0])
+    image = jax.ShapeDtypeStruct((6, 8, 3), jnp.float32)
+    assert not coarse_products(retrieval.quality_score, image)

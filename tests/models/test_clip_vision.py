@@ -20,6 +20,7 @@ from tests.models.official_modules import (
 )
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.encoder_names import clip_vision_table
+from worldstereo_jax.models.clip_preparation import ClipPreparation
 from worldstereo_jax.models.clip_vision import CLIPVision, CLIPVisionConfig, clip_pixels
 
 CONFIG = CLIPVisionConfig(
@@ -65,17 +66,16 @@ def test_names_and_values_round_trip(official, params):
     assert_round_trip(TABLE(CONFIG), official, params)
 
 
-def test_pixels_are_standardised_as_officially_or_as_trained():
+def test_pixels_come_to_the_encoders_size():
     image = jnp.full((1, 5, 9, 3), 0.5)
-    unit = clip_pixels(image, CONFIG, pixel_range="unit")
-    assert unit.shape == (1, 12, 12, 3)
-    np.testing.assert_allclose(unit[0, 3, 4, 0], (0.75 - 0.48145466) / 0.26862954, rtol=1e-5)
-    official = clip_pixels(image, CONFIG)
-    np.testing.assert_allclose(
-        official[0, 3, 4, 2], (255 * 0.75 - 0.40821073) / 0.27577711, rtol=1e-5
-    )
-    with pytest.raises(InputError, match="pixel_range is 'raw'"):
-        clip_pixels(image, CONFIG, pixel_range="raw")
+    pixels = clip_pixels(image, CONFIG, pixel_range="unit")
+    assert pixels.shape == (1, 12, 12, 3)
+    squeezed = ClipPreparation(resize=(12, 12), crop=None, mean=(0.5,) * 3, std=(0.5,) * 3)
+    config = dataclasses.replace(CONFIG, preparation=squeezed)
+    found = clip_pixels(image, config, pixel_range="unit")
+    np.testing.assert_allclose(found[0, 3, 4], 2 * 191 / 255 - 1, rtol=1e-5)
+    with pytest.raises(InputError, match="prepared as of any size, expected the encoder's 12 x 12"):
+        dataclasses.replace(CONFIG, preparation=ClipPreparation(crop=None))
 
 
 def test_faults_are_named(params):

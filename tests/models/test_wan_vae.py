@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.wan_vae_names import wan_vae_table
-from worldstereo_jax.models.wan_vae import WanVAE, WanVAEConfig
+from worldstereo_jax.models.wan_vae import CausalConv, WanVAE, WanVAEConfig
 from worldstereo_jax.models.wan_vae_clips import (
     decode_clip,
     decode_frames,
@@ -72,6 +73,20 @@ def run(params, x, function):
 @pytest.fixture(scope="module")
 def latents(params, video):
     return run(params, video, encode_clip)
+
+
+def test_a_frame_alone_is_not_convolved_with_the_zeros_before_it(params, video):
+    """A third of the work, to the same result: that of the first of three frames."""
+    convolve = CausalConv(2)
+    variables = convolve.init(jax.random.key(0), video[:, :1], None)
+
+    @jax.jit
+    def first(x):
+        return convolve.apply(variables, x, None)[0][:, :1]
+
+    np.testing.assert_allclose(first(video[:, :1]), first(video[:, :3]), atol=1e-6)
+    kernels = re.findall(r"tensor<1x3x3x3x2xf32>", first.lower(video[:, :1]).as_text())
+    assert kernels, "the convolution has all three frames of its kernel"
 
 
 def test_the_past_never_depends_on_the_future(params, video, latents):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core as jax_core
 from jax.sharding import Mesh
 
 from tests.models.test_wan_vae import (
@@ -95,6 +96,9 @@ def test_a_seam_fades_from_tile_to_tile(params, latents):
 def test_faults_are_named(params, frames, latents):
     with pytest.raises(InputError, match="stride is 9"):
         decode_tiled(params, latents, CONFIG, tile=8, stride=9)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("tile",))
+    with pytest.raises(InputError, match="axis is None, expected one of the mesh's: tile"):
+        decode_tiled(params, latents, CONFIG, mesh=mesh)
     with pytest.raises(InputError, match="90 x 64 pixels, expected multiples of 4"):
         encode_tiled(params, frames[:, :, :90], CONFIG)
 
@@ -114,6 +118,49 @@ def test_devices_share_the_frames(params):
         np.testing.assert_allclose(found, run(params, x, alone), atol=1e-5)
     two = jax.jit(functools.partial(decode_frames, config=CONFIG, at_once=2))(params, x)
     np.testing.assert_allclose(two, found, atol=1e-5)
+
+
+def lowered(params, side, tile):
+    z = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.float32)
+    return jax.jit(lambda p, z: decode_tiled(p, z, CONFIG, tile=tile, stride=tile)).lower(params, z)
+
+
+def test_memory_and_program_are_those_of_one_tile(params):
+    """Sixteen tiles of a picture need little more than one, and are compiled as one."""
+    tiled, whole = lowered(params, 64, 16), lowered(params, 64, 64)
+    counts = {program.as_text().count("stablehlo.convolution") for program in (tiled, whole)}
+    assert len(counts) == 1
+    used, of_whole = (p.compile().memory_analysis().temp_size_in_bytes for p in (tiled, whole))
+    # Sixteen times less, beside the picture itself in tiles.
+    assert used < of_whole / 4
+
+
+def loops(jaxpr, inside=False):
+    """Lengths of the outermost loops within what each device runs."""
+    found = []
+    for equation in jaxpr.eqns:
+        within = inside or equation.primitive.name == "shard_map"
+        if within and equation.primitive.name == "scan":
+            found.append(equation.params["length"])
+            continue
+        for inner in jax_core.jaxprs_in_params(equation.params):
+            found += loops(inner, within)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("tiled", "shape"),
+    [(encode_tiled, (2, 1, 48, 48, 3)), (decode_tiled, (2, 1, 12, 12, 3))],
+)
+def test_devices_share_the_tiles(params, tiled, shape):
+    """Eighteen among eight, none of which has more than three."""
+    mesh = Mesh(np.array(jax.devices()[:8]), ("tile",))
+    x = jnp.clip(normal(5, *shape), -1, 1)
+    alone = functools.partial(tiled, config=CONFIG, tile=4, stride=4)
+    spread = functools.partial(alone, mesh=mesh, axis="tile")
+    expected = jax.jit(alone)(params, x)
+    np.testing.assert_allclose(jax.jit(spread)(params, x), expected, atol=1e-5)
+    assert loops(jax.make_jaxpr(spread)(params, x).jaxpr) == [3]
 
 
 def test_tiles_equal_diffusers(theirs, params):

@@ -11,14 +11,13 @@ from worldstereo_jax.geometry.splat import Render
 from worldstereo_jax.memory.warping import Warped
 from worldstereo_jax.models.vae_tiny import encode_frames
 from worldstereo_jax.sampling.conditions import (
-    UNSEEN_LOG_WEIGHT,
     anchor,
     example_conditions,
-    where_points_speak,
     without_entries,
     without_global,
     without_stereo,
 )
+from worldstereo_jax.sampling.warp_reading import UNSEEN_LOG_WEIGHT, where_points_speak
 from worldstereo_jax.sampling.world import Cameras
 
 

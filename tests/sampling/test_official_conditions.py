@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from tests.models.official_modules import normal, our_params, random_tensors
 from tests.toy_official import CLIP, DINOV2, MODEL, VAE
@@ -28,15 +29,21 @@ from worldstereo_jax.models.wan_vae_clips import encode_clip, encode_frames
 from worldstereo_jax.models.wan_vae_tiles import encode_tiled
 from worldstereo_jax.models.worldstereo import init_params
 from worldstereo_jax.sampling import unipc_schedule
-from worldstereo_jax.sampling.official_clip import image_tokens, velocity_function
+from worldstereo_jax.sampling.official_clip import decode_latent, image_tokens, velocity_function
 from worldstereo_jax.sampling.official_conditions import (
     ChosenViews,
     choose_views,
     draw_renders,
     encode_conditions,
     encode_images,
+    encode_video,
 )
-from worldstereo_jax.sampling.official_world import OfficialChoices, OfficialWorld, Quirks
+from worldstereo_jax.sampling.official_world import (
+    MODEL_AXIS,
+    OfficialChoices,
+    OfficialWorld,
+    Quirks,
+)
 from worldstereo_jax.sampling.world import Cameras, RolloutConfig, WorldMemory
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 3
@@ -222,6 +229,31 @@ def test_the_autoencoder_works_in_tiles_where_asked(vae_params, image):
     found = jax.jit(functools.partial(encode_images, world))(vae_params, images)
     tiled = functools.partial(encode_tiled, config=world.vae, tile=4, stride=3)
     np.testing.assert_allclose(found, jax.jit(tiled)(vae_params, images[:, None])[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("keyframes", [True, False])
+def test_devices_share_the_tiles_where_there_are_several(vae_params, keyframes):
+    """Of a causal clip as of keyframes, on the way in and on the way out."""
+    mesh = Mesh(np.array(jax.devices()[:4]), (MODEL_AXIS,))
+    world = dataclasses.replace(make_world(vae_tile=4), mesh=mesh)
+    frames = FRAMES
+    if not keyframes:
+        control = dataclasses.replace(MODEL.control, mask_downsample=4)
+        frames = 1 + 4 * (FRAMES - 1)
+        world = dataclasses.replace(
+            world,
+            denoiser=MODEL.replace(control=control),
+            rollout=dataclasses.replace(world.rollout, frames=frames),
+        )
+    video = jax.ShapeDtypeStruct((frames, HEIGHT, WIDTH, 3), jnp.float32)
+    encoded = jax.make_jaxpr(functools.partial(encode_video, world))(vae_params, video)
+    latent = jax.ShapeDtypeStruct(world.latent_shape, jnp.float32)
+    decoded = jax.make_jaxpr(functools.partial(decode_latent, world))(vae_params, latent)
+    assert encoded.out_avals[0].shape == latent.shape
+    assert decoded.out_avals[0].shape == video.shape
+    for program in (encoded, decoded):
+        # Tiles of 4 x 4 latent pixels, of what is left on the right, below, and in the corner.
+        assert str(program).count("shard_map[") == 4
 
 
 @pytest.mark.row("S17")

@@ -14,8 +14,9 @@ from pallas_kernels.soft_fill import SoftFill
 from worldstereo_jax.memory.entry_tokens import entry_block_mask, select_entry_tokens
 from worldstereo_jax.memory.masks import reference_block_mask
 from worldstereo_jax.sampling.conditions import gather_conditions
-from worldstereo_jax.sampling.denoise import MOST_NUMBERS, evaluated, model_inputs
+from worldstereo_jax.sampling.denoise import model_inputs
 from worldstereo_jax.sampling.reading import READING
+from worldstereo_jax.sampling.token_reading import MOST_NUMBERS, evaluated
 from worldstereo_jax.sampling.world import Cameras
 
 

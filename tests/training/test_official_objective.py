@@ -19,7 +19,6 @@ from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.official_conditions import OfficialConditions
 from worldstereo_jax.sampling.official_denoise import denoise_official, reading_pattern
 from worldstereo_jax.training.official_objective import (
-    STAGES,
     TrainingClip,
     drop_inputs,
     in_compute_type,
@@ -204,7 +203,7 @@ OFFICIAL_PARTS["memory"] = OFFICIAL_PARTS["keyframes"] | {"ffn"}
 
 
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", OFFICIAL_PARTS)
 def test_a_stage_trains_its_parts_and_nothing_else(stage, scan):
     """Of the real tree: a part is the top of it, or what a layer and its backbone consist of."""
     params = random_params(MODEL.replace(num_layers=2, scan_layers=scan))

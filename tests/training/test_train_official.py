@@ -23,6 +23,13 @@ from worldstereo_jax.training.official_fields import read_negative_text, read_nu
 FRAMES, HEIGHT, WIDTH = 12, 32, 48
 
 
+def build_cache(weights: Path, videos: Path, out: Path, *arguments: object) -> None:
+    command(
+        build_official_cache, "--clips", videos, "--model", weights / "model", "--out", out,
+        "--size", f"{HEIGHT}x{WIDTH}", "--windows", 2, "--views", 2, *arguments,
+    )  # fmt: skip
+
+
 def command(module, *arguments: object) -> None:
     module.main([str(argument) for argument in arguments])
 
@@ -49,11 +56,7 @@ def cache(weights, tmp_path_factory) -> Path:
     write_cameras_json(clip / "cameras.json", path, np.stack([k] * FRAMES), (HEIGHT, WIDTH))
     np.savez(clip / "depth.npz", depth=np.full((FRAMES, HEIGHT, WIDTH), 3, np.float16))
     (clip / "prompt.json").write_text(json.dumps({"prompt": "a wall"}))
-    command(
-        build_official_cache, "--clips", folder / "videos", "--model", weights / "model",
-        "--out", folder / "cache", "--size", f"{HEIGHT}x{WIDTH}", "--windows", 2, "--views", 2,
-        "--overlap", 0.1, 1.0,
-    )  # fmt: skip
+    build_cache(weights, folder / "videos", folder / "cache", "--overlap", 0.1, 1.0)
     return folder / "cache"
 
 
@@ -111,6 +114,35 @@ def test_a_finished_run_is_resumed_on_a_mesh_and_written_again_to_the_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.row("S18")
+@pytest.mark.row("S28")
+def test_a_published_checkpoint_learns_to_read_the_memory(weights, cache, tmp_path, capsys):
+    """Modules are attached and train; all tensors that were there stay, and the file says so."""
+    videos, stereo = cache.parent / "videos", tmp_path / "cache"
+    build_cache(weights, videos, stereo, "--stereo")
+    fields = ClipCache(stereo)[0]
+    assert fields["warped.features"].shape == (5, 4, 6, 2, 17)
+    assert fields["entries.features"].shape == (30, 90)
+    out = tmp_path / "out"
+    train_in(weights, stereo, out, "--stage", "stereo", "--steps", 2)
+    assert "tensors are in no official checkpoint: blocks.0.entry_attn" in capsys.readouterr().out
+    found = dict(SafetensorsFile(out / "worldstereo/model.safetensors"))
+    start = toy.official_tensors()
+    for name, array in start.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    loaded = from_pretrained(out / "worldstereo", progress=False)
+    assert set(loaded.added) == set(found) - set(start)
+    assert (loaded.config.warped_width, loaded.config.entry_width) == (17, 90)
+    # The zeros that it began with have moved.
+    assert all(found[name].any() for name in loaded.added if "to_out" in name)
+    (out / "worldstereo/model.safetensors").unlink()
+    train_in(weights, stereo, out, "--stage", "stereo", "--steps", 2, "--resume")
+    again = dict(SafetensorsFile(out / "worldstereo/model.safetensors"))
+    for name, array in found.items():
+        np.testing.assert_array_equal(again[name], array, err_msg=name)
+
+
+@pytest.mark.slow
 def test_adapters_are_resumed_to_the_bit_and_merged_as_they_were_trained(weights, cache, tmp_path):
     """Of a finished run, as above; merged by the loader they are what was trained."""
 
@@ -154,6 +186,15 @@ def test_what_does_not_fit_is_refused_in_a_sentence(weights, cache, tmp_path, ca
 
     given = ("--model", weights / "model", "--out", tmp_path / "out")
     training = ("--stage", "memory", "--steps", 1)
+    assert "--attach is for --stage" in refused(
+        "--cache", cache, *given, "--lora", 2, "--steps", 1, "--attach", "warped"
+    )
+    assert "hold neither warped views nor entries; build their cache again with --stereo" in (
+        refused("--cache", cache, *given, "--stage", "stereo", "--steps", 1)
+    )
+    assert "lack what a model of warped_width 17 reads" in refused(
+        "--cache", cache, *given, *training, "--attach", "warped"
+    )
     assert "--from-lora is for --lora" in refused(
         "--cache", cache, *given, *training, "--from-lora", "a.safetensors"
     )

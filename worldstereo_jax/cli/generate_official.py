@@ -45,6 +45,7 @@ from worldstereo_jax.data.video_io import FRAMES_PER_SECOND
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.splat import OFFICIAL_RADIUS_NDC
 from worldstereo_jax.interop.identity import model_identity
+from worldstereo_jax.interop.memory_slots import slot_widths
 from worldstereo_jax.interop.official_pipeline import (
     OFFICIAL_SCALE,
     OfficialFiles,
@@ -59,9 +60,11 @@ from worldstereo_jax.sampling.official_rollout import (
     make_official_rollout,
 )
 from worldstereo_jax.sampling.official_world import (
+    ENTRY_TOKENS,
     MENDED_QUIRKS,
     MODEL_AXIS,
     OFFICIAL_QUIRKS,
+    TOKEN_SIDE,
     OfficialChoices,
     OfficialWorld,
     Prompt,
@@ -332,6 +335,7 @@ def _rollout_config(
         # The official radius; small images need a whole pixel, or no point covers any.
         point_radius=max(1.0, OFFICIAL_RADIUS_NDC * min(height, width) / 2),
         point_edges=choices.quirks.point_edges,
+        entry_tokens=min(ENTRY_TOKENS, frames * height * width // TOKEN_SIDE**2),
     )
     config = with_capacity(config, views, points, clips)
     if not sees_depth:
@@ -368,6 +372,7 @@ def _check_needs(
             ("rendering the scene's points", drawn),
             ("--retrieval coverage", world.choices.retrieval == "coverage"),
             ("--attention correspondence", world.choices.attention == "correspondence"),
+            (f"what {world.name} reads of the memory", bool(slot_widths(world.denoiser))),
         )
         if needed
     ]

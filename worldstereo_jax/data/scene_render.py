@@ -28,6 +28,9 @@ _FAR = 1e6
 _AMBIENT, _DIFFUSE, _SHADOW, _FALLOFF = 0.6, 0.7, 0.25, 7.0
 """Shares of ambient and lamp light, what is left of the latter in shadow, its reach in metres."""
 
+# Accelerators round the factors of float32 products to fewer bits unless told otherwise.
+_product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
 
 class Rays(NamedTuple):
     """Rays that leave one point: `origin` [3] and direction components [n], in the room frame."""
@@ -264,10 +267,14 @@ def _rays(room_from_camera, intrinsics, height: int, width: int, samples: int) -
 
 def _room_from_camera(scene: Scene, w2c: Float[Array, "4 4"]) -> Float[Array, "3 4"]:
     rotation = w2c[:3, :3].T
-    camera = jnp.concatenate([rotation, -(rotation @ w2c[:3, 3])[:, None]], axis=1)
+    camera = jnp.concatenate([rotation, -_product(rotation, w2c[:3, 3])[:, None]], axis=1)
     a = scene.room_from_world
     return jnp.concatenate(
-        [a[:3, :3] @ camera[:, :3], (a[:3, :3] @ camera[:, 3] + a[:3, 3])[:, None]], axis=1
+        [
+            _product(a[:3, :3], camera[:, :3]),
+            (_product(a[:3, :3], camera[:, 3]) + a[:3, 3])[:, None],
+        ],
+        axis=1,
     )
 
 
@@ -292,7 +299,7 @@ def _geometry(scene: Scene, rays: Rays) -> tuple[Float[Array, "n"], Float[Array,
     normal = jnp.stack(_surfaces(scene, rays, hits).normal, -1)
     # Those of round things are off by the rounding of the distance.
     normal = normal / jnp.linalg.norm(normal, axis=-1, keepdims=True)
-    return hits.distance, normal @ scene.room_from_world[:3, :3]
+    return hits.distance, _product(normal, scene.room_from_world[:3, :3])
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width"))

@@ -74,6 +74,9 @@ WORLDSTEREO_KEYS = Keys(
         "dmd_end_steps": "dmd_end",
         "gen_shift": "dmd_shift",
         "dmd_steps": "dmd_steps",
+        # This project's own: `memory_slots`. No published checkpoint has them.
+        "warped_width": "warped_width",
+        "entry_width": "entry_width",
     },
     {},
     "freeze_backbone",
@@ -87,7 +90,8 @@ _CONTROL_KINDS = {
 _WORLDSTEREO_KINDS = {
     "base_model": TEXT, "controlnet_cfg": OBJECT, "nframe": WHOLE, "scale_map": PAIRS,
     "negative_prompt": TEXT, "latent_cond_mode": TEXT, "dmd_start_steps": NUMBER,
-    "dmd_end_steps": NUMBER, "gen_shift": NUMBER, "dmd_steps": WHOLE,
+    "dmd_end_steps": NUMBER, "gen_shift": NUMBER, "dmd_steps": WHOLE, "warped_width": WHOLE,
+    "entry_width": WHOLE,
 }  # fmt: skip
 
 LATENT_CONDITIONS = ("full_vae", "first_frame_only")
@@ -130,6 +134,7 @@ class WorldStereoSettings:
         negative_prompt: for guidance.
         latent_condition: one of `LATENT_CONDITIONS`.
         dmd: the few-step schedule, None for a model of many steps.
+        warped_width, entry_width: see `ModelConfig`; 0 for every published checkpoint.
     """
 
     control: ControlConfig
@@ -141,11 +146,17 @@ class WorldStereoSettings:
     negative_prompt: str = ""
     latent_condition: str = "full_vae"
     dmd: DMDSettings | None = None
+    warped_width: int = 0
+    entry_width: int = 0
 
     def model_config(self, backbone: ModelConfig) -> ModelConfig:
         """The whole model: this branch over a backbone."""
         return backbone.replace(
-            control=self.control, update_ref=self.update_ref, camera_width=self.camera_width
+            control=self.control,
+            update_ref=self.update_ref,
+            camera_width=self.camera_width,
+            warped_width=self.warped_width,
+            entry_width=self.entry_width,
         )
 
     def size_for(self, height: int, width: int) -> tuple[int, int]:

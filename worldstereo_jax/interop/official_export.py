@@ -15,6 +15,7 @@ from worldstereo_jax.array_types import PyTree
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.files import atomic_write
 from worldstereo_jax.interop.layer_stacks import flat_paths
+from worldstereo_jax.interop.memory_slots import slot_widths
 from worldstereo_jax.interop.official import model_places, official_shapes
 from worldstereo_jax.interop.safetensors_io import write_safetensors
 
@@ -53,7 +54,9 @@ def export_official(
     """Write a complete checkpoint in the official form, a tensor at a time.
 
     `from_pretrained` and the official code read it; the base model's transformer is not needed
-    with it. On several hosts all call this, and the first writes.
+    with it; of a model with memory slots config.json gets their widths and the file their tensors
+    (`memory_slots.slot_tensors`), which the official code does not know. On several hosts all call
+    this, and the first writes.
 
     Args:
         folder: where to; made when it is missing.
@@ -73,5 +76,6 @@ def export_official(
         name: jax.ShapeDtypeStruct(shape, kind) for name, shape in official_shapes(config).items()
     }
     write_safetensors(folder / WEIGHTS, tensors, {"format": "pt"}, layout=layout)
+    said = {**values, **slot_widths(config)}
     with atomic_write(folder / CONFIG) as temporary:
-        temporary.write_text(json.dumps(dict(values), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")

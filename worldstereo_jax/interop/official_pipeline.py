@@ -147,7 +147,7 @@ def open_official(
         denoiser=config,
         vae=_config(base, "vae"),
         text_encoder=text,
-        image_encoder=_config(base, "image_encoder") if has_image else None,
+        image_encoder=_image_encoder(base) if has_image else None,
         dinov2=None if dinov2 is None else _config(dinov2, "dinov2"),
         depth=None if depth is None else _metric(_config(depth, "depth"), str(depth)),
         scheduler=None if settings.dmd is not None else load_scheduler(base),
@@ -159,6 +159,20 @@ def _config(source: PathOrId, kind: str):
         return read_component_config(resolve(source, patterns=["config.json"]), kind)
     folder = resolve(source, patterns=[f"{kind}/config.json"])
     return read_component_config(folder / kind, kind)
+
+
+def _image_encoder(base: PathOrId) -> CLIPVisionConfig:
+    """The image encoder, with the preparation of images that lies beside it; else the published."""
+    config = _config(base, "image_encoder")
+    name = "image_processor/preprocessor_config.json"
+    path = resolve(base, patterns=[name]) / name
+    if not path.is_file():
+        return config
+    preparation = read_component_config(path.parent, "image_processor")
+    try:
+        return dataclasses.replace(config, preparation=preparation)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _text_config(base: PathOrId) -> UMT5Config | None:
@@ -189,7 +203,8 @@ def official_world(
         files: of `open_official`.
         rollout: sizes.
         choices: how clips are made.
-        dtype: compute type of the transformer; the other networks compute in float32.
+        dtype: compute type of the transformer, whose products are exact in float32. The other
+            networks compute in float32: see `sampling.precision`.
         weights: "int8" or "float8" keeps the transformer's matrices in that type.
         mesh: devices that share the work, None for one.
 

@@ -25,6 +25,7 @@ from worldstereo_jax.interop.encoder_names import (
 )
 from worldstereo_jax.interop.hub import resolve
 from worldstereo_jax.interop.lora import MergedSource
+from worldstereo_jax.interop.memory_slots import SLOTS, slot_tensors
 from worldstereo_jax.interop.model_configs import (
     WorldStereoSettings,
     wan_config,
@@ -67,6 +68,7 @@ class Component:
         unused: tensors that no output depends on, as "name (file)".
         overlaid: base tensors that the checkpoint replaced.
         settings: what a WorldStereo checkpoint's config.json says, else None.
+        added: tensors that no official checkpoint has, see `memory_slots`.
     """
 
     config: typing.Any
@@ -74,6 +76,7 @@ class Component:
     unused: list[str]
     overlaid: list[str]
     settings: WorldStereoSettings | None = None
+    added: list[str] = dataclasses.field(default_factory=list)
 
 
 def from_pretrained(
@@ -121,7 +124,8 @@ def from_pretrained(
         keep=None if weights is None else quantiser(config, weights), threads=threads,
         progress=progress, label="transformer",
     )  # fmt: skip
-    return Component(config, loaded.params, loaded.unused, loaded.overlaid, settings)
+    added = slot_tensors(config)
+    return Component(config, loaded.params, loaded.unused, loaded.overlaid, settings, added)
 
 
 class OpenedModel(typing.NamedTuple):
@@ -273,6 +277,12 @@ def _infer(weights: TensorSource, settings: WorldStereoSettings, source: str) ->
             f"{source}: controlnet_cfg of config.json gives {config.control}, but the tensors "
             f"show {inferred.control}"
         )
+    for name in SLOTS:
+        said, shown = getattr(config, name), getattr(inferred, name)
+        if said != shown:
+            raise InputError(
+                f"{source}: {name} of config.json is {said}, but the tensors show {shown}"
+            )
     return config
 
 

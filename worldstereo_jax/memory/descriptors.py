@@ -8,6 +8,7 @@ gradient. A learned descriptor, any array [h, w, c], may stand wherever a gradie
 import math
 import typing
 
+import jax
 import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Float, UInt32
@@ -36,7 +37,8 @@ class Response(typing.NamedTuple):
 
 def brightness(image: Float[Array, "h w 3"]) -> Float[Array, "h w"]:
     """Luma of an image, in its own units (ITU-R BT.601)."""
-    return image @ jnp.array([0.299, 0.587, 0.114], image.dtype)
+    weights = jnp.array([0.299, 0.587, 0.114], image.dtype)
+    return jnp.matmul(image, weights, precision=jax.lax.Precision.HIGHEST)
 
 
 def census_code(image: Float[Array, "h w 3"]) -> UInt32[Array, "h w"]:

@@ -20,6 +20,8 @@ from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import camera_centers
 from worldstereo_jax.geometry.rotations import quaternion_from_matrix
 
+_HIGHEST = jax.lax.Precision.HIGHEST
+
 NEAR, FAR = 0.1, 10.0
 CAMERA_WEIGHT, IMAGE_WEIGHT, QUALITY_BIAS = 0.3, 0.7, 0.1
 
@@ -57,9 +59,9 @@ def frustum_box(
     four outer corners, world units.
     """
     corners = jnp.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]], jnp.float32)
-    rays = jnp.einsum("vij,kj->vki", jnp.linalg.inv(intrinsics), corners)
+    rays = jnp.einsum("vij,kj->vki", jnp.linalg.inv(intrinsics), corners, precision=_HIGHEST)
     rays = rays / jnp.linalg.norm(rays, axis=-1, keepdims=True)
-    rays = jnp.einsum("vji,vkj->vki", w2c[:, :3, :3], rays)
+    rays = jnp.einsum("vji,vkj->vki", w2c[:, :3, :3], rays, precision=_HIGHEST)
     centre = camera_centers(w2c)[:, None]
     points = jnp.concatenate([centre + near * rays, centre + far * rays], axis=1)
     return jnp.stack([points.min(axis=1), points.max(axis=1)], axis=1)

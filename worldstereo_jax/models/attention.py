@@ -71,16 +71,39 @@ def joint_attention(
             raise InputError(
                 f"block_mask has no pattern {name!r}, expected it beside {sorted(masks)}"
             )
-        choices = {"implementation": implementation, "normalisation": normalisation}
-        if sharding is None:
-            out = block_sparse_attention(q, k, v, masks[name], **choices)
-        else:
-            out = sharded_attention(q, k, v, masks[name], sharding, **choices)
-        return typing.cast(Array, out).reshape(*q.shape[:2], -1)
+        out = _masked_attention(
+            q,
+            k,
+            v,
+            masks[name],
+            implementation=implementation,
+            sharding=sharding,
+            normalisation=normalisation,
+        )
+        return out.reshape(*q.shape[:2], -1)
 
     if masks is None or len(patterns) == 1:
         return attend(patterns[0])
     return jax.lax.switch(pattern, [lambda name=name: attend(name) for name in patterns])
+
+
+def _masked_attention(
+    q: Float[Array, "b n heads d"],
+    k: Float[Array, "b m heads d"],
+    v: Float[Array, "b m heads d"],
+    mask: BlockMask,
+    *,
+    implementation: str | None,
+    sharding: AttentionSharding | None,
+    normalisation: str,
+) -> Float[Array, "b n heads d"]:
+    """Attention under a block mask, on one chip or split over those of a mesh."""
+    choices = {"implementation": implementation, "normalisation": normalisation}
+    if sharding is None:
+        out = block_sparse_attention(q, k, v, mask, **choices)
+    else:
+        out = sharded_attention(q, k, v, mask, sharding, **choices)
+    return typing.cast(Array, out)
 
 
 class SelfAttention(nn.Module):
@@ -252,6 +275,8 @@ class EntryAttention(nn.Module):
         mask: BlockMask,
         rotary: Rotary,
         entry_rotary: Rotary,
+        *,
+        sharding: AttentionSharding | None = None,
     ) -> Float[Array, "b t c"]:
         """Attend from each token to the entries that the mask allows it.
 
@@ -260,22 +285,24 @@ class EntryAttention(nn.Module):
             features: of the entries.
             mask: t target tokens by e entries, hard or soft (row S15).
             rotary, entry_rotary: places of the tokens and of the entries, on common axes.
+            sharding: how attention is split over the chips of a mesh, None for one chip.
         """
         width = x.shape[-1]
         features = features.astype(self.dtype)
         q = RMSNorm(name="query_norm")(linear(width, dtype=self.dtype, name="query")(x))
         k = RMSNorm(name="key_norm")(linear(width, dtype=self.dtype, name="key")(features))
         v = linear(width, dtype=self.dtype, name="value")(features)
-        out = block_sparse_attention(
+        out = _masked_attention(
             apply_rotary(split_heads(q, self.num_heads), rotary),
             apply_rotary(split_heads(k, self.num_heads), entry_rotary),
             split_heads(v, self.num_heads),
             mask,
             implementation=self.implementation,
             normalisation=self.normalisation,
+            sharding=sharding,
         )
         return linear(width, dtype=self.dtype, name="out", use_bias=False, init=ZERO_INIT)(
-            typing.cast(Array, out).reshape(x.shape)
+            out.reshape(x.shape)
         )
 
 

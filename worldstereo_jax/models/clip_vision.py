@@ -5,21 +5,18 @@ import typing
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax import struct
 
 from worldstereo_jax.array_types import Array, Float
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.models.layers import EMBEDDING_INIT, LayerNorm, along_channels
+from worldstereo_jax.models.clip_preparation import ClipPreparation, prepare_clip
+from worldstereo_jax.models.layers import EMBEDDING_INIT, LayerNorm
 from worldstereo_jax.models.vision_layers import (
     ImagePatches,
     VisionLayer,
     check_activation,
 )
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +34,11 @@ class CLIPVisionConfig:
         epsilon: of the layer norms.
         channels: colours.
         dtype: compute type; parameters and norms are float32.
+        preparation: how `clip_pixels` brings images to this size; None for the published way, by
+            the shorter side and a cut.
+
+    Raises:
+        InputError: for an unknown activation, or a preparation that gives another size.
     """
 
     hidden_size: int = 1280
@@ -49,9 +51,16 @@ class CLIPVisionConfig:
     epsilon: float = 1e-5
     channels: int = 3
     dtype: str = "float32"
+    preparation: ClipPreparation | None = None
 
     def __post_init__(self) -> None:
         check_activation(self.activation)
+        given = self.preparation
+        if given is not None and given.size != (self.image_size,) * 2:
+            raise InputError(
+                f"images are prepared as {given.size or 'of any size'}, expected the encoder's "
+                f"{self.image_size} x {self.image_size} pixels"
+            )
 
     @property
     def num_tokens(self) -> int:
@@ -143,24 +152,7 @@ class CLIPVision(nn.Module):
 def clip_pixels(
     image: Float[Array, "b h w c"], config: CLIPVisionConfig, *, pixel_range: str = "official"
 ) -> Float[Array, "b s s c"]:
-    """Images in [-1, 1] as the encoder takes them: resized without crop, then standardised.
-
-    Args:
-        image: colours in [-1, 1].
-        config: sizes.
-        pixel_range: "official": values 0..255 are standardised with the statistics of 0..1, as
-            the official pipeline does by a slip (its do_rescale is off); "unit": 0..1, as the
-            encoder was trained.
-
-    Raises:
-        InputError: for another pixel range.
-    """
-    if pixel_range not in ("official", "unit"):
-        raise InputError(f"pixel_range is {pixel_range!r}, expected official or unit")
+    """Images in [-1, 1] as the encoder takes them; arguments and errors as of `prepare_clip`."""
     side = config.image_size
-    # With antialiasing, as the image library of the official processor.
-    resized = jax.image.resize(image, (image.shape[0], side, side, image.shape[3]), "cubic")
-    unit = jnp.clip(resized / 2 + 0.5, 0, 1)
-    values = unit * 255 if pixel_range == "official" else unit
-    mean, std = (np.asarray(x, np.float32) for x in (MEAN, STD))
-    return (values - along_channels(mean, values)) / along_channels(std, values)
+    preparation = config.preparation or ClipPreparation(resize=side, crop=(side, side))
+    return prepare_clip(image, preparation, pixel_range=pixel_range)

@@ -17,6 +17,7 @@ from worldstereo_jax.models.layers import (
     GroupNorm,
     LayerNorm,
     PatchEmbedding,
+    exact_linear,
     linear,
 )
 from worldstereo_jax.models.rope import Rotary
@@ -87,7 +88,7 @@ class AdaptiveNorm(nn.Module):
         self, x: Float[Array, "b n c"], temb: Float[Array, "b ct"]
     ) -> tuple[Float[Array, "b n c"], Float[Array, "b 1 c"]]:
         """Return the modulated norm of `x`, in `dtype`, and the gate, float32."""
-        modulation = linear(3 * x.shape[-1], dtype=jnp.float32, name="modulation")(nn.silu(temb))
+        modulation = exact_linear(3 * x.shape[-1], name="modulation")(nn.silu(temb))
         shift, scale, gate = jnp.split(modulation[:, None], 3, axis=-1)
         x = LayerNorm(1e-5, affine=True, name="norm")(x)
         return (x * (1 + scale) + shift).astype(self.dtype), gate

@@ -9,13 +9,14 @@ from worldstereo_jax.models.layers import (
     EMBEDDING_INIT,
     ZERO_INIT,
     LayerNorm,
+    exact_linear,
     linear,
     sinusoids,
 )
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids, linear, SiLU, linear; and a 6-way projection of SiLU of that. All float32.
+    """Sinusoids, linear, SiLU, linear; and a 6-way projection of SiLU of that. All exact float32.
 
     Attributes:
         width: channels of the embedding.
@@ -31,11 +32,9 @@ class TimeEmbedding(nn.Module):
     ) -> tuple[Float[Array, "b c"], Float[Array, "b 6 c"]]:
         """Return the embedding and its 6-way projection."""
         x = sinusoids(timestep, self.freq_dim)
-        x = linear(self.width, dtype=jnp.float32, name="linear_1", init=EMBEDDING_INIT)(x)
-        temb = linear(self.width, dtype=jnp.float32, name="linear_2", init=EMBEDDING_INIT)(
-            nn.silu(x)
-        )
-        six = linear(6 * self.width, dtype=jnp.float32, name="project")(nn.silu(temb))
+        x = exact_linear(self.width, name="linear_1", init=EMBEDDING_INIT)(x)
+        temb = exact_linear(self.width, name="linear_2", init=EMBEDDING_INIT)(nn.silu(x))
+        six = exact_linear(6 * self.width, name="project")(nn.silu(temb))
         return temb, six.reshape(-1, 6, self.width)
 
 
@@ -69,7 +68,7 @@ class ImageEmbedding(nn.Module):
 
 
 class CameraEmbedding(nn.Module):
-    """Linear, SiLU, linear, SiLU, zero-initialised linear, in float32.
+    """Linear, SiLU, linear, SiLU, zero-initialised linear, exactly in float32.
 
     Its input is a unit quaternion wxyz and a translation; its output is added to every token of
     the frame.
@@ -80,9 +79,9 @@ class CameraEmbedding(nn.Module):
     @nn.compact
     def __call__(self, camera: Float[Array, "b f 7"]) -> Float[Array, "b f c"]:
         """Embed the camera of every frame."""
-        x = linear(self.width // 2, dtype=jnp.float32, name="linear_1")(camera)
-        x = linear(self.width, dtype=jnp.float32, name="linear_2")(nn.silu(x))
-        return linear(self.width, dtype=jnp.float32, name="linear_3", init=ZERO_INIT)(nn.silu(x))
+        x = exact_linear(self.width // 2, name="linear_1")(camera)
+        x = exact_linear(self.width, name="linear_2")(nn.silu(x))
+        return exact_linear(self.width, name="linear_3", init=ZERO_INIT)(nn.silu(x))
 
 
 class Head(nn.Module):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.typing import PrecisionLike
 from jax.typing import DTypeLike
 
 from worldstereo_jax.array_types import Array, Float
@@ -31,15 +32,18 @@ class LowRank(nn.Module):
 
     Attributes:
         dtype: compute type.
+        precision: of its products, None for the one in force.
     """
 
     dtype: DTypeLike = jnp.float32
+    precision: PrecisionLike = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch o"]:
         """Apply A [c, r], then B [r, o]."""
-        down, up = self.get_variable("params", DOWN), self.get_variable("params", UP)
-        return (x.astype(self.dtype) @ down.astype(self.dtype)) @ up.astype(self.dtype)
+        down, up = (self.get_variable("params", name).astype(self.dtype) for name in (DOWN, UP))
+        thin = jnp.matmul(x.astype(self.dtype), down, precision=self.precision)
+        return jnp.matmul(thin, up, precision=self.precision)
 
 
 # The fields of nn.Dense have types that cannot be checked while running.
@@ -55,7 +59,7 @@ class Linear(nn.Dense):
         """Map the last axis."""
         y = super().__call__(inputs)
         if self.has_variable("params", ADAPTER):
-            y = y + LowRank(y.dtype, name=ADAPTER)(inputs)
+            y = y + LowRank(y.dtype, self.precision, name=ADAPTER)(inputs)
         return y
 
 
@@ -66,15 +70,28 @@ def linear(
     name: str | None = None,
     use_bias: bool = True,
     init: Callable = LINEAR_INIT,
+    precision: PrecisionLike = None,
 ) -> Linear:
-    """A linear layer with float32 parameters that computes in `dtype`."""
+    """A linear layer with float32 parameters that computes in `dtype`.
+
+    Accelerators round the factors of float32 products to fewer bits, unless `precision` or the
+    one in force (`jax.default_matmul_precision`) says otherwise.
+    """
     return Linear(
         features,
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=init,
         param_dtype=jnp.float32,
+        precision=precision,
         name=name,
+    )
+
+
+def exact_linear(features: int, *, name: str, init: Callable = LINEAR_INIT) -> Linear:
+    """A linear layer in float32 whose products no device rounds: for vectors, not for tokens."""
+    return linear(
+        features, dtype=jnp.float32, name=name, init=init, precision=jax.lax.Precision.HIGHEST
     )
 
 

@@ -206,6 +206,7 @@ class BackboneBlock(nn.Module):
                 entries.mask,
                 entries.rotary,
                 entries.entry_rotary,
+                sharding=inputs.sharding,
             )
             tokens = add_to_target(tokens, found, count)
 

@@ -1,5 +1,7 @@
 """The causal autoencoder within bounded memory: in overlapping tiles, or spread over devices."""
 
+import functools
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -28,32 +30,40 @@ def encode_tiled(
     *,
     tile: int = TILE,
     stride: int = STRIDE,
+    mesh: Mesh | None = None,
+    axis: str | None = None,
 ) -> Float[Array, "b lf lh lw z"]:
     """`encode_clip` in overlapping tiles, their latents blended linearly where they overlap.
 
-    Peak memory is that of one tile. Attention and convolutions see a tile only, so the result
-    differs slightly from the whole; equal to the official tiling of the same sizes. A clip that
-    fits into one tile is encoded whole.
+    Beside the result, memory holds one tile at a time and what the tiles have come to. Attention
+    and convolutions see a tile only, so the result differs slightly from the whole; equal to the
+    official tiling of the same sizes. A clip that fits into one tile is encoded whole. Samples are
+    computed one after the other, too: frames that are clips of their own go along `b`.
 
     Args:
-        params: of `WanVAE(config)`.
+        params: of `WanVAE(config)`; with a mesh whole on every device.
         video: in [-1, 1].
         config: sizes.
         tile: rows and columns of a tile in latent pixels.
         stride: latent pixels from one tile to the next, at most `tile`.
+        mesh: devices that share the tiles of all samples; None for no sharing. The result is the
+            same.
+        axis: name of the mesh's axis that tiles are spread over; not read without a mesh.
 
     Raises:
-        InputError: when the stride does not lie in 1 .. tile, and as `encode_clip` does.
+        InputError: when the stride does not lie in 1 .. tile, the mesh has no such axis, and as
+            `encode_clip` does.
     """
     scale = config.spatial_stride
 
-    def encode(part: Array) -> Array:
+    def encode(params: PyTree, part: Array) -> Array:
         return encode_clip(params, part, config)
 
     height, width = video.shape[2:4]
     if height % scale or width % scale:
         raise InputError(f"video has {height} x {width} pixels, expected multiples of {scale}")
-    return _tiled(encode, video, tile, stride, scale_in=scale, scale_out=1)
+    run = _one_by_one(encode, params, video, mesh, axis)
+    return _tiled(run, video, tile, stride, scale_in=scale, scale_out=1)
 
 
 def decode_tiled(
@@ -63,13 +73,16 @@ def decode_tiled(
     *,
     tile: int = TILE,
     stride: int = STRIDE,
+    mesh: Mesh | None = None,
+    axis: str | None = None,
 ) -> Float[Array, "b f h w c"]:
     """`decode_clip` in overlapping tiles; the arguments and the rest as of `encode_tiled`."""
 
-    def decode(part: Array) -> Array:
+    def decode(params: PyTree, part: Array) -> Array:
         return decode_unclipped(params, part, config)
 
-    video = _tiled(decode, latents, tile, stride, scale_in=1, scale_out=config.spatial_stride)
+    run = _one_by_one(decode, params, latents, mesh, axis)
+    video = _tiled(run, latents, tile, stride, scale_in=1, scale_out=config.spatial_stride)
     return jnp.clip(video, -1, 1)
 
 
@@ -138,8 +151,52 @@ def _spread_frames(
     return out[:, : b * f].reshape(b, f, *out.shape[2:])
 
 
+_Run = Callable[[np.ndarray, tuple[int, int]], Float[Array, "n f h w c"]]
+"""Outputs for parts of one size: their corners [n, 3] (sample, row, column), and that size."""
+
+
+def _one_by_one(
+    run: Callable[[PyTree, Array], Array],
+    params: PyTree,
+    x: Float[Array, "b f h w c"],
+    mesh: Mesh | None,
+    axis: str | None,
+) -> _Run:
+    """A function of clips on parts of one size in a loop, or in one loop per device.
+
+    A loop holds the function once, however many parts, and runs it in the memory of one.
+    """
+
+    def over(params: PyTree, x: Array, corners: Array, size: tuple[int, int]) -> Array:
+        def part(corner: Array) -> Array:
+            sample, row, column = corner
+            first = jnp.zeros_like(row)
+            start, sizes = (sample, first, row, column, first), (1, x.shape[1], *size, x.shape[4])
+            return run(params, jax.lax.dynamic_slice(x, start, sizes))[0]
+
+        return jax.lax.map(part, corners)
+
+    def spread(corners: np.ndarray, size: tuple[int, int]) -> Array:
+        if mesh is None:
+            return over(params, x, jnp.asarray(corners), size)
+        if axis not in mesh.shape:
+            axes = ", ".join(mesh.shape)
+            raise InputError(f"axis is {axis!r}, expected one of the mesh's: {axes}")
+        # The last device's share is filled up with a part that is thrown away.
+        missing = -len(corners) % mesh.shape[axis]
+        filled = np.concatenate([corners, np.repeat(corners[-1:], missing, axis=0)])
+        whole, shared = PartitionSpec(), PartitionSpec(axis)
+        mapped = jax.shard_map(
+            functools.partial(over, size=size), mesh=mesh, in_specs=(whole, whole, shared),
+            out_specs=shared, check_vma=False,
+        )  # fmt: skip
+        return mapped(params, x, jnp.asarray(filled))[: len(corners)]
+
+    return spread
+
+
 def _tiled(
-    run: Callable[[Array], Array],
+    run: _Run,
     x: Float[Array, "b f h w c"],
     tile: int,
     stride: int,
@@ -150,32 +207,41 @@ def _tiled(
     """A function of clips in tiles; sizes in latent pixels, times the scale in and out."""
     if not 1 <= stride <= tile:
         raise InputError(f"stride is {stride}, expected 1 to the tile's {tile}")
+    samples = x.shape[0]
     rows, columns = (size // scale_in for size in x.shape[2:4])
-    if rows <= tile and columns <= tile:
-        return run(x)
+    fits = rows <= tile and columns <= tile
+    tops = range(1) if fits else range(0, rows, stride)
+    lefts = range(1) if fits else range(0, columns, stride)
+    # Tiles at the far edges are cut off, so there are few sizes; those of one share a program.
+    by_size: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for place in itertools.product(tops, lefts):
+        size = min(tile, rows - place[0]), min(tile, columns - place[1])
+        by_size.setdefault(size, []).append(place)
+    outputs = {}
+    for (height, width), places in by_size.items():
+        corners = np.array([(n, *place) for place in places for n in range(samples)], np.int32)
+        out = run(corners * (1, scale_in, scale_in), (height * scale_in, width * scale_in))
+        for i, place in enumerate(places):
+            outputs[place] = out[i * samples : (i + 1) * samples]
+
     overlap, step = (tile - stride) * scale_out, stride * scale_out
     above: list[Array] = []
     strips = []
-    for top in range(0, rows, stride):
+    for top in tops:
         row: list[Array] = []
-        for j, left in enumerate(range(0, columns, stride)):
-            part = x[
-                :,
-                :,
-                top * scale_in : (top + tile) * scale_in,
-                left * scale_in : (left + tile) * scale_in,
-            ]
-            out = run(part)
+        for j, left in enumerate(lefts):
+            out = outputs[top, left]
             if above:
                 out = _blend(above[j], out, overlap, axis=2)
             if row:
                 out = _blend(row[-1], out, overlap, axis=3)
             # The blended tile, as the official code keeps it for its neighbours.
             row.append(out)
-        strips.append(jnp.concatenate([out[:, :, :step, :step] for out in row], axis=3))
+        # A single tile is not cut.
+        cut = (slice(None),) * 2 + (slice(None if fits else step),) * 2
+        strips.append(jnp.concatenate([out[cut] for out in row], axis=3))
         above = row
-    whole = jnp.concatenate(strips, axis=2)
-    return whole[:, :, : rows * scale_out, : columns * scale_out]
+    return jnp.concatenate(strips, axis=2)
 
 
 def _blend(before: Array, after: Array, extent: int, axis: int) -> Array:

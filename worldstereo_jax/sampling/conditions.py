@@ -11,21 +11,23 @@ import typing
 
 import jax
 import jax.numpy as jnp
-from einops import reduce
 from flax import struct
 
 from pallas_kernels import TokenGeometry
-from worldstereo_jax.array_types import Array, Bool, Float, PyTree
-from worldstereo_jax.geometry.splat import Render, solid_image
-from worldstereo_jax.memory.entry_completion import entries_beyond
+from worldstereo_jax.array_types import Array, Float, PyTree
+from worldstereo_jax.geometry.splat import solid_image
 from worldstereo_jax.memory.entry_tokens import EntryTokens
-from worldstereo_jax.memory.environment import mirrored_environment
 from worldstereo_jax.memory.hole_filling import fill_holes
 from worldstereo_jax.memory.masks import ViewSet, token_geometries
 from worldstereo_jax.memory.spatial_stereo import keyframes_at
-from worldstereo_jax.memory.surface import inverse_depth, shines_through
-from worldstereo_jax.memory.warping import Candidates, Warped, fuse_candidates
 from worldstereo_jax.models.vae_tiny import encode_frames
+from worldstereo_jax.sampling.warp_reading import (
+    candidate_features,
+    candidate_pictures,
+    divide,
+    read_warps,
+    surroundings,
+)
 from worldstereo_jax.sampling.world import (
     Cameras,
     World,
@@ -33,14 +35,6 @@ from worldstereo_jax.sampling.world import (
     init_memory,
     render_points,
 )
-
-# Views averaged into the fused warp of a pixel.
-FUSED_VIEWS = 4
-# Share of inverse depth by which a point lies behind the surfaces around it, not on one of them.
-BEHIND = 0.1
-# Log-weight of a latent pixel on which no stored view falls: the filled-in guess stays readable
-# at the model's entry, while any true observation outweighs it.
-UNSEEN_LOG_WEIGHT = -6.0
 
 
 @struct.dataclass
@@ -162,47 +156,27 @@ def gather_conditions(
         What the model is told, and the pixels behind it.
     """
     config, stereo, reading = world.rollout, memory.stereo, world.reading
-    retrieved = reading.retrieve(stereo, cameras.w2c, cameras.intrinsics, count=config.warp_views)
+    read = read_warps(config, reading, memory, cameras)
+    retrieved, warped = read.retrieved, read.fused
     chosen = retrieved.index
-    bank = (
-        stereo.images[chosen],
-        stereo.depth[chosen],
-        stereo.confidence[chosen],
-        stereo.w2c[chosen],
-        stereo.intrinsics[chosen],
-        retrieved.valid,
-    )
-    seen = jax.lax.map(
-        lambda camera: reading.warp(*bank, *camera, k=max(FUSED_VIEWS, config.candidates)),
-        (cameras.w2c, cameras.intrinsics),
-    )
-    warped = reading.complete_warp(
-        fuse_candidates(seen),
-        entries_beyond(memory.entries, chosen, retrieved.valid),
-        cameras.w2c,
-        cameras.intrinsics,
-    )
 
     is_start = keyframes_at(stereo, cameras.w2c[0], cameras.intrinsics[0])
     first_image = jnp.where(is_start.any(), stereo.images[jnp.argmax(is_start)], warped.features[0])
     render = render_points(config, memory.points, cameras, first_image)
-    depth, by_points = where_points_speak(warped, render)
-    solid = solid_image(render)
-    fused = jnp.where(by_points[..., None], solid, warped.features)
-    around = jax.vmap(
-        lambda w2c, intrinsics: mirrored_environment(
-            stereo.images[0], stereo.w2c[0], stereo.intrinsics[0], w2c, intrinsics
-        )
-    )(cameras.w2c, cameras.intrinsics)
+    known = divide(warped, render)
+    depth = known.depth
+    around = jax.vmap(functools.partial(surroundings, stereo))(cameras.w2c, cameras.intrinsics)
     # One call for both: the pyramid takes longer to compile than to compute.
     fill = jax.vmap(jax.vmap(fill_holes, in_axes=(0, 0, 0, 0)), in_axes=(0, 0, 0, None))
     render_filled, fused = fill(
-        jnp.stack([solid, fused]),
-        jnp.stack([render.mask, jnp.where(by_points, 0.0, warped.mask)]),
+        jnp.stack([solid_image(render), known.image]),
+        jnp.stack([render.mask, known.hole]),
         jnp.stack([render.depth, depth]),
         around,
     )
-    features, log_weight = _candidate_latents(world, vae_params, fused, warped, seen)
+    pictures = candidate_pictures(fused, read)
+    candidates = encode_frames(world.vae, vae_params, jnp.moveaxis(pictures.images, -2, 0))
+    features, log_weight = candidate_features(candidates, pictures)
 
     attended = chosen[: config.references]
     attended_valid = retrieved.valid[: config.references]
@@ -253,54 +227,6 @@ def gather_conditions(
         depth=depth,
     )
     return conditions, guidance
-
-
-def where_points_speak(
-    warped: Warped, render: Render
-) -> tuple[Float[Array, "f h w"], Bool[Array, "f h w"]]:
-    """Division of labour: where no view is remembered, the coarse points speak (rows S26, S34).
-
-    Not in the gaps of a surface that views do show, though: there the points are of what is behind.
-
-    Args:
-        warped: of the stereo bank, along a path.
-        render: of the global memory, along the same path.
-
-    Returns:
-        Depth known from either memory, world units, 0 where neither knows it; and the pixels at
-        which it is that of the points, and their colours are to be taken.
-    """
-    depth = jnp.where(warped.mask < 0.5, warped.depth, render.depth)
-    gaps = jax.vmap(functools.partial(shines_through, tolerance=BEHIND))(inverse_depth(depth))
-    unseen = warped.mask > 0.5
-    by_points = unseen & (render.mask < 0.5) & ~gaps
-    return jnp.where(unseen & gaps, 0.0, depth), by_points
-
-
-def _candidate_latents(
-    world: World,
-    vae_params: PyTree,
-    fused: Float[Array, "f h w 3"],
-    warped: Warped,
-    seen: Candidates,
-) -> tuple[Float[Array, "f lh lw k 17"], Float[Array, "f lh lw k"]]:
-    """The fused warp and the best single views as latents, with cover and log-weight."""
-    count = world.rollout.candidates
-    exists = jnp.isfinite(seen.log_weight[..., :count])
-    single = jnp.where(exists[..., None], seen.features[..., :count, :], fused[..., None, :])
-    images = jnp.concatenate([fused[..., None, :], single], axis=-2)
-    latent = encode_frames(world.vae, vae_params, jnp.moveaxis(images, -2, 0))
-    weight = jnp.where(exists, jnp.exp(seen.log_weight[..., :count]), 0.0)
-    weight = jnp.concatenate([warped.weight[..., None], weight], axis=-1)
-    weight = reduce(weight, "f (lh y) (lw x) k -> f lh lw k", "mean", y=8, x=8)
-    cover = jnp.concatenate([1.0 - warped.mask[..., None], exists.astype(jnp.float32)], axis=-1)
-    cover = reduce(cover, "f (lh y) (lw x) k -> f lh lw k", "mean", y=8, x=8)
-    features = jnp.concatenate([jnp.moveaxis(latent, 0, -2), cover[..., None]], axis=-1)
-    log_weight = jnp.log(jnp.maximum(weight, jnp.exp(UNSEEN_LOG_WEIGHT)))
-    # A single view that shows less than half of a latent pixel is no candidate for it.
-    is_fused = jnp.arange(count + 1) == 0
-    present = is_fused[None, None, None, :] | (cover > 0.5)
-    return features, jnp.where(present, log_weight, -jnp.inf)
 
 
 def example_conditions(world: World) -> Conditions:

@@ -5,14 +5,6 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import (
-    BlockMask,
-    bounding_box,
-    order_geometry,
-    order_tokens,
-    pack_partial_tiles,
-    pack_soft_tiles,
-)
 from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.geometry.cameras import camera_vector, plucker_rays, polar_places
@@ -22,15 +14,12 @@ from worldstereo_jax.models.worldstereo import (
     ControlInput,
     MemoryEntries,
     References,
-    StreamOrder,
     WarpedMemory,
     WorldStereo,
 )
 from worldstereo_jax.sampling.conditions import Conditions
 from worldstereo_jax.sampling.reading import READING, Reading
-
-MOST_NUMBERS = 1 << 28
-"""Bytes that a soft constraint's numbers may take, to be looked into once and not in each layer."""
+from worldstereo_jax.sampling.token_reading import token_pattern
 
 
 class Inputs(NamedTuple):
@@ -92,58 +81,38 @@ def model_inputs(
         ),
     )
     text = jnp.zeros((batch, 1, config.text_dim), noisy_latent.dtype)
-    seen, wanted = conditions.reference_geometry, conditions.target_geometry
     entries = conditions.entries if config.entry_width > 0 else None
-    # One curve through the world for all sequences: tiles of either meet few of the other. Views
-    # stay together, since each attends to all of itself.
-    sides = (seen, wanted) if entries is None else (seen, wanted, entries.geometry)
-    box = bounding_box(*sides)
-    seen_order = order_tokens(seen, box=box, major=seen.frame)
-    wanted_order = order_tokens(wanted, box=box)
-    wanted_ordered = order_geometry(wanted, wanted_order)
-    memory_entries = entry_mask = None
-    if entries is not None:
-        entry_order = order_tokens(entries.geometry, box=box)
-        ordered = order_geometry(entries.geometry, entry_order)
+    pattern = token_pattern(
+        conditions.target_geometry,
+        conditions.reference_geometry,
+        None if entries is None else entries.geometry,
+        reading=reading,
+    )
+    memory_entries = None
+    if entries is not None and pattern.entry_order is not None:
         places = jax.vmap(lambda x, w2c, k: polar_places(x, w2c, k, step=TOKEN))
         camera = (conditions.w2c[:, 0], conditions.intrinsics[:, 0])
         on = conditions.stereo_enabled & conditions.entries_enabled
+        order = pattern.entry_order
         memory_entries = MemoryEntries(
-            features=entry_order.apply(entries.features),
-            place=places(ordered.position, *camera),
-            target_place=places(wanted.position, *camera),
-            valid=entry_order.apply(entries.valid) & on[:, None],
+            features=order.apply(entries.features),
+            place=places(order.apply(entries.geometry.position), *camera),
+            target_place=places(conditions.target_geometry.position, *camera),
+            valid=order.apply(entries.valid) & on[:, None],
         )
-        entry_mask = evaluated(reading.entry_mask(ordered, wanted_ordered))
     return Inputs(
         args=(latent, timestep, text, None),
         kwargs={
             "control": control,
             "references": references,
             "camera": jax.vmap(camera_vector)(target_w2c),
-            "block_mask": evaluated(
-                reading.reference_mask(order_geometry(seen, seen_order), wanted_ordered)
-            ),
-            "token_order": StreamOrder(target=wanted_order, references=seen_order),
+            "block_mask": pattern.mask,
+            "token_order": pattern.order,
             "warped": warped,
             "entries": memory_entries,
-            "entry_mask": entry_mask,
+            "entry_mask": pattern.entry_mask,
         },
     )
-
-
-def evaluated(mask: BlockMask) -> BlockMask:
-    """The mask with its geometry evaluated: all layers share it, so once, not once a layer.
-
-    There is room for all pairs of tokens, so that none is ever lost: a bit each of a hard mask (256
-    MB at 45,240 tokens), four bytes of a soft one, whose strength stays a variable. A soft one that
-    would take more than MOST_NUMBERS stays as it is.
-    """
-    if not mask.soft:
-        return pack_partial_tiles(mask)
-    pairs = mask.q_tiles * mask.tile_q * mask.k_tiles * mask.tile_k
-    fits = 4 * pairs * mask.batch * mask.heads <= MOST_NUMBERS
-    return pack_soft_tiles(mask) if fits else mask
 
 
 def denoise(

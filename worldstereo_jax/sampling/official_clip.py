@@ -16,7 +16,11 @@ from worldstereo_jax.models.wan_vae_tiles import decode_frames_sharded, decode_t
 from worldstereo_jax.sampling.guidance import guide_one_batch, guide_two_pass
 from worldstereo_jax.sampling.loop import sample
 from worldstereo_jax.sampling.official_conditions import OfficialConditions, tile_stride
-from worldstereo_jax.sampling.official_denoise import denoise_official, reading_pattern
+from worldstereo_jax.sampling.official_denoise import (
+    denoise_official,
+    reading_pattern,
+    without_geometry,
+)
 from worldstereo_jax.sampling.official_world import MODEL_AXIS, OfficialWorld, Prompt
 from worldstereo_jax.sampling.solvers import SolverFactory, euler, unipc
 
@@ -50,14 +54,14 @@ def velocity_function(
         image: tokens of the input image, for models that take them.
     """
     clip = _repeat(conditions, 1)
-    pattern = reading_pattern(clip)
+    pattern = reading_pattern(clip, reading=world.reading)
     if world.mesh is not None:
         # Whole on every device: split over them, the words of the mask would have to be joined by
         # an "or" across devices, which not every backend has.
         everywhere = NamedSharding(world.mesh, PartitionSpec())
         pattern = jax.lax.with_sharding_constraint(pattern, everywhere)
     model = world.transformer
-    told = dataclasses.replace(conditions, target_geometry=None, reference_geometry=None)
+    told = without_geometry(conditions)
     # The official choice takes some view for every frame: a single slot is never empty, and
     # attention without a mask is faster.
     only_slot = conditions.reference_valid.shape[0] == 1
@@ -135,19 +139,21 @@ def sample_latent(
 def decode_latent(
     world: OfficialWorld, vae_params: PyTree, latent: Float[Array, "f lh lw 16"]
 ) -> Float[Array, "F h w 3"]:
-    """Frames in [-1, 1] of a clip's latent: each alone for keyframes, else as one clip."""
+    """Frames in [-1, 1] of a clip's latent: each alone for keyframes, else as one clip.
+
+    With a mesh its devices share the frames of keyframes and the tiles of either kind; a causal
+    clip that is not cut into tiles is decoded by every device.
+    """
     tile, at_once = world.choices.vae_tile, world.choices.vae_frames
+    clips = latent[None] if world.frame_stride > 1 else latent[:, None]
     if tile is not None:
-
-        def decode(clip: Array) -> Array:
-            stride = tile_stride(tile)
-            return decode_tiled(vae_params, clip[None], world.vae, tile=tile, stride=stride)[0]
-
-        if world.frame_stride > 1:
-            return decode(latent)
-        return jax.lax.map(lambda frame: decode(frame[None])[0], latent)
+        frames = decode_tiled(
+            vae_params, clips, world.vae, tile=tile, stride=tile_stride(tile),
+            mesh=world.mesh, axis=MODEL_AXIS,
+        )  # fmt: skip
+        return frames.reshape(-1, *frames.shape[2:])
     if world.frame_stride > 1:
-        return decode_clip(vae_params, latent[None], world.vae)[0]
+        return decode_clip(vae_params, clips, world.vae)[0]
     if world.mesh is None:
         return decode_frames(vae_params, latent[None], world.vae, at_once=at_once)[0]
     return decode_frames_sharded(

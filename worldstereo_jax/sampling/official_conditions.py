@@ -1,21 +1,24 @@
 """What an official model is told about a camera path: which views, renders, rays and latents.
 
-In two stages, since only the second needs weights: `read_memories` chooses views and draws the
-point cloud, `encode_conditions` brings pixels into the latent space.
+In two stages, since only the second needs weights: the memories are read first (`draw_renders`,
+`choose_views` and, for a model that takes warps or entries, `read_stereo`), then
+`encode_conditions` brings pixels into the latent space.
 """
 
 import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from pallas_kernels import TokenGeometry
 from worldstereo_jax.array_types import Array, Float, PyTree
-from worldstereo_jax.geometry.cameras import camera_vector, plucker_rays
+from worldstereo_jax.geometry.cameras import camera_vector, plucker_rays, polar_places
 from worldstereo_jax.geometry.normalisation import normalise_unified
-from worldstereo_jax.memory.coverage import retrieve_by_coverage
-from worldstereo_jax.memory.masks import ViewSet, token_geometries
+from worldstereo_jax.geometry.splat import Render
+from worldstereo_jax.memory.entry_tokens import EntryTokens
+from worldstereo_jax.memory.masks import TOKEN, ViewSet, token_geometries
 from worldstereo_jax.memory.retrieval import (
     camera_features,
     overlap_score,
@@ -25,7 +28,16 @@ from worldstereo_jax.memory.retrieval import (
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
 from worldstereo_jax.models.wan_vae_clips import encode_clip, encode_frames
 from worldstereo_jax.models.wan_vae_tiles import encode_frames_sharded, encode_tiled
+from worldstereo_jax.models.worldstereo import MemoryEntries, WarpedMemory
 from worldstereo_jax.sampling.official_world import MODEL_AXIS, OfficialWorld
+from worldstereo_jax.sampling.warp_reading import (
+    CandidatePictures,
+    candidate_features,
+    candidate_pictures,
+    divide,
+    fill_along,
+    read_warps,
+)
 from worldstereo_jax.sampling.world import Cameras, WorldMemory, render_points
 
 
@@ -38,11 +50,14 @@ class Renders:
         render_image: point render [f, h, w, 3] in [-1, 1]; frame 0 is the input image.
         render_mask: its holes [f, h, w], 1 = hole.
         depth: depth known from the global memory [f, h, w], 0 = unknown.
+        points: the global memory's own render, which completes warps; None for a model without
+            warps.
     """
 
     render_image: jax.Array
     render_mask: jax.Array
     depth: jax.Array
+    points: Render | None = None
 
 
 @struct.dataclass
@@ -63,6 +78,21 @@ class ChosenViews:
 
 @struct.dataclass
 @typing.no_type_check
+class StereoRead:
+    """What a clip reads of the spatial-stereo memory beside the views it attends to.
+
+    Attributes:
+        pictures: warps that become candidates, in the frames of the video; None for a model
+            without `warped_width`.
+        entries: surface entries that those views do not show; None for one without `entry_width`.
+    """
+
+    pictures: CandidatePictures | None
+    entries: EntryTokens | None
+
+
+@struct.dataclass
+@typing.no_type_check
 class OfficialConditions:
     """Everything but text and image tokens that the model is told about one clip.
 
@@ -77,7 +107,11 @@ class OfficialConditions:
         reference_camera: their camera vectors [r, 7].
         reference_valid: bool [r].
         target_geometry, reference_geometry: geometry of both sides' tokens, for the
-            correspondence pattern; None for the dense one.
+            correspondence pattern; None for the dense one, except that entries need the target's.
+        warped: latents of the warped views on the target's grid (row S18), k candidates
+            [f, lh, lw, k, 17]; None for a model that takes none.
+        entries: surface entries [e, ...] (row S28), None for a model that takes none.
+        entry_geometry: their geometry.
     """
 
     condition: jax.Array
@@ -91,6 +125,9 @@ class OfficialConditions:
     reference_valid: jax.Array
     target_geometry: TokenGeometry | None
     reference_geometry: TokenGeometry | None
+    warped: WarpedMemory | None = None
+    entries: MemoryEntries | None = None
+    entry_geometry: TokenGeometry | None = None
 
 
 def draw_renders(
@@ -101,7 +138,12 @@ def draw_renders(
 ) -> Renders:
     """The global memory along a path, in the official form: frame 0 is the image, without holes."""
     render = render_points(world.rollout, memory.points, cameras, first_image)
-    return Renders(render_image=render.image, render_mask=render.mask, depth=render.depth)
+    return Renders(
+        render_image=render.image,
+        render_mask=render.mask,
+        depth=render.depth,
+        points=render if world.denoiser.warped_width > 0 else None,
+    )
 
 
 def choose_views(
@@ -125,7 +167,7 @@ def choose_views(
     config = world.rollout
     count = config.references
     if world.choices.retrieval == "coverage":
-        found = retrieve_by_coverage(stereo, cameras.w2c, cameras.intrinsics, count=count)
+        found = world.reading.retrieve(stereo, cameras.w2c, cameras.intrinsics, count=count)
         position = jnp.maximum(found.frame - 1, 0)
         return ChosenViews(index=found.index, position=position, valid=found.valid)
     # The official code takes the first stored view's intrinsics for the targets.
@@ -158,6 +200,39 @@ def latent_cameras(world: OfficialWorld, cameras: Cameras) -> Cameras:
     return Cameras(w2c=cameras.w2c[::stride], intrinsics=cameras.intrinsics[::stride])
 
 
+def read_stereo(
+    world: OfficialWorld,
+    memory: WorldMemory,
+    cameras: Cameras,
+    renders: Renders,
+    views: ChosenViews,
+) -> StereoRead:
+    """Warps and entries, for a model that takes them (rows S18, S28).
+
+    Args:
+        world: networks and choices; its `reading` says how.
+        memory: both memories; at least one view must be stored.
+        cameras: the path, one camera per frame of the video.
+        renders: of `draw_renders`.
+        views: that the clip attends to; entries that they alone show are not taken.
+    """
+    pictures = entries = None
+    if world.denoiser.warped_width > 0:
+        assert renders.points is not None
+        read = read_warps(world.rollout, world.reading, memory, cameras)
+        known = divide(read.fused, renders.points)
+        pictures = candidate_pictures(fill_along(known, memory.stereo, cameras), read)
+    if world.denoiser.entry_width > 0:
+        entries = world.reading.select_entries(
+            memory.entries,
+            _target_views(world, cameras, renders),
+            views.index,
+            views.valid,
+            count=world.rollout.entry_tokens,
+        )
+    return StereoRead(pictures, entries)
+
+
 def encode_conditions(
     world: OfficialWorld,
     vae_params: PyTree,
@@ -165,6 +240,7 @@ def encode_conditions(
     cameras: Cameras,
     renders: Renders,
     views: ChosenViews,
+    read: StereoRead | None = None,
 ) -> OfficialConditions:
     """Lay out what was read of the memories as the model takes it.
 
@@ -175,6 +251,7 @@ def encode_conditions(
         cameras: the path, one camera per frame of the video.
         renders: of the path.
         views: of the bank.
+        read: of `read_stereo`; None for a model that takes neither warps nor entries.
     """
     choices, at = world.choices, views.index
     target_w2c, reference_w2c = normalise_unified(cameras.w2c, stereo.w2c[at])
@@ -185,18 +262,33 @@ def encode_conditions(
         world.rollout.width,
         x_offset=choices.quirks.ray_x_offset,
     )
-    condition, render_latent, view = _encode_pictures(
-        world, vae_params, renders.render_image, stereo.images[at]
+    pictures, tokens = (None, None) if read is None else (read.pictures, read.entries)
+    condition, render_latent, view, candidates = _encode_pictures(
+        world,
+        vae_params,
+        renders.render_image,
+        stereo.images[at],
+        None if pictures is None else jnp.moveaxis(pictures.images, -2, 0),
     )
     seen = wanted = None
-    if choices.attention == "correspondence":
-        targets = latent_cameras(world, cameras)
-        known = renders.depth[:: world.frame_stride]
-        everything = jnp.ones(known.shape[:1], bool)
+    if choices.attention == "correspondence" or tokens is not None:
         wanted, seen = token_geometries(
-            ViewSet(known, targets.w2c, targets.intrinsics, everything),
+            _target_views(world, cameras, renders),
             ViewSet(stereo.depth[at], stereo.w2c[at], stereo.intrinsics[at], views.valid),
         )
+    entries = entry_geometry = None
+    if tokens is not None and wanted is not None:
+        camera = (cameras.w2c[0], cameras.intrinsics[0])
+        entries = MemoryEntries(
+            features=tokens.features,
+            place=polar_places(tokens.geometry.position, *camera, step=TOKEN),
+            target_place=polar_places(wanted.position[0], *camera, step=TOKEN),
+            valid=tokens.valid,
+        )
+        entry_geometry = jax.tree.map(lambda leaf: leaf[None], tokens.geometry)
+    warped = None
+    if pictures is not None and candidates is not None:
+        warped = WarpedMemory(*candidate_features(candidates, pictures))
     is_first = (jnp.arange(world.latent_frames) == 0).astype(condition.dtype)
     mask = jnp.broadcast_to(is_first[:, None, None, None], (*condition.shape[:-1], 4))
     return OfficialConditions(
@@ -210,29 +302,31 @@ def encode_conditions(
         reference_camera=camera_vector(reference_w2c),
         reference_valid=views.valid,
         target_geometry=wanted,
-        reference_geometry=seen,
+        reference_geometry=seen if choices.attention == "correspondence" else None,
+        warped=warped,
+        entries=entries,
+        entry_geometry=entry_geometry,
     )
+
+
+def _target_views(world: OfficialWorld, cameras: Cameras, renders: Renders) -> ViewSet:
+    """The latent frames, with the depth that is known of them."""
+    targets, known = latent_cameras(world, cameras), renders.depth[:: world.frame_stride]
+    return ViewSet(known, targets.w2c, targets.intrinsics, jnp.ones(known.shape[:1], bool))
 
 
 def encode_images(
     world: OfficialWorld, vae_params: PyTree, images: Float[Array, "n h w 3"]
 ) -> Float[Array, "n lh lw 16"]:
-    """Latents of images, each alone, whole or in tiles; whole ones spread over the devices."""
+    """Latents of images, each alone, whole or in tiles; either spread over a mesh's devices."""
     tile, at_once = world.choices.vae_tile, world.choices.vae_frames
-    if tile is None and world.mesh is not None:
+    if tile is not None:
+        return _encode_tiled(world, vae_params, images[:, None], tile)[:, 0]
+    if world.mesh is not None:
         return encode_frames_sharded(
             vae_params, images[None], world.vae, world.mesh, axis=MODEL_AXIS, at_once=at_once
         )[0]
-    if tile is None:
-        return encode_frames(vae_params, images[None], world.vae, at_once=at_once)[0]
-
-    def encode(image: Array) -> Array:
-        tiled = encode_tiled(
-            vae_params, image[None, None], world.vae, tile=tile, stride=tile_stride(tile)
-        )
-        return tiled[0, 0]
-
-    return jax.lax.map(encode, images)
+    return encode_frames(vae_params, images[None], world.vae, at_once=at_once)[0]
 
 
 def tile_stride(tile: int) -> int:
@@ -251,12 +345,20 @@ def encode_video(
 def _encode_clip(
     world: OfficialWorld, vae_params: PyTree, clip: Float[Array, "F h w 3"]
 ) -> Float[Array, "f lh lw 16"]:
-    """Latents of a clip whose frames follow each other, whole or in tiles."""
+    """Latents of a clip whose frames follow each other: whole, or in tiles that devices share."""
     tile = world.choices.vae_tile
     if tile is None:
         return encode_clip(vae_params, clip[None], world.vae)[0]
+    return _encode_tiled(world, vae_params, clip[None], tile)[0]
+
+
+def _encode_tiled(
+    world: OfficialWorld, vae_params: PyTree, clips: Float[Array, "b F h w 3"], tile: int
+) -> Float[Array, "b f lh lw 16"]:
     stride = tile_stride(tile)
-    return encode_tiled(vae_params, clip[None], world.vae, tile=tile, stride=stride)[0]
+    return encode_tiled(
+        vae_params, clips, world.vae, tile=tile, stride=stride, mesh=world.mesh, axis=MODEL_AXIS
+    )
 
 
 def _encode_pictures(
@@ -264,22 +366,40 @@ def _encode_pictures(
     vae_params: PyTree,
     render: Float[Array, "F h w 3"],
     views: Float[Array, "r h w 3"],
-) -> tuple[Float[Array, "f lh lw 16"], Float[Array, "f lh lw 16"], Float[Array, "r lh lw 16"]]:
-    """Latents of the condition, the renders and the views.
+    warps: Float[Array, "k F h w 3"] | None,
+) -> tuple[
+    Float[Array, "f lh lw 16"],
+    Float[Array, "f lh lw 16"],
+    Float[Array, "r lh lw 16"],
+    Float[Array, "k f lh lw 16"] | None,
+]:
+    """Latents of the condition, the renders, the views and the warps.
 
-    What is encoded alone goes through the encoder in one call, which is compiled once.
+    What is encoded alone goes through the encoder in one call, which is compiled once. Warps are
+    encoded as the target is, so that a latent pixel of theirs stands for the same as one of its:
+    frames of keyframes alone, a clip whose frames follow each other as a clip.
     """
     keyframes = world.frame_stride == 1
     grey = jnp.zeros_like(render[:1])
     lead = render if keyframes else render[:1]
-    latents = encode_images(world, vae_params, jnp.concatenate([lead, views, grey]))
-    ahead, view = latents[: len(lead)], latents[len(lead) : -1]
+    alone = [lead, views, grey]
+    if warps is not None and keyframes:
+        alone.append(warps.reshape(-1, *render.shape[1:]))
+    latents = encode_images(world, vae_params, jnp.concatenate(alone))
+    ahead, view, latents, found = jnp.split(
+        latents, np.cumsum([len(part) for part in alone[:3]]).tolist()
+    )
+    candidates = None
+    if warps is not None and keyframes:
+        candidates = found.reshape(*warps.shape[:2], *found.shape[1:])
+    elif warps is not None:
+        candidates = jax.lax.map(lambda clip: _encode_clip(world, vae_params, clip), warps)
     render_latent = ahead if keyframes else _encode_clip(world, vae_params, render)
     frames = world.latent_frames
     if world.choices.latent_condition == "first_frame_only":
         rest = jnp.broadcast_to(latents[-1:], (frames - 1, *latents.shape[1:]))
-        return jnp.concatenate([ahead[:1], rest]), render_latent, view
+        return jnp.concatenate([ahead[:1], rest]), render_latent, view, candidates
     # A causal clip also where the frames are keyframes; mid-grey is 0.
     length = (frames - 1) * world.vae.temporal_stride + 1
     clip = jnp.zeros((length, *render.shape[1:])).at[0].set(render[0])
-    return _encode_clip(world, vae_params, clip), render_latent, view
+    return _encode_clip(world, vae_params, clip), render_latent, view, candidates

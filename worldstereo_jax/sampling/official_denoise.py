@@ -3,6 +3,7 @@
 Sampling repeats one clip's conditions for the passes of guidance; training has a batch of clips.
 """
 
+import dataclasses
 import typing
 
 import jax
@@ -13,32 +14,25 @@ from pallas_kernels import (
     AttentionSharding,
     BlockMask,
     TokenGeometry,
-    bounding_box,
+    TokenOrder,
     by_samples,
-    order_geometry,
-    order_tokens,
-    pack_partial_tiles,
 )
 from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.config import ModelConfig
-from worldstereo_jax.memory.masks import reference_block_mask
-from worldstereo_jax.models.worldstereo import ControlInput, References, StreamOrder
+from worldstereo_jax.models.worldstereo import ControlInput, MemoryEntries, References, StreamOrder
 from worldstereo_jax.sampling.denoise import Inputs
 from worldstereo_jax.sampling.official_conditions import OfficialConditions
+from worldstereo_jax.sampling.reading import READING, Reading
+from worldstereo_jax.sampling.token_reading import Pattern, token_pattern
 
-
-class Pattern(typing.NamedTuple):
-    """Mask and token order of the correspondence pattern; both None for the dense one.
-
-    A batch axis of 1 serves all clips.
-    """
-
-    mask: BlockMask | None
-    order: StreamOrder | None
+Order = typing.TypeVar("Order", StreamOrder | None, TokenOrder | None)
 
 
 def reading_pattern(
-    conditions: OfficialConditions, sharding: AttentionSharding | None = None
+    conditions: OfficialConditions,
+    sharding: AttentionSharding | None = None,
+    *,
+    reading: Reading = READING,
 ) -> Pattern:
     """The pattern by which clips attend to their views, from the geometry in their conditions.
 
@@ -49,23 +43,33 @@ def reading_pattern(
         conditions: with a leading batch axis before every array.
         sharding: of the attention that the pattern is for; its batch axes split the clips here,
             too. None for one chip.
+        reading: what builds the masks: of references, and of entries where there are any.
     """
-    wanted, seen = conditions.target_geometry, conditions.reference_geometry
-    if wanted is None or seen is None:
+    wanted = conditions.target_geometry
+    others = (conditions.reference_geometry, conditions.entry_geometry)
+    if wanted is None or others == (None, None):
         return Pattern(None, None)
-    return by_samples(_pattern_of, sharding, _one_sequence(wanted), _one_sequence(seen))
+
+    def build(*geometries: TokenGeometry | None) -> Pattern:
+        wanted, seen, entries = geometries
+        assert wanted is not None
+        pattern = token_pattern(wanted, seen, entries, reading=reading)
+        count = wanted.position.shape[0]
+        return pattern._replace(
+            mask=_strength_by_samples(pattern.mask, count),
+            entry_mask=_strength_by_samples(pattern.entry_mask, count),
+        )
+
+    sequences = (None if part is None else _one_sequence(part) for part in (wanted, *others))
+    return by_samples(build, sharding, *sequences)
 
 
-def _pattern_of(wanted: TokenGeometry, seen: TokenGeometry) -> Pattern:
-    """The correspondence pattern of target and reference tokens, of a batch of clips each."""
-    box = bounding_box(seen, wanted)
-    seen_order = order_tokens(seen, box=box, major=seen.frame)
-    wanted_order = order_tokens(wanted, box=box)
-    mask = reference_block_mask(
-        order_geometry(seen, seen_order), order_geometry(wanted, wanted_order)
-    )
-    order = StreamOrder(target=wanted_order, references=seen_order)
-    return Pattern(pack_partial_tiles(mask), order)
+def _strength_by_samples(mask: BlockMask | None, count: int) -> BlockMask | None:
+    """The mask with a strength of each sample's own, so that all of it can be split by samples."""
+    if mask is None or mask.strength is None:
+        return mask
+    strength = jnp.broadcast_to(mask.strength, (count, mask.strength.shape[1]))
+    return dataclasses.replace(mask, strength=strength)
 
 
 def official_inputs(
@@ -104,6 +108,16 @@ def official_inputs(
         )
         camera = conditions.camera
     latent = jnp.concatenate([noisy_latent, conditions.condition], axis=-1)
+    entries, order = conditions.entries, _for_batch(pattern.entry_order, noisy_latent.shape[0])
+    if config.entry_width == 0 or entries is None or order is None:
+        entries = None
+    else:
+        entries = MemoryEntries(
+            features=order.apply(entries.features),
+            place=order.apply(entries.place),
+            target_place=entries.target_place,
+            valid=order.apply(entries.valid),
+        )
     return Inputs(
         args=(latent, timestep, text, image),
         kwargs={
@@ -112,6 +126,9 @@ def official_inputs(
             "camera": camera,
             "block_mask": pattern.mask,
             "token_order": _for_batch(pattern.order, noisy_latent.shape[0]),
+            "warped": conditions.warped if config.warped_width > 0 else None,
+            "entries": entries,
+            "entry_mask": None if entries is None else pattern.entry_mask,
         },
     )
 
@@ -135,10 +152,17 @@ def denoise_official(
     return typing.cast(Array, model.apply({"params": params}, *args, **kwargs))
 
 
+def without_geometry(conditions: OfficialConditions) -> OfficialConditions:
+    """The conditions without what a pattern was built of, which no evaluation reads."""
+    return dataclasses.replace(
+        conditions, target_geometry=None, reference_geometry=None, entry_geometry=None
+    )
+
+
 def _one_sequence(geometry: TokenGeometry) -> TokenGeometry:
     """Geometry of clips [b, 1, t, ...], whose own batch axis of 1 is dropped."""
     return jax.tree.map(lambda a: a[:, 0], geometry)
 
 
-def _for_batch(order: StreamOrder | None, batch: int) -> StreamOrder | None:
+def _for_batch(order: Order, batch: int) -> Order:
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape[1:])), order)

@@ -22,12 +22,20 @@ from worldstereo_jax.sampling.official_conditions import (
     ChosenViews,
     OfficialConditions,
     Renders,
+    StereoRead,
     choose_views,
     draw_renders,
     encode_conditions,
     latent_cameras,
+    read_stereo,
 )
 from worldstereo_jax.sampling.official_world import OfficialParams, OfficialWorld, Prompt
+from worldstereo_jax.sampling.precision import (
+    EXACT,
+    autoencoder_precision,
+    jit_at,
+    transformer_precision,
+)
 from worldstereo_jax.sampling.world import Cameras, WorldMemory, next_clip, remember_frames
 
 
@@ -78,6 +86,7 @@ class OfficialRollout:
     draw: Callable[..., Renders]
     describe: Callable[..., Array]
     choose: Callable[..., ChosenViews]
+    look: Callable[..., StereoRead]
     encode: Callable[..., typing.Any]
     see: Callable[..., Array]
     denoise: Callable[..., Array]
@@ -109,12 +118,15 @@ class OfficialRollout:
         world = self.world
         drawn = self.draw(memory, cameras, first_image)
         if renders is not None:
-            drawn = dataclasses.replace(renders, depth=drawn.depth)
+            drawn = dataclasses.replace(renders, depth=drawn.depth, points=drawn.points)
         features = self.describe(params.dinov2, memory.stereo.images)
         if bonus is None:
             bonus = jnp.zeros((world.latent_frames - 1, memory.stereo.capacity))
         views = self.choose(memory.stereo, features, cameras, bonus)
-        conditions = self.encode(params.vae, memory.stereo, cameras, drawn, views)
+        seen = self.look(memory, cameras, drawn, views)
+        conditions = self.encode(params.vae, memory.stereo, cameras, drawn, views, seen)
+        # Read; a clip's guidance is kept.
+        drawn = dataclasses.replace(drawn, points=None)
         image = None
         if world.image_encoder is not None:
             image = self.see(params.image_encoder, first_image)
@@ -192,6 +204,10 @@ def make_official_rollout(
 ) -> OfficialRollout:
     """The jitted stages of a world.
 
+    Where the transformer computes in float32 every stage multiplies exactly; see `precision` for
+    what happens beside one of fewer bits. The networks for image tokens, retrieval and depth, and
+    all geometry, are exact beside any.
+
     Args:
         world: networks and choices.
         on_step: called on the host with the index of each finished denoising step.
@@ -219,8 +235,13 @@ def make_official_rollout(
     def draw(memory: WorldMemory, cameras: Cameras, first_image: Array) -> Renders:
         return draw_renders(world, memory, cameras, first_image)
 
-    def encode(params: PyTree, stereo, cameras: Cameras, renders: Renders, views: ChosenViews):
-        return encode_conditions(world, params, stereo, cameras, renders, views)
+    def look(memory: WorldMemory, cameras: Cameras, renders: Renders, views: ChosenViews):
+        return read_stereo(world, memory, cameras, renders, views)
+
+    def encode(
+        params: PyTree, stereo, cameras: Cameras, renders: Renders, views: ChosenViews, seen
+    ):
+        return encode_conditions(world, params, stereo, cameras, renders, views, seen)
 
     def decode(params: PyTree, latent: Array) -> Array:
         return decode_latent(world, params, latent)
@@ -233,15 +254,18 @@ def make_official_rollout(
         aligned = jax.vmap(align_depth)(estimated, known, known > 0).depth
         return jnp.where(known > 0, known, aligned)
 
+    transformer = transformer_precision(world.denoiser.dtype)
+    autoencoder = autoencoder_precision(world.denoiser.dtype)
     return OfficialRollout(
         world=world,
-        draw=jax.jit(draw),
-        describe=jax.jit(describe),
-        choose=jax.jit(choose),
-        encode=jax.jit(encode),
-        see=jax.jit(see),
-        denoise=jax.jit(denoise),
-        decode=jax.jit(decode),
-        estimate=jax.jit(estimate),
-        align=jax.jit(align),
+        draw=jit_at(EXACT, draw),
+        describe=jit_at(EXACT, describe),
+        choose=jit_at(EXACT, choose),
+        look=jit_at(EXACT, look),
+        encode=jit_at(autoencoder, encode),
+        see=jit_at(EXACT, see),
+        denoise=jit_at(transformer, denoise),
+        decode=jit_at(autoencoder, decode),
+        estimate=jit_at(EXACT, estimate),
+        align=jit_at(EXACT, align),
     )

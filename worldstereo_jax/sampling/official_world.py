@@ -25,7 +25,9 @@ from worldstereo_jax.models.quantised import quantised_model
 from worldstereo_jax.models.umt5 import UMT5Config
 from worldstereo_jax.models.wan_vae import WanVAEConfig
 from worldstereo_jax.models.worldstereo import WorldStereo
+from worldstereo_jax.sampling.reading import READING, Reading
 from worldstereo_jax.sampling.schedules import Schedule
+from worldstereo_jax.sampling.warp_reading import WARPED_CHANNELS
 from worldstereo_jax.sampling.world import RolloutConfig
 
 LATENT_CHANNELS = 16
@@ -33,6 +35,9 @@ TOKEN_SIDE = 2 * LATENT_STRIDE
 """Image pixels per token along each axis."""
 MODEL_AXIS = "model"
 """Mesh axis that a model is split over."""
+ENTRY_TOKENS = 2048
+"""Most surface entries that a clip attends to, where the model reads them: at full size a twentieth
+of its tokens."""
 CHOICES = {
     "guidance": ("none", "batched", "two-pass"),
     "retrieval": ("official", "coverage"),
@@ -120,7 +125,8 @@ class OfficialWorld:
     Attributes:
         name: of the checkpoint.
         rollout: sizes; its `frames` are those of the video, its `references` the views attended
-            to. Its steps and shift are not read: `choices.schedule` holds them.
+            to. Its steps and shift are not read: `choices.schedule` holds them. `warp_views`,
+            `candidates` and `entry_tokens` are for models that read warps or entries.
         choices: how clips are made.
         denoiser: the video transformer.
         vae: the autoencoder.
@@ -130,7 +136,10 @@ class OfficialWorld:
         weights: "int8" or "float8", the type that the transformer's matrices are kept in; see
             `models.quantised`. None for that of its files.
         mesh: devices that share the work, along its axis `MODEL_AXIS`: the autoencoder's frames
-            are spread over them. None for one device.
+            and tiles are spread over them, but a causal clip that is not cut into tiles is each
+            device's own work. None for one device.
+        reading: the functions by which clips read the spatial-stereo memory: the masks, choice by
+            coverage, and for models with a `warped_width` or `entry_width` their warps and entries.
 
     Raises:
         InputError: when the networks do not fit each other.
@@ -146,6 +155,7 @@ class OfficialWorld:
     depth: DepthAnythingConfig | None = None
     weights: str | None = None
     mesh: Mesh | None = None
+    reading: Reading = READING
 
     def __post_init__(self) -> None:
         model, vae, rollout = self.denoiser, self.vae, self.rollout
@@ -175,6 +185,11 @@ class OfficialWorld:
             raise InputError(
                 f"{self.name}: {rollout.frames} frames at mask_downsample {stride}, expected 1 "
                 f"or the vae's {vae.temporal_stride}, and 1 + a multiple of it"
+            )
+        if model.warped_width not in (0, WARPED_CHANNELS):
+            raise InputError(
+                f"{self.name}: the transformer reads warped features of {model.warped_width} "
+                f"channels, expected {WARPED_CHANNELS}"
             )
         if self.choices.attention == "correspondence" and not self.has_references:
             raise InputError(

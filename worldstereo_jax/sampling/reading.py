@@ -1,6 +1,6 @@
 """How a clip reads the spatial-stereo memory: functions that can be swapped, the model untouched.
 
-A world carries a `Reading`; `gather_conditions` and `denoise` call its functions where they read.
+A world, small or official, carries a `Reading`, whose functions are called where clips read.
 Soft masks instead of hard ones, and entries chosen by confidence alone:
 
     def surest(bank, targets, attended, attended_valid, *, count):

@@ -14,8 +14,13 @@ import jax.numpy as jnp
 from worldstereo_jax.array_types import Array, Float, Key, PyTree, ndarray
 from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.guidance import guide_two_pass
-from worldstereo_jax.sampling.official_denoise import Pattern, denoise_official, reading_pattern
+from worldstereo_jax.sampling.official_denoise import (
+    denoise_official,
+    reading_pattern,
+    without_geometry,
+)
 from worldstereo_jax.sampling.schedules import Schedule
+from worldstereo_jax.sampling.token_reading import Pattern
 from worldstereo_jax.training.distill import Networks
 from worldstereo_jax.training.official_fields import from_fields
 from worldstereo_jax.training.official_objective import (
@@ -111,5 +116,5 @@ def read_told(
     nothing = jnp.zeros(clip.text.shape[1:])
     clip = drop_inputs(clip, nothing, key, drop_text=0.0, drop_references=drop_references)
     pattern = reading_pattern(clip.conditions)
-    conditions = dataclasses.replace(clip.conditions, target_geometry=None, reference_geometry=None)
-    return Told(dataclasses.replace(clip, conditions=conditions), pattern)
+    told = dataclasses.replace(clip, conditions=without_geometry(clip.conditions))
+    return Told(told, pattern)

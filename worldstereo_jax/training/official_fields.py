@@ -18,6 +18,7 @@ from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import plucker_rays
 from worldstereo_jax.geometry.normalisation import normalise_unified
+from worldstereo_jax.models.worldstereo import MemoryEntries, WarpedMemory
 from worldstereo_jax.sampling.official_conditions import OfficialConditions
 from worldstereo_jax.sampling.world import Cameras
 from worldstereo_jax.training.official_objective import TrainingClip
@@ -25,7 +26,8 @@ from worldstereo_jax.training.official_objective import TrainingClip
 _HALF = ("condition", "render_latent", "reference", "text", "image", "target")
 _WHOLE = ("camera", "reference_index", "reference_camera", "reference_valid")
 _NULL_TEXT, _NEGATIVE_TEXT = "null_text.npy", "negative_text.npy"
-_GEOMETRY = ("target_geometry", "reference_geometry")
+_GEOMETRY = ("target_geometry", "reference_geometry", "entry_geometry")
+_WIDTHS = ("warped_width", "entry_width")
 
 
 def to_fields(clip: TrainingClip, cameras: Cameras) -> dict[str, np.ndarray]:
@@ -53,6 +55,13 @@ def to_fields(clip: TrainingClip, cameras: Cameras) -> dict[str, np.ndarray]:
         if parts[side] is not None:
             for name, array in _shallow(parts[side]).items():
                 fields[f"{side}.{name}"] = np.asarray(array)
+    if conditions.warped is not None:
+        fields["warped.features"] = _half("warped.features", conditions.warped.features)
+        fields["warped.log_weight"] = np.asarray(conditions.warped.log_weight)
+    if conditions.entries is not None:
+        fields["entries.features"] = _half("entries.features", conditions.entries.features)
+        for name in ("place", "target_place", "valid"):
+            fields[f"entries.{name}"] = np.asarray(getattr(conditions.entries, name))
     return fields
 
 
@@ -85,6 +94,14 @@ def from_fields(
     def rays(w2c: Array, intrinsics: Array) -> Array:
         return plucker_rays(w2c, intrinsics, height, width, x_offset=ray_x_offset)
 
+    warped = entries = None
+    if "warped.features" in fields:
+        warped = WarpedMemory(get("warped.features", jnp.float32), get("warped.log_weight"))
+    if "entries.features" in fields:
+        entries = MemoryEntries(
+            features=get("entries.features", jnp.float32),
+            **{name: get(f"entries.{name}") for name in ("place", "target_place", "valid")},
+        )
     holes = jnp.unpackbits(get("render_holes"), axis=-1, count=width)
     conditions = OfficialConditions(
         condition=get("condition", jnp.float32),
@@ -95,6 +112,9 @@ def from_fields(
         **{name: get(name) for name in _WHOLE},
         target_geometry=geometry("target_geometry"),
         reference_geometry=geometry("reference_geometry"),
+        entry_geometry=geometry("entry_geometry"),
+        warped=warped,
+        entries=entries,
     )
     return TrainingClip(
         conditions=conditions,
@@ -118,11 +138,15 @@ def clip_recipe(
         "text_width": config.text_dim,
         "image_width": config.image_width,
         "camera_width": config.camera_width,
+        # Not said of clips without: their caches are as old as that.
+        **{name: getattr(config, name) for name in _WIDTHS if getattr(config, name) > 0},
     }
 
 
 def check_recipe(recipe: Mapping[str, object], config: ModelConfig, source: str) -> None:
     """Refuse clips that were made for another model.
+
+    Warps and entries that the model does not read may be there, and are then not read.
 
     Args:
         recipe: of the cache.
@@ -138,6 +162,11 @@ def check_recipe(recipe: Mapping[str, object], config: ModelConfig, source: str)
         raise InputError(f"{source}: holds no clips of official models (no {missing[0]!r})")
     wanted = clip_recipe(config, **{name: recipe[name] for name in sizes})  # pyright: ignore
     for name, value in wanted.items():
+        if name in _WIDTHS and name not in recipe:
+            raise InputError(
+                f"{source}: its clips lack what a model of {name} {value} reads; build their cache "
+                "again with --stereo"
+            )
         if recipe.get(name) != value:
             raise InputError(
                 f"{source}: its clips were made for a model of {name} {recipe.get(name)}, this one "

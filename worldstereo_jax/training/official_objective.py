@@ -19,8 +19,9 @@ from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.official_conditions import OfficialConditions
 from worldstereo_jax.sampling.official_denoise import denoise_official, reading_pattern
 from worldstereo_jax.sampling.prediction import add_noise, flow_target
+from worldstereo_jax.sampling.reading import READING, Reading
 from worldstereo_jax.sampling.schedules import TRAIN_TIMESTEPS, shift_sigmas
-from worldstereo_jax.training.state import all_but, only
+from worldstereo_jax.training.state import all_but, any_of, only
 
 # Which shift the official models were trained with is not published; this is that of the base
 # model's sampler at 480 x 832.
@@ -29,6 +30,8 @@ SHIFT = 3.0
 # often no stored views, so that the model still works on the first clip of a scene.
 DROP_TEXT = 0.1
 DROP_REFERENCES = 0.1
+# How often surface entries are missing on their own.
+DROP_ENTRIES = 0.1
 
 STAGES: Mapping[str, Callable[[PyTree], PyTree]] = {
     # The control branch alone, over the video model as it is.
@@ -37,8 +40,11 @@ STAGES: Mapping[str, Callable[[PyTree], PyTree]] = {
     "keyframes": lambda params: all_but(params, "backbone/cross_attention", "backbone/ffn"),
     # Attending to stored views: everything but cross-attention.
     "memory": lambda params: all_but(params, "backbone/cross_attention"),
+    # Not a published one: what reads warped views and entries (`interop.memory_slots`), over the
+    # model as it is. In the stages above these train with the rest, but for "camera".
+    "stereo": lambda params: any_of(params, "warped_entry", "warped_attention", "entry_attention"),
 }
-"""What of a model trains in each of the published stages: its parameters to a tree of booleans."""
+"""What of a model trains in each stage: its parameters to a tree of booleans."""
 
 
 def stage_parameters(params: PyTree, stage: str) -> PyTree:
@@ -80,6 +86,9 @@ def drop_inputs(
 ) -> TrainingClip:
     """Per clip of a batch and independently, take away the text, or all stored views.
 
+    With the views goes all else that is read of the spatial-stereo memory: warps and entries. Where
+    there are entries, they are also taken away alone, for `DROP_ENTRIES` of the clips.
+
     Args:
         clip: a batch.
         null_text: text encoder's output of the empty prompt, which stands for no text.
@@ -90,9 +99,20 @@ def drop_inputs(
     batch = clip.text.shape[:1]
     silent = jax.random.bernoulli(text_key, drop_text, batch)
     alone = jax.random.bernoulli(view_key, drop_references, batch)
+    told = clip.conditions
+    warped, entries = told.warped, told.entries
+    if warped is not None:
+        off = alone[:, None, None, None, None]
+        warped = dataclasses.replace(warped, log_weight=jnp.where(off, -jnp.inf, warped.log_weight))
+    if entries is not None:
+        # A key that is neither of those above: the first two may equal what they were split into.
+        missing = jax.random.bernoulli(jax.random.fold_in(key, 2), DROP_ENTRIES, batch)
+        entries = dataclasses.replace(entries, valid=entries.valid & ~(alone | missing)[:, None])
     conditions = dataclasses.replace(
-        clip.conditions,
-        reference_valid=clip.conditions.reference_valid & ~alone[:, None],
+        told,
+        reference_valid=told.reference_valid & ~alone[:, None],
+        warped=warped,
+        entries=entries,
     )
     text = jnp.where(silent[:, None, None], null_text[None].astype(clip.text.dtype), clip.text)
     return dataclasses.replace(clip, conditions=conditions, text=text)
@@ -116,6 +136,8 @@ def velocity_error(
     clip: TrainingClip,
     sigma: Float[Array, "b"],
     noise: Float[Array, "b f lh lw 16"],
+    *,
+    reading: Reading = READING,
 ) -> Float[Array, "b"]:
     """Mean squared error of the predicted velocity of each clip, in float32.
 
@@ -125,6 +147,7 @@ def velocity_error(
         clip: a batch.
         sigma: noise levels, 0 .. 1.
         noise: standard normal.
+        reading: what builds the masks of references and entries.
     """
     target = clip.target.astype(jnp.float32)
     x = add_noise(target, noise, sigma)
@@ -138,7 +161,7 @@ def velocity_error(
         told,
         clip.text,
         clip.image,
-        reading_pattern(told, model.sharding),
+        reading_pattern(told, model.sharding, reading=reading),
     )
     error = output.astype(jnp.float32) - flow_target(target, noise)
     return (error**2).mean((1, 2, 3, 4))
@@ -154,6 +177,7 @@ def official_loss(
     shift: float = SHIFT,
     drop_text: float = DROP_TEXT,
     drop_references: float = DROP_REFERENCES,
+    reading: Reading = READING,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Flow-matching loss of a batch at random noise levels.
 
@@ -163,6 +187,7 @@ def official_loss(
         key: random key of noise levels, noise and what is taken away.
         shift: flow shift of the noise levels.
         drop_text, drop_references: how often text and stored views are taken away.
+        reading: see `velocity_error`.
 
     Returns:
         The loss, and for each third of the noise levels what it adds to the loss (`error_low` ..)
@@ -175,7 +200,7 @@ def official_loss(
     )
     sigma = stratified_sigmas(sigma_key, clip.target.shape[0], shift)
     noise = jax.random.normal(noise_key, clip.target.shape, jnp.float32)
-    error = velocity_error(model, params, clip, sigma, noise)
+    error = velocity_error(model, params, clip, sigma, noise, reading=reading)
     third = jnp.minimum(jnp.floor(3 * sigma), 2)
     metrics = {}
     for number, name in enumerate(("low", "middle", "high")):

@@ -17,6 +17,7 @@ from worldstereo_jax.array_types import Array, Float, Int, Key, PyTree
 from worldstereo_jax.sampling.official_conditions import encode_video
 from worldstereo_jax.sampling.official_rollout import OfficialRollout, make_official_rollout
 from worldstereo_jax.sampling.official_world import OfficialParams, OfficialWorld
+from worldstereo_jax.sampling.precision import autoencoder_precision, jit_at
 from worldstereo_jax.sampling.world import Cameras, WorldMemory, empty_memory, remember_frames
 from worldstereo_jax.training.official_objective import TrainingClip
 from worldstereo_jax.training.reference_augmentation import Reference, augment_reference
@@ -147,7 +148,7 @@ def make_preparation(world: OfficialWorld) -> Preparation:
 
     return Preparation(
         rollout=make_official_rollout(world),
-        encode=jax.jit(encode),
+        encode=jit_at(autoencoder_precision(world.denoiser.dtype), encode),
         augment=jax.jit(augment_reference),
     )
 

@@ -91,6 +91,13 @@ def all_but(params: Params, *modules: str) -> Params:
     return jax.tree.map(lambda inside: not inside, only(params, *modules))
 
 
+def any_of(params: Params, *modules: str) -> Params:
+    """`only`, where some of the modules may have no parameters; InputError when none has any."""
+    flat = flatten_dict(jax.tree.map(lambda _: True, params), sep="/")
+    there = [name for name in modules if any(f"/{name}/" in f"/{path}/" for path in flat)]
+    return only(params, *(there or modules))
+
+
 def _belonging(params: Params, module: str) -> Params:
     def belongs(path: tuple[typing.Any, ...], _: typing.Any) -> bool:
         return f"/{module}/" in f"/{jax.tree_util.keystr(path, simple=True, separator='/')}/"

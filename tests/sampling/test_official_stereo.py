@@ -1,0 +1,267 @@
+"""An official model reads warps and entries of a real memory, by its own VAE and frame layout."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from pallas_kernels.soft_fill import SoftFill
+from tests.models.official_modules import normal, our_params, random_tensors
+from tests.models.small_model import random_params
+from tests.toy_official import CLIP, MODEL, VAE
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.trajectories import make_path
+from worldstereo_jax.interop.component_configs import clip_vision_config, vae_config
+from worldstereo_jax.interop.memory_slots import attach_memory, read_widths
+from worldstereo_jax.interop.wan_vae_names import wan_vae_table
+from worldstereo_jax.memory.entry_tokens import entry_block_mask, select_entry_tokens
+from worldstereo_jax.memory.masks import reference_block_mask
+from worldstereo_jax.memory.warping import warp_candidates
+from worldstereo_jax.models.wan_vae_clips import encode_clip, encode_frames
+from worldstereo_jax.sampling import unipc_schedule
+from worldstereo_jax.sampling.official_clip import velocity_function
+from worldstereo_jax.sampling.official_conditions import (
+    ChosenViews,
+    draw_renders,
+    encode_conditions,
+    read_stereo,
+)
+from worldstereo_jax.sampling.official_denoise import reading_pattern
+from worldstereo_jax.sampling.official_world import MODEL_AXIS, OfficialChoices, OfficialWorld
+from worldstereo_jax.sampling.reading import READING
+from worldstereo_jax.sampling.world import Cameras, RolloutConfig, empty_memory, remember_frames
+
+HEIGHT, WIDTH, FRAMES = 32, 48, 5
+INTRINSICS = jnp.array([[40.0, 0, WIDTH / 2], [0, 40.0, HEIGHT / 2], [0, 0, 1]])
+# Two heads, so that they can be split, too.
+PLAIN = MODEL.replace(num_heads=2, scan_layers=True)
+READS = PLAIN.replace(**read_widths())
+
+
+def make_world(denoiser=READS, stride=1, **changes) -> OfficialWorld:
+    control = dataclasses.replace(denoiser.control, mask_downsample=stride)
+    choices = OfficialChoices(
+        schedule=unipc_schedule(2), attention=changes.pop("attention", "correspondence")
+    )
+    return OfficialWorld(
+        name="toy",
+        rollout=RolloutConfig(
+            frames=FRAMES, height=HEIGHT, width=WIDTH, references=2, keyframes=2, bank_capacity=3,
+            point_capacity=8192, entry_capacity=1024, warp_views=2, entry_tokens=24,
+        ),
+        choices=choices,
+        denoiser=denoiser.replace(control=control),
+        vae=vae_config(VAE),
+        image_encoder=clip_vision_config(CLIP),
+        **changes,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cameras():
+    path = make_path("right", FRAMES, amplitude=0.5)
+    return Cameras(w2c=jnp.asarray(path), intrinsics=jnp.broadcast_to(INTRINSICS, (FRAMES, 3, 3)))
+
+
+@pytest.fixture(scope="module")
+def memory(cameras):
+    """The first and the last view of a path along a wall, three metres off."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    shift = np.array([0.0, 6.0])[:, None, None]
+    waves = [np.sin((x + shift) / 5), np.cos(y / 4 + 0 * shift), np.sin((x + shift) / 3 + y)]
+    images = jnp.asarray(np.stack(waves, -1), jnp.float32)
+    ends = jax.tree.map(lambda a: a[jnp.array([0, FRAMES - 1])], cameras)
+    config = make_world().rollout
+    depth = jnp.full((2, HEIGHT, WIDTH), 3.0)
+    return remember_frames(config, empty_memory(config), images, depth, ends, 0)
+
+
+@pytest.fixture(scope="module")
+def vae_params():
+    table = wan_vae_table(vae_config(VAE))
+    return our_params(table, random_tensors(table))
+
+
+# Only the first is attended to, so that entries of the second are left to say something.
+FIRST = ChosenViews(
+    index=jnp.zeros(2, jnp.int32), position=jnp.zeros(2, jnp.int32), valid=jnp.array([True, False])
+)
+
+
+@functools.partial(jax.jit, static_argnames="world")
+def gather(world, vae_params, memory, cameras):
+    renders = draw_renders(world, memory, cameras, memory.stereo.images[0])
+    read = read_stereo(world, memory, cameras, renders, FIRST)
+    told = encode_conditions(world, vae_params, memory.stereo, cameras, renders, FIRST, read)
+    return told, read
+
+
+@pytest.fixture(scope="module")
+def gathered(vae_params, memory, cameras):
+    return gather(make_world(), vae_params, memory, cameras)
+
+
+def encoded(encode, vae_params, pictures):
+    """The candidates' pictures [f, h, w, k, 3] as latents [f, lh, lw, k, 16]."""
+    clips = jnp.moveaxis(pictures, -2, 0)
+    latents = jax.jit(lambda p, x: encode(p, x, vae_config(VAE)))(vae_params, clips)
+    return jnp.moveaxis(latents, 0, -2)
+
+
+@pytest.mark.row("S18")
+@pytest.mark.row("S28")
+def test_warps_are_latents_in_the_frame_layout_and_entries_are_of_other_views(
+    gathered, vae_params, memory
+):
+    told, read = gathered
+    latents = encoded(encode_frames, vae_params, read.pictures.images)
+    np.testing.assert_allclose(told.warped.features[..., :16], latents, atol=1e-4)
+    assert told.warped.features.shape == (FRAMES, HEIGHT // 8, WIDTH // 8, 2, 17)
+    # The clip starts at a stored view, and ends at another: there the warp is that view.
+    for frame, view in ((0, 0), (-1, 1)):
+        picture, cover = read.pictures.images[frame, ..., 0, :], read.pictures.cover[frame, ..., 0]
+        assert float(cover.mean()) > 0.95
+        error = np.abs(np.asarray(picture - memory.stereo.images[view]))[np.asarray(cover) > 0]
+        assert np.median(error) < 0.05
+    assert int(told.entries.valid.sum()) > 3
+    assert told.entries.features.shape == (24, 90)
+    assert told.entries.target_place.shape == (FRAMES * 6, 3)
+    assert told.entry_geometry.position.shape == (1, 24, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.row("S18")
+def test_a_clip_whose_frames_follow_each_other_is_warped_as_one(vae_params, memory, cameras):
+    told, read = gather(make_world(stride=4), vae_params, memory, cameras)
+    assert told.warped.features.shape == (2, HEIGHT // 8, WIDTH // 8, 2, 17)
+    latents = encoded(encode_clip, vae_params, read.pictures.images)
+    np.testing.assert_allclose(told.warped.features[..., :16], latents, atol=1e-4)
+    cover = np.asarray(read.pictures.cover).reshape(FRAMES, 4, 8, 6, 8, 2).mean((2, 4))
+    np.testing.assert_allclose(told.warped.features[0, ..., 16], cover[0], atol=1e-5)
+    np.testing.assert_allclose(told.warped.features[1, ..., 16], cover[1:].mean(0), atol=1e-5)
+    # Entries are those that the frames of the latent see.
+    assert told.entries.target_place.shape == (2 * 6, 3)
+
+
+X = normal(1, 2, FRAMES, HEIGHT // 8, WIDTH // 8, 16)
+TEXT, TOKENS = normal(2, 2, 4, 6), normal(3, 5, 10)
+
+
+def evaluate(world, params, told):
+    function = velocity_function(world, params, told, TOKENS)
+    return function(TEXT, X, jnp.float32(500), jnp.float32(0.5))
+
+
+velocity = jax.jit(evaluate, static_argnames="world")
+# Every operation rounded as itself: how those that are fused are rounded depends on what else is
+# fused with them, so that two programs differ in bits that their operations do not.
+velocity_unfused = jax.jit(
+    evaluate, static_argnames="world", compiler_options={"xla_disable_hlo_passes": "fusion"}
+)
+
+
+def difference(a, b) -> float:
+    return float(np.abs(np.asarray(a - b)).max())
+
+
+@pytest.mark.row("S18")
+@pytest.mark.row("S28")
+@pytest.mark.parametrize(
+    "attention", ["correspondence", pytest.param("dense", marks=pytest.mark.slow)]
+)
+def test_an_untrained_attachment_changes_no_bit(gathered, attention):
+    told = gathered[0]
+    if attention == "dense":
+        told = dataclasses.replace(told, reference_geometry=None)
+    params = random_params(PLAIN)
+    alone = dataclasses.replace(told, warped=None, entries=None, entry_geometry=None)
+    before = velocity_unfused(make_world(PLAIN, attention=attention), params, alone)
+    config, grown = attach_memory(PLAIN, params, jax.random.key(0), **read_widths())
+    assert config == READS
+    after = velocity_unfused(make_world(attention=attention), grown, told)
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.fixture(scope="module")
+def one_device(gathered):
+    return velocity(make_world(), random_params(READS), gathered[0])
+
+
+@pytest.mark.row("S18")
+@pytest.mark.row("S28")
+def test_a_trained_one_reads_both(gathered, one_device):
+    told, params = gathered[0], random_params(READS)
+    world = make_world()
+    entries = told.entries
+    other = dataclasses.replace(entries, features=entries.features + 1.0)
+    assert (
+        difference(velocity(world, params, dataclasses.replace(told, entries=other)), one_device)
+        > 1e-4
+    )
+    warped = dataclasses.replace(told.warped, features=told.warped.features + 1.0)
+    assert (
+        difference(velocity(world, params, dataclasses.replace(told, warped=warped)), one_device)
+        > 1e-4
+    )
+    # Of those that are not there nothing is read.
+    noise = jnp.where(entries.valid[:, None], entries.features, 9.0)
+    other = dataclasses.replace(entries, features=noise)
+    np.testing.assert_array_equal(
+        velocity(world, params, dataclasses.replace(told, entries=other)), one_device
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.row("S28")
+def test_split_over_devices_it_says_the_same(gathered, one_device):
+    """Eight do not divide the heads: queries are dealt out, of entries too."""
+    mesh = Mesh(np.array(jax.devices()), (MODEL_AXIS,))
+    found = velocity(make_world(mesh=mesh), random_params(READS), gathered[0])
+    np.testing.assert_allclose(found, one_device, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.row("S15")
+@pytest.mark.row("S28")
+def test_functions_that_read_are_swapped_in_the_world(memory, cameras, gathered, one_device):
+    """Soft masks, entries of all views, warps of a single view; the model is the same."""
+
+    def unattended(bank, targets, attended, attended_valid, *, count):
+        unseen = jnp.zeros_like(attended_valid)
+        return select_entry_tokens(bank, targets, attended, unseen, count=count)
+
+    def first_alone(features, depth, confidence, w2c, intrinsics, valid, *target, k):
+        valid = valid & (jnp.arange(len(valid)) == 0)
+        return warp_candidates(features, depth, confidence, w2c, intrinsics, valid, *target, k=k)
+
+    soft = {"reference_mask": reference_block_mask, "entry_mask": entry_block_mask}
+    reading = READING._replace(
+        select_entries=unattended,
+        warp=first_alone,
+        complete_warp=lambda warped, entries, w2c, intrinsics: warped,
+        **{name: functools.partial(build, strength=2.0) for name, build in soft.items()},
+    )
+    world, (told, read) = make_world(reading=reading), gathered
+
+    @jax.jit
+    def look(memory, cameras):
+        renders = draw_renders(world, memory, cameras, memory.stereo.images[0])
+        clip = jax.tree.map(lambda a: a[None], told)
+        seen = read_stereo(world, memory, cameras, renders, FIRST)
+        return seen, reading_pattern(clip, reading=reading)
+
+    seen, pattern = look(memory, cameras)
+    assert int(seen.entries.valid.sum()) > int(read.entries.valid.sum())
+    assert float(seen.pictures.cover.mean()) < float(read.pictures.cover.mean()) - 0.05
+    assert isinstance(pattern.mask.fill, SoftFill)
+    assert isinstance(pattern.entry_mask.fill, SoftFill)
+    assert difference(velocity(world, random_params(READS), told), one_device) > 1e-4
+
+
+def test_warps_of_other_channels_are_refused():
+    with pytest.raises(InputError, match="warped features of 9 channels, expected 17"):
+        make_world(READS.replace(warped_width=9))
