@@ -106,8 +106,15 @@ PRESERVED = (
         "memory.entry_views:two_depths",
         "panes are taken for contradictions",
         then(zeros),
-        "memory/test_entry_panes.py::test_views_for_and_against_that_come_and_go_are_a_pane",
+        "memory/test_entry_panes.py::test_balanced_votes_and_the_same_colours_are_a_pane",
         "memory/test_entry_panes.py::test_a_pane_and_what_is_behind_it_both_live",
+    ),
+    mutation(
+        24,
+        "memory.entry_views:_DEVIATIONS",
+        "panes are told by votes alone",
+        is_now(1e6),
+        "memory/test_entry_panes.py::test_an_opaque_thing_that_comes_and_goes_is_no_pane",
     ),
     mutation(
         24,

@@ -260,6 +260,26 @@ STORED = (
     ),
     mutation(
         12,
+        "memory.entry_match:sight_entries",
+        "depth a little wrong is not contradicted",
+        then(
+            lambda found: replaced(
+                found, denies=found.denies & found.apart, through=found.through & found.apart
+            )
+        ),
+        "memory/test_entry_match.py::test_what_is_a_little_too_near_or_too_far_is_contradicted",
+        "memory/test_entry_warp.py::test_depth_too_near_in_one_view_of_ten_hides_nothing",
+    ),
+    mutation(
+        12,
+        "memory.entry_warp:_refuted",
+        "what most views looked through hides what is behind",
+        then(zeros),
+        "memory/test_entry_warp.py::"
+        "test_what_most_views_looked_through_hides_nothing_and_what_none_did_is_drawn",
+    ),
+    mutation(
+        12,
         "memory.spatial_stereo:same_cameras",
         "a keyframe is stored again",
         then(zeros),

@@ -1,15 +1,17 @@
 """The text encoder runs once for a prompt, and only for prompts not seen before."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
 from tokenizers import models, processors
 
+from tests.lowered import coarse_products
 from tests.models.official_modules import our_params, random_tensors
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.encoder_names import umt5_table
-from worldstereo_jax.interop.text_cache import TextCache, make_text_encoder
+from worldstereo_jax.interop.text_cache import TextCache, compiled_encoder, make_text_encoder
 from worldstereo_jax.interop.tokenizer import Tokenizer
 from worldstereo_jax.models.umt5 import UMT5Config
 
@@ -84,3 +86,11 @@ def test_states_past_the_prompt_are_zero(tmp_path):
     hidden = np.asarray(encode(["a", "aaaaa"]))
     assert hidden.shape == (2, 8, 6)
     np.testing.assert_array_equal((hidden == 0).all(-1).sum(1), [6, 2])
+
+
+def test_an_encoder_in_float32_rounds_nothing():
+    config = UMT5Config(vocab_size=4, d_model=6, d_kv=3, d_ff=8, num_layers=1, num_heads=2)
+    table = umt5_table(config)
+    params = jax.eval_shape(lambda: our_params(table, random_tensors(table)))
+    ids, valid = (jax.ShapeDtypeStruct((1, 8), kind) for kind in (jnp.int32, jnp.bool_))
+    assert not coarse_products(compiled_encoder(config), params, ids, valid)

@@ -80,6 +80,26 @@ def build(stacked, order=None, bank=None):
     return bank
 
 
+def with_box(images, depth, w2c, present, colour=(1.0, -1.0, -1.0)):
+    """Photographs in some of which an opaque plate stands 2 metres before the room's cameras.
+
+    Returns images, depth, and for every view where the middle of the plate is or would be.
+    """
+    images, depth, middle = images.copy(), depth.copy(), np.zeros(depth.shape, bool)
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    ray = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(INTRINSICS).T
+    for view, pose in enumerate(w2c):
+        c2w = np.linalg.inv(pose.astype(float))
+        away = ray @ c2w[:3, :3].T
+        z = (2.0 - c2w[2, 3]) / away[..., 2]
+        place = c2w[:2, 3] + z[..., None] * away[..., :2] - [0.0, 0.1]
+        inside = (np.abs(place) < [0.35, 0.3]).all(-1)
+        middle[view] = (np.abs(place) < [0.28, 0.23]).all(-1)
+        if view in present:
+            images[view][inside], depth[view][inside] = colour, z[inside]
+    return images, depth, middle
+
+
 def surface_error(position):
     """Distance of points to the nearest plane of the room."""
     position = np.asarray(position)

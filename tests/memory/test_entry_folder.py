@@ -59,7 +59,8 @@ def test_an_empty_bank_comes_back_and_room_can_be_added(bank, tmp_path):
 @pytest.mark.parametrize("bits", [None, (8, 8, 8)], ids=["float32", "quantised"])
 def test_folders_from_before_edges_and_change_by_view_load(bank, bits):
     fields = entry_fields(bank if bits is None else quantise_entries(bank, bits=bits))
-    later = ("descriptor.extent", "descriptor.appearance", "pyramid_scale.appearance")
+    later = ("descriptor.extent", "descriptor.beyond", "descriptor.appearance")
+    later += ("pyramid_scale.appearance",)
     old = {name: value for name, value in fields.items() if name not in later}
     found = entries_from_fields(old, capacity=bank.capacity)
     found = found if bits is None else restore_entries(found)

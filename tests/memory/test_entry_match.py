@@ -7,6 +7,7 @@ from tests.memory import entry_scene as es
 from worldstereo_jax.memory.entries import EntryConfig, init_entries
 from worldstereo_jax.memory.entry_frame import frame_surface
 from worldstereo_jax.memory.entry_match import sight_entries
+from worldstereo_jax.memory.entry_update import DEFAULT_RULE
 
 _sight = jax.jit(sight_entries, static_argnames="gate")
 
@@ -80,6 +81,36 @@ def test_a_surface_across_the_line_of_sight_denies_and_a_silhouette_does_not(wal
     np.testing.assert_array_equal(found.denies, [1, 1, 1, 0, 0])
     np.testing.assert_array_equal(np.asarray(found.weight) > 0, [1, 1, 1, 0, 0])
     assert not found.agrees.any()
+
+
+@pytest.mark.row("S12")
+@pytest.mark.parametrize("rule", [DEFAULT_RULE, es.RULE], ids=["half a percent", "one percent"])
+def test_what_is_a_little_too_near_or_too_far_is_contradicted(wall, rule):
+    """No depth is told so wrong that it neither agrees nor is denied."""
+    factors = np.array([0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.985, 1.0, 1.015])
+    factors = np.append(factors, [1.03, 1.06, 1.1, 1.2])
+    found = _sight(
+        _entries(factors[:, None] * [1.5, 0.2, 4.0], np.zeros((13, 3))), wall, gate=rule.gate
+    )
+    agrees = np.abs(factors - 1.0) <= rule.gate
+    np.testing.assert_array_equal(found.agrees, agrees)
+    np.testing.assert_array_equal(found.denies, ~agrees)
+    np.testing.assert_array_equal(found.through, ~agrees & (factors < 1))
+    np.testing.assert_array_equal(np.asarray(found.weight) > 0.9, np.ones(13, bool))
+    # Two surfaces on a ray are told from one that was measured badly.
+    clear = (factors > 1 + 3 * rule.gate) | (factors < 1 / (1 + 3 * rule.gate))
+    np.testing.assert_array_equal(found.apart, clear)
+
+
+@pytest.mark.row("S22")
+@pytest.mark.row("S34")
+def test_beside_a_silhouette_nothing_between_both_surfaces_is_contradicted(wall):
+    """The plate's right edge lies between the pixels 31 and 32: either may show its rim."""
+    pixels, depth = [31.5, 32.5, 31.5, 32.5, 32.5], np.array([2.0, 2.0, 3.0, 3.0, 1.8])
+    places = [[(x - 24) / 42 * z, 0.01, z] for x, z in zip(pixels, depth, strict=True)]
+    found = _sight(_entries(places, [[0.0, 0.0, 0.0]] * 3 + [[4.0, 0.0, 3.0]] * 2), wall, gate=0.05)
+    np.testing.assert_array_equal(found.agrees, [1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(found.through, [0, 0, 0, 0, 1])
 
 
 def test_without_depth_nothing_is_said():

@@ -25,6 +25,52 @@ def test_entries_seen_larger_than_they_were_leave_no_holes(room):
     assert (error[covered] < 0.02).mean() > 0.97
 
 
+@pytest.fixture(scope="module")
+def shots(room):
+    w2c = es.cameras(room, 10)
+    return *es.photographs(room, w2c), w2c
+
+
+def _drawn(bank, w2c):
+    intrinsics = jnp.asarray(es.INTRINSICS)
+    return warp_entries(bank, jnp.asarray(w2c), intrinsics, height=es.HEIGHT, width=es.WIDTH)
+
+
+@pytest.mark.row("S12")
+@pytest.mark.row("S18")
+@pytest.mark.parametrize("factor", [0.85, 0.93])
+def test_depth_too_near_in_one_view_of_ten_hides_nothing(room, shots, factor):
+    images, depth, w2c = shots
+    held = room.look([0.1, -0.1, 0.1], [0.0, 0.4, 4.0]).astype(np.float32)
+    truth = room.take(held, es.INTRINSICS, es.HEIGHT, es.WIDTH)[1]
+    depth = es.noisy(depth)
+    depth[5] *= factor
+    drawn = _drawn(es.build(es.frames(images, depth, w2c)), held)
+    covered = np.asarray(drawn.mask) < 0.5
+    assert covered.mean() > 0.9
+    error = np.abs(np.asarray(drawn.depth) / truth - 1)[covered]
+    # Most at the factor that lies just at the gate, beyond which depth is contradicted.
+    assert (error > 0.02).mean() < 0.1
+
+
+@pytest.mark.row("S12")
+@pytest.mark.row("S22")
+def test_what_most_views_looked_through_hides_nothing_and_what_none_did_is_drawn(shots):
+    images, depth, w2c = shots
+    for present, stands in (((0, 3, 6, 9), False), ((9,), True)):
+        taken, told, middle = es.with_box(images, depth, w2c, present)
+        bank = es.build(es.frames(taken, es.noisy(told), w2c))
+        view = 9 if stands else 8
+        drawn = _drawn(bank, w2c[view])
+        covered = np.asarray(drawn.mask) < 0.5
+        assert covered[middle[view]].mean() > 0.9
+        inner = middle[view] & covered
+        error = np.square(np.asarray(drawn.features) - taken[view])[inner].mean()
+        near = np.asarray(drawn.depth)[inner] < 0.5 * (depth[view] + 2.0)[inner]
+        assert (near.mean() > 0.95) if stands else (near.mean() < 0.05)
+        assert 10 * np.log10(4 / error) > 17.0
+
+
 @pytest.mark.row("S18")
 def test_what_is_drawn_can_be_learned_through_the_warp(room):
     """The warp is linear in the values it carries, so its derivative gives them back."""

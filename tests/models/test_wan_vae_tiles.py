@@ -96,6 +96,9 @@ def test_a_seam_fades_from_tile_to_tile(params, latents):
 def test_faults_are_named(params, frames, latents):
     with pytest.raises(InputError, match="stride is 9"):
         decode_tiled(params, latents, CONFIG, tile=8, stride=9)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("tile",))
+    with pytest.raises(InputError, match="axis is None, expected one of the mesh's: tile"):
+        decode_tiled(params, latents, CONFIG, mesh=mesh)
     with pytest.raises(InputError, match="90 x 64 pixels, expected multiples of 4"):
         encode_tiled(params, frames[:, :, :90], CONFIG)
 

@@ -65,10 +65,10 @@ class ClipAgreement(NamedTuple):
 def entry_agreement(bank: EntryBank) -> EntryAgreement:
     """Residuals and verdict of every entry over its views (row S25).
 
-    In order: entries of one frame tell nothing; transparent ones are seen and looked through in
-    turn; contradicted ones have more than a third of the votes against them; of the others, those
-    whose colours stay are consistent, those whose change goes with the view follow it, and the
-    rest is restless, like a mirror.
+    In order: entries of one frame tell nothing; transparent ones are seen and looked through about
+    as often; contradicted ones have more than a third of the votes against them; of the others,
+    those whose colours stay are consistent, those whose change goes with the view follow it, and
+    the rest is restless, like a mirror.
     """
     left = unexplained_variance(bank)
     total = bank.feature_variance

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop.image_processor import clip_preparation
 from worldstereo_jax.interop.official_config import Keys, read_json, required, translate
 from worldstereo_jax.models.clip_vision import CLIPVisionConfig
 from worldstereo_jax.models.depth_anything import DepthAnythingConfig
@@ -248,6 +249,7 @@ def read_component_config(folder: str | os.PathLike[str], kind: str) -> typing.A
         "vae": ("config.json", vae_config),
         "text_encoder": ("config.json", umt5_config),
         "image_encoder": ("config.json", clip_vision_config),
+        "image_processor": ("preprocessor_config.json", clip_preparation),
         "dinov2": ("config.json", dinov2_config),
         "depth": ("config.json", depth_anything_config),
         "scheduler": ("scheduler_config.json", scheduler_config),

@@ -21,7 +21,7 @@ from worldstereo_jax.interop.component_configs import Scheduler, read_component_
 from worldstereo_jax.interop.hub import resolve
 from worldstereo_jax.interop.identity import encoder_identity
 from worldstereo_jax.interop.model_configs import WorldStereoSettings
-from worldstereo_jax.interop.official import parameter_shapes
+from worldstereo_jax.interop.official import model_places, parameter_shapes
 from worldstereo_jax.interop.pretrained import (
     Component,
     component_shapes,
@@ -31,6 +31,7 @@ from worldstereo_jax.interop.pretrained import (
     load_tokenizer,
     open_model,
 )
+from worldstereo_jax.interop.streaming import check_sources
 from worldstereo_jax.interop.text_cache import Encode, TextCache, make_text_encoder
 from worldstereo_jax.models.clip_vision import CLIPVisionConfig
 from worldstereo_jax.models.depth_anything import DepthAnythingConfig
@@ -127,23 +128,26 @@ def open_official(
             f"{model}: is a plain Wan 2.1 model, whose config has no controlnet_cfg; a camera path "
             "needs a WorldStereo checkpoint"
         )
+    # Now, not after the text encoder's gigabytes.
+    config = opened.config
+    check_sources(opened.sources, model_places(config), parameter_shapes(config))
     base = base or settings.base_model
     if base is None:
         raise InputError(f"{model}: needs a base model for its VAE and encoders; name one")
-    has_image = opened.config.image_width is not None
+    has_image = config.image_width is not None
     text = _text_config(base)
     if text is not None:
-        check_text_encoder(opened.config, text, str(model))
+        check_text_encoder(config, text, str(model))
     return OfficialFiles(
         model=model,
         base=base,
         dinov2_source=dinov2,
         depth_source=depth,
         settings=settings,
-        denoiser=opened.config,
+        denoiser=config,
         vae=_config(base, "vae"),
         text_encoder=text,
-        image_encoder=_config(base, "image_encoder") if has_image else None,
+        image_encoder=_image_encoder(base) if has_image else None,
         dinov2=None if dinov2 is None else _config(dinov2, "dinov2"),
         depth=None if depth is None else _metric(_config(depth, "depth"), str(depth)),
         scheduler=None if settings.dmd is not None else load_scheduler(base),
@@ -155,6 +159,20 @@ def _config(source: PathOrId, kind: str):
         return read_component_config(resolve(source, patterns=["config.json"]), kind)
     folder = resolve(source, patterns=[f"{kind}/config.json"])
     return read_component_config(folder / kind, kind)
+
+
+def _image_encoder(base: PathOrId) -> CLIPVisionConfig:
+    """The image encoder, with the preparation of images that lies beside it; else the published."""
+    config = _config(base, "image_encoder")
+    name = "image_processor/preprocessor_config.json"
+    path = resolve(base, patterns=[name]) / name
+    if not path.is_file():
+        return config
+    preparation = read_component_config(path.parent, "image_processor")
+    try:
+        return dataclasses.replace(config, preparation=preparation)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _text_config(base: PathOrId) -> UMT5Config | None:
@@ -185,7 +203,8 @@ def official_world(
         files: of `open_official`.
         rollout: sizes.
         choices: how clips are made.
-        dtype: compute type of the transformer; the other networks compute in float32.
+        dtype: compute type of the transformer, whose products are exact in float32. The other
+            networks compute in float32: see `sampling.precision`.
         weights: "int8" or "float8" keeps the transformer's matrices in that type.
         mesh: devices that share the work, None for one.
 

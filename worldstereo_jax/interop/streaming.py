@@ -121,6 +121,15 @@ def stream_params(
     return Loaded(arrays.tree(), unused, overlaid)
 
 
+def check_sources(
+    sources: Sequence[TensorSource],
+    places: Mapping[str, Place],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Refuse weights that `stream_params` would refuse; args and errors as there."""
+    _choose(sources, places, shapes)
+
+
 def _choose(
     sources: Sequence[TensorSource],
     places: Mapping[str, Place],

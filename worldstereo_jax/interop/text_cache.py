@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,6 +17,7 @@ from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.safetensors_io import SafetensorsFile, write_safetensors
 from worldstereo_jax.interop.tokenizer import PROMPT_TOKENS, Tokenizer, clean_prompt
 from worldstereo_jax.models.umt5 import UMT5Config, UMT5Encoder, zero_past_prompt
+from worldstereo_jax.sampling.precision import jit_at, transformer_precision
 
 Encode = Callable[[Sequence[str]], Float[Array, "b l c"]]
 """Prompts to hidden states, 0 past each prompt's end."""
@@ -34,17 +34,26 @@ def make_text_encoder(
         config: sizes.
         length: tokens of every result; the official 512.
     """
-
-    @jax.jit
-    def run(params, ids, valid):
-        hidden = UMT5Encoder(config).apply({"params": params}, ids, valid)
-        return zero_past_prompt(jnp.asarray(hidden), valid)
+    run = compiled_encoder(config)
 
     def encode(prompts: Sequence[str]) -> Float[Array, "b l c"]:
         tokens = tokenizer(prompts, length)
         return run(params, jnp.asarray(tokens.ids), jnp.asarray(tokens.valid))
 
     return encode
+
+
+def compiled_encoder(config: UMT5Config) -> Callable[[PyTree, Array, Array], Array]:
+    """From parameters, token ids and which of them are the prompt's to states, 0 past its end.
+
+    Products of an encoder in float32 are exact.
+    """
+
+    def run(params: PyTree, ids: Array, valid: Array) -> Array:
+        hidden = UMT5Encoder(config).apply({"params": params}, ids, valid)
+        return zero_past_prompt(jnp.asarray(hidden), valid)
+
+    return jit_at(transformer_precision(config.dtype), run)
 
 
 class TextCache:

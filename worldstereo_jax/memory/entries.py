@@ -62,7 +62,9 @@ class EntryBank:
     it; denied [n, words]: of those whose depth speaks against it (row S5). confidence [n]: 0 .. 1
     (row S6), from support [n] and against [n], the summed confidence of either, and from the
     variances. through [n]: the part of against that comes from frames that looked through it at
-    something behind (row S24). observations [n]: int32, frames fused. information [n]: 1 / variance
+    something behind. beyond [n, 4]: the part that comes from frames whose surface lies too far
+    away to be the same one, and the sum of what colours they show there, times their confidence
+    (row S24). observations [n]: int32, frames fused. information [n]: 1 / variance
     of the position, 1 / world units squared. scatter [n]: weighted variance of the measured
     positions, world units squared. features: tuple over levels of [n, c], finest first (row S1).
     feature_weight [n]: sum of their weights, 1 / world units squared. feature_variance [n]:
@@ -90,6 +92,7 @@ class EntryBank:
     support: Float[Array, "n"]
     against: Float[Array, "n"]
     through: Float[Array, "n"]
+    beyond: Float[Array, "n 4"]
     observations: Int[Array, "n"]
     information: Float[Array, "n"]
     scatter: Float[Array, "n"]
@@ -140,6 +143,7 @@ def init_entries(config: EntryConfig) -> EntryBank:
         support=zeros(n),
         against=zeros(n),
         through=zeros(n),
+        beyond=zeros(n, 4),
         observations=jnp.zeros((n,), jnp.int32),
         information=zeros(n),
         scatter=zeros(n),

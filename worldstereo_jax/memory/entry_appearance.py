@@ -40,7 +40,7 @@ def combine_appearance(
     """
     a, b = left.appearance, right.appearance
     away = b[:, :3] - a[:, :3]
-    changed = _colour(right) - _colour(left)
+    changed = entry_colour(right) - entry_colour(left)
     spread = jnp.stack([away[:, i] * away[:, j] for i, j in _PLACES], -1)
     crossed = (changed[:, :, None] * away[:, None, :]).reshape(-1, 9)
     mixed = a + share[:, None] * (b - a)
@@ -96,8 +96,11 @@ def appearance_change(bank: EntryBank, centre: Float[Array, "3"]) -> Float[Array
     return change * (kept * explained / (explained + _GRAIN))[:, None]
 
 
-def _colour(bank: EntryBank) -> Float[Array, "n 3"]:
-    """Of the first cell of the finest neighbourhood: highlights are wider than a neighbourhood."""
+def entry_colour(bank: EntryBank) -> Float[Array, "n 3"]:
+    """Mean colours in [-1, 1] of the first cell of each finest neighbourhood.
+
+    One cell stands for all: highlights are wider than a neighbourhood. Missing channels are 0.
+    """
     colour = bank.features[0][:, :3]
     return jnp.pad(colour, ((0, 0), (0, 3 - colour.shape[-1])))
 

@@ -21,6 +21,7 @@ from worldstereo_jax.memory.entry_frame import (
 # Cosine between two lines of sight beyond which they are held to see the two sides of one wall: no
 # normals are asked, which noise turns, and which change with every frame.
 _BACK = -0.5
+_APART = 3.0  # gates between a surface and an entry that cannot be the same
 _MARCH = 8  # steps along an entry's line of sight
 _BISECT = 6  # halvings of the step in which that line meets a surface
 
@@ -32,15 +33,17 @@ class Sighting:
 
     agrees [n]: it shows the entry's surface where the entry lies. denies [n]: it looks through the
     entry at something behind, or shows a surface across the line along which the entry was seen.
-    through [n]: the former of the two. weight [n]: confidence of either statement. point [n, 3]:
-    where the entry's ray meets the frame's surface. normal [n, 3]: of that surface. pixel [n, 2].
-    depth [n]: of that point. edge [n]: 1 beside a jump of its depth. footprint [n]: world size of
-    one pixel there. direction [n, 3]: unit, to the camera. distance [n]: to it.
+    through [n]: the former of the two. apart [n]: either, by so much that entry and surface are
+    two things and not one whose depth was told badly. weight [n]: confidence of the statement.
+    point [n, 3]: where the entry's ray meets the frame's surface. normal [n, 3]: of that surface.
+    pixel [n, 2]. depth [n]: of that point. edge [n]: 1 beside a jump of its depth. footprint [n]:
+    world size of one pixel there. direction [n, 3]: unit, to the camera. distance [n]: to it.
     """
 
     agrees: Bool[Array, "n"]
     denies: Bool[Array, "n"]
     through: Bool[Array, "n"]
+    apart: Bool[Array, "n"]
     weight: Float[Array, "n"]
     point: Float[Array, "n 3"]
     normal: Float[Array, "n 3"]
@@ -55,10 +58,12 @@ class Sighting:
 def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sighting:
     """Compare every entry with the surface that a frame shows (rows S10, S34).
 
-    Within `gate` (a share of depth) of the surface an entry is seen, unless from behind. In
-    front of all that is around by three gates it is looked through, which denies it. Behind the
-    surface it is hidden, which says nothing, unless the surface also lies across the line along
-    which the entry is said to have been seen: then one of the two is wrong.
+    Within `gate` (a share of depth) of the surface an entry is seen, unless from behind. In front
+    of it by more than that it is looked through, which denies it: depth a little too near would
+    otherwise be neither corrected nor doubted, and hide what is there. Behind the surface it is
+    hidden, which says nothing, unless the surface also lies across the line along which the entry
+    is said to have been seen: then one of the two is wrong. Beside a jump of depth it is open
+    which side of it a pixel shows, and only what is in front of all around is looked through.
     """
     sample = sample_surface_at(surface, bank.anchor)
     known = bank.valid & (sample.confidence > 0)
@@ -67,15 +72,18 @@ def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sig
     first, _ = _towards(bank.eye, bank.anchor)
     facing = (first * direction).sum(-1)
     agrees = known & (jnp.abs(ratio - 1.0) <= gate) & (facing > _BACK)
-    margin = 1.0 + 3.0 * gate
-    through = known & (sample.depth * sample.nearest * margin < 1.0)
-    behind = known & (ratio > margin)
+    before_all = sample.depth * sample.nearest
+    through = (before_all * (1.0 + gate) < 1.0) | ((sample.edge == 0) & (ratio < 1.0 - gate))
+    through &= known
+    behind = known & (ratio > 1.0 + gate)
     blocked, blocking = _line_is_crossed(bank, surface, behind, gate=gate)
+    far = 1.0 + _APART * gate
     depth = 1.0 / jnp.where(known, sample.inverse, 1.0)
     return Sighting(
         agrees=agrees,
         denies=through | blocked,
         through=through,
+        apart=(through & (before_all * far < 1.0)) | (blocked & (ratio > far)),
         weight=jnp.where(blocked, blocking, jnp.where(agrees | through, sample.confidence, 0.0)),
         point=surface_points(surface, sample),
         normal=sample.normal,

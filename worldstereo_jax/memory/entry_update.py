@@ -23,13 +23,19 @@ from worldstereo_jax.memory.entries import (
 from worldstereo_jax.memory.entry_appearance import (
     combine_appearance,
     doubtful_variance,
+    entry_colour,
     first_appearance,
 )
 from worldstereo_jax.memory.entry_features import sample_map
 from worldstereo_jax.memory.entry_frame import EntryFrame, FrameSurface, frame_surface
 from worldstereo_jax.memory.entry_light import entry_gain, in_known_light, new_in_known_light
 from worldstereo_jax.memory.entry_match import Sighting, sight_entries
-from worldstereo_jax.memory.entry_views import entry_confidence, has_view, set_view, two_depths
+from worldstereo_jax.memory.entry_views import (
+    entry_confidence,
+    has_view,
+    set_view,
+    standing_against,
+)
 from worldstereo_jax.memory.surface import tangent_planes
 
 # Grazing views give a feature at least this share of a frontal view's weight.
@@ -140,12 +146,15 @@ def _fuse(
     denied &= ~has_view(part.views, frame.view)
     kept = _combine(part, measured, seen)
     against = jnp.where(denied, sighting.weight, 0.0)
+    apart = jnp.where(sighting.apart, against, 0.0)[:, None]
+    shown = jnp.concatenate([jnp.ones_like(apart), entry_colour(measured)], -1)
     kept = dataclasses.replace(
         kept,
         views=set_view(part.views, frame.view, seen),
         denied=set_view(part.denied, frame.view, denied),
         against=part.against + against,
         through=part.through + jnp.where(sighting.through, against, 0.0),
+        beyond=part.beyond + apart * shown,
     )
     kept = rate_entries(kept, rule)
     # Entries of which the frame says nothing stay the same bit by bit.
@@ -156,13 +165,13 @@ def _fuse(
 def rate_entries(bank: EntryBank, rule: EntryRule) -> EntryBank:
     """The bank with every entry's confidence told anew from what is stored of it (row S6).
 
-    Votes against an entry do not count where they come and go with votes for it, which is how
-    panes and what lies behind them look; and what colour changes along with the direction of view
-    counts for a part only (row S24).
+    Of votes against an entry only a part counts where those for it balance them and both show the
+    same mixture of colours, which is how panes and what lies behind them look; and what colour
+    changes along with the direction of view counts for a part only (row S24).
     """
     confidence = entry_confidence(
         bank.support,
-        jnp.where(two_depths(bank.views, bank.denied), 0.0, bank.against),
+        standing_against(bank),
         bank.scatter,
         doubtful_variance(bank),
         bank.distance,
@@ -187,6 +196,7 @@ def combine_entries(
         denied=jnp.where(take, left.denied | right.denied, left.denied),
         against=jnp.where(where, left.against + right.against, left.against),
         through=jnp.where(where, left.through + right.through, left.through),
+        beyond=jnp.where(take, left.beyond + right.beyond, left.beyond),
         protected=left.protected | (where & right.protected),
     )
     joined = rate_entries(joined, rule)
@@ -286,6 +296,7 @@ def _measure(
         support=weight,
         against=jnp.zeros_like(weight),
         through=jnp.zeros_like(weight),
+        beyond=jnp.zeros((n, 4), jnp.float32),
         observations=jnp.ones((n,), jnp.int32),
         information=information,
         scatter=jnp.zeros_like(weight),
@@ -332,6 +343,7 @@ def _propose(
         agrees=known,
         denies=jnp.zeros_like(known),
         through=jnp.zeros_like(known),
+        apart=jnp.zeros_like(known),
         weight=confidence.reshape(-1),
         point=point,
         normal=normal[start::step, start::step].reshape(-1, 3),

@@ -5,13 +5,18 @@ from jax import lax
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int, UInt32
 from worldstereo_jax.memory.entries import EntryBank
+from worldstereo_jax.memory.entry_appearance import entry_colour
 
 # Summed confidence that one certain observation has to be weighed against.
 _PRIOR = 0.25
 # Variance of the finest features, in squared units of [-1, 1] colours, that halves confidence:
 # about what two views of a mirror differ by.
 _RESTLESS = 0.1
-_CHANGES = 3  # of the verdict from view to view
+_TWICE = 2  # views for and views against that make a pane, at least
+_BALANCE = 3.0  # how much more may be said for a pane than against it, or less
+_ANSWERED = 2.0  # votes against a pane for which one for it answers
+_DEVIATIONS = 3.0  # by which mean colours of both may differ
+_GRAIN = 2.5e-3  # variance of colours in [-1, 1] that noise and resampling leave
 
 
 def has_view(bits: UInt32[Array, "n words"], view: Int[Array, ""]) -> Bool[Array, " n"]:
@@ -94,50 +99,43 @@ def count_views(bits: UInt32[Array, "n words"]) -> Int[Array, " n"]:
     return lax.population_count(bits).astype(jnp.int32).sum(-1)
 
 
-def two_depths(
-    seen: UInt32[Array, "n words"], denied: UInt32[Array, "n words"]
-) -> Bool[Array, " n"]:
-    """Whether views for and views against an entry come and go, as at a pane of glass (row S24).
+def two_depths(bank: EntryBank) -> Bool[Array, " n"]:
+    """Entries of a transparent surface, or seen through one (row S24).
 
-    Depth of a transparent surface is now its own, now that of what lies behind. What was there
-    once and has moved, or one wrong depth, changes the verdict once or twice along the views'
-    numbers; a pane does so again and again. True from three changes on.
+    Depth where a pane of glass stands is now its own, now that of what lies behind, and colours are
+    a mixture of both whichever it is. So at least two views see an entry of either and two
+    contradict it by far; their votes are balanced, within a factor of three; and the mean colours
+    of both sorts of views differ by no more than colours of the entry differ from view to view. An
+    opaque thing that comes and goes uncovers other colours. In which order views come, and how
+    they are numbered, does not matter.
     """
-    changes = jnp.zeros(seen.shape[0], jnp.int32)
-    last_seen = last_denied = jnp.zeros(seen.shape[0], bool)
-    for word in range(seen.shape[-1]):
-        yes, no = seen[:, word], denied[:, word] & ~seen[:, word]
-        told = yes | no
-        before_yes = _carried(yes, told, last_seen)
-        before_no = _carried(no, told, last_denied)
-        changed = (no & before_yes) | (yes & before_no)
-        changes += lax.population_count(changed).astype(jnp.int32)
-        top = jnp.uint32(1 << 31)
-        none = (told & top) == 0
-        last_seen = ((yes & top) > 0) | (none & ((before_yes & top) > 0))
-        last_denied = ((no & top) > 0) | (none & ((before_no & top) > 0))
-    return changes >= _CHANGES
+    seen, denied = bank.observations, count_views(bank.denied & ~bank.views)
+    far = bank.beyond[:, 0]
+    often = (seen >= _TWICE) & (denied >= _TWICE) & (far > 0.5 * bank.against)
+    balanced = jnp.maximum(bank.support, far) <= _BALANCE * jnp.minimum(bank.support, far)
+    shown = bank.beyond[:, 1:] / jnp.where(far > 0, far, 1.0)[:, None]
+    away = jnp.square(shown - entry_colour(bank)).mean(-1)
+    n, m = (jnp.maximum(x, 1).astype(jnp.float32) for x in (seen, denied))
+    single = bank.feature_variance * n / jnp.maximum(n - 1.0, 1.0) + _GRAIN
+    return often & balanced & (away <= _DEVIATIONS**2 * single * (1.0 / n + 1.0 / m))
+
+
+def standing_against(bank: EntryBank) -> Float[Array, " n"]:
+    """Summed confidence of the views against each entry, as far as it counts (rows S6, S24).
+
+    All of it but at a pane and behind it, where every view for an entry answers for two against.
+    """
+    answered = jnp.where(two_depths(bank), _ANSWERED * bank.support, 0.0)
+    return jnp.maximum(bank.against - answered, 0.0)
 
 
 def see_through(bank: EntryBank) -> Bool[Array, " n"]:
-    """Entries of transparent surfaces: seen, and looked through, again and again (row S24).
+    """Entries of transparent surfaces: seen, and looked through, in balance (row S24).
 
     Of two depths on one ray the nearer is looked through; what lies behind is only found hidden.
     """
     looked = bank.through > 0.5 * bank.against
-    return bank.valid & looked & two_depths(bank.views, bank.denied)
-
-
-def _carried(
-    bits: UInt32[Array, " n"], told: UInt32[Array, " n"], first: Bool[Array, " n"]
-) -> UInt32[Array, " n"]:
-    """At each bit whether the last told bit below it is one of `bits`; `first` below them all."""
-    carry = (bits << 1) | first.astype(jnp.uint32)
-    through = ~told << 1  # a bit that tells nothing hands on what it was given
-    for step in (1, 2, 4, 8, 16):
-        carry |= through & (carry << step)
-        through &= through << step
-    return carry
+    return bank.valid & looked & two_depths(bank)
 
 
 def entry_confidence(

@@ -39,6 +39,9 @@ _INSIDE, _INSIDE_BEFORE = 0.45, 0.55
 _FRINGE = 0.3  # splat widths by which a surface is drawn beyond its silhouette, with nothing behind
 _SPARSEST = 3.0  # spacing beyond which a surface is left open
 _STEEPEST = 0.25  # share of depth by which a tangent plane may change within a splat
+# Views that look through an entry, per view that saw it, from which on it gives way; the confidence
+# of what it gives way to, twice what it can have itself; and the pixels over which that is sought.
+_OUTVOTED, _TRUSTED, _SHARED = 0.8, 0.6, 4
 _AROUND_PANE = 12  # pixels on either side over which a pane and what is behind it have their mean
 _BAND = 16  # rows worked on at once, so that what every pixel's candidates hold stays small
 
@@ -215,6 +218,8 @@ def _draw(
 ) -> Warped:
     """One layer of `warp_layers`: the nearest surface of the bank's valid entries."""
     splats = _project(bank, w2c, intrinsics, rule.least_confidence)
+    refuted = _refuted(bank, splats, rule.tolerance, height, width)
+    splats = splats._replace(inverse=jnp.where(refuted, 0.0, splats.inverse))
     grids = _front_entries(splats, height, width)
     bands = -(-height // _BAND)
 
@@ -320,6 +325,26 @@ def _project(
     most = _STEEPEST / (depth * size * _REACH)
     slope = jnp.clip(jnp.where(known[:, None], slope, 0.0), -most[:, None], most[:, None])
     return _Splats(place, jnp.where(front, 1.0 / depth, 0.0), slope, size)
+
+
+def _refuted(
+    bank: EntryBank, splats: _Splats, tolerance: float, height: int, width: int
+) -> Bool[Array, " n"]:
+    """Entries that hide what more views saw through them (row S12).
+
+    About as many views looked through the entry as saw it, and around where it falls there is a
+    farther surface that is trusted. What no view looked through is shown, however few saw it.
+    """
+    doubtful = bank.through > _OUTVOTED * bank.support
+    trusted = ~doubtful & (bank.confidence >= _TRUSTED) & (splats.inverse > 0)
+    x, y = splats.place[:, 0], splats.place[:, 1]
+    inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
+    columns, rows = -(-width // _SHARED), -(-height // _SHARED)
+    cell_x, cell_y = (jnp.where(inside, a, 0.0).astype(jnp.int32) // _SHARED for a in (x, y))
+    index = jnp.where(inside, cell_y * columns + cell_x, rows * columns)
+    farthest = jnp.full((rows * columns + 1,), jnp.inf, jnp.float32)
+    farthest = farthest.at[index].min(jnp.where(trusted, splats.inverse, jnp.inf))
+    return inside & doubtful & (farthest[index] < (1.0 - 2.0 * tolerance) * splats.inverse)
 
 
 def _front_entries(splats: _Splats, height: int, width: int) -> list[Int[Array, "_ _"]]:

@@ -48,10 +48,11 @@ def encode_tiled(
         stride: latent pixels from one tile to the next, at most `tile`.
         mesh: devices that share the tiles of all samples; None for no sharing. The result is the
             same.
-        axis: name of the mesh's axis that tiles are spread over.
+        axis: name of the mesh's axis that tiles are spread over; not read without a mesh.
 
     Raises:
-        InputError: when the stride does not lie in 1 .. tile, and as `encode_clip` does.
+        InputError: when the stride does not lie in 1 .. tile, the mesh has no such axis, and as
+            `encode_clip` does.
     """
     scale = config.spatial_stride
 
@@ -169,16 +170,18 @@ def _one_by_one(
     def over(params: PyTree, x: Array, corners: Array, size: tuple[int, int]) -> Array:
         def part(corner: Array) -> Array:
             sample, row, column = corner
-            start = (sample, jnp.zeros_like(row), row, column, jnp.zeros_like(row))
-            return run(params, jax.lax.dynamic_slice(x, start, (1, x.shape[1], *size, x.shape[4])))[
-                0
-            ]
+            first = jnp.zeros_like(row)
+            start, sizes = (sample, first, row, column, first), (1, x.shape[1], *size, x.shape[4])
+            return run(params, jax.lax.dynamic_slice(x, start, sizes))[0]
 
         return jax.lax.map(part, corners)
 
     def spread(corners: np.ndarray, size: tuple[int, int]) -> Array:
-        if mesh is None or axis is None:
+        if mesh is None:
             return over(params, x, jnp.asarray(corners), size)
+        if axis not in mesh.shape:
+            axes = ", ".join(mesh.shape)
+            raise InputError(f"axis is {axis!r}, expected one of the mesh's: {axes}")
         # The last device's share is filled up with a part that is thrown away.
         missing = -len(corners) % mesh.shape[axis]
         filled = np.concatenate([corners, np.repeat(corners[-1:], missing, axis=0)])
