@@ -59,6 +59,13 @@ There, with other clips of the same making, adapters in the place of a stage:
 The loss fell from 3.22 to 1.75; a checkpoint takes 0.3 MB, nearly all of it orbax's own, the file
 of adapters 7 kB. `worldstereo generate` made another clip with it than without, and with
 `--lora-scale 0` the same to the bit.
+
+And with clips prepared with `--stereo`, the modules of the stage stereo over that frozen model:
+
+    python experiments/train_official.py --cache toy/clips --model toy/model --base toy/base \
+        --out toy/stereo --stage stereo --steps 200 --batch 4 --learning-rate 3e-3 --warmup 10
+
+The loss fell from 3.14 (steps 1 to 20) to 1.95 (181 to 200); 0.08 s a step.
 """
 
 import argparse

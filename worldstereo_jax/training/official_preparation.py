@@ -123,7 +123,9 @@ class Preparation:
         return PosedFrames(images, depth, dataclasses.replace(views.cameras, intrinsics=intrinsics))
 
     def remember(self, memory: WorldMemory, views: PosedFrames) -> WorldMemory:
-        """The memory with views of an earlier clip."""
+        """The memory with views of an earlier clip, if there are any."""
+        if len(views.images) == 0:
+            return memory
         config, number = self.rollout.world.rollout, memory.stereo.count
         return remember_frames(config, memory, views.images, views.depth, views.cameras, number)
 
