@@ -70,6 +70,7 @@ The loss fell from 3.14 (steps 1 to 20) to 1.95 (181 to 200); 0.08 s a step.
 
 import argparse
 import functools
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -229,7 +230,8 @@ def run(options: argparse.Namespace) -> None:
         print(f"{count:,} of {count + count_parameters(frozen):,} parameters train")
         added = slot_tensors(model.config)
         if added:
-            print(f"{len(added)} tensors are in no official checkpoint: {', '.join(added)}")
+            kinds = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in added})
+            print(f"{len(added)} tensors are in no official checkpoint: {', '.join(kinds)}")
     if layout is None:
         # Bound to its device as what a step returns is: else the second step compiles again.
         state = jax.device_put(init_train_state(parts.trained, optimizer, key), jax.devices()[0])
