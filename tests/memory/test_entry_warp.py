@@ -1,9 +1,15 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.lowered import coarse_products
 from tests.memory import entry_scene as es
+from worldstereo_jax.memory.entries import EntryConfig, init_entries
+from worldstereo_jax.memory.entry_features import pyramid_widths
+from worldstereo_jax.memory.entry_prune import prune_entries
 from worldstereo_jax.memory.entry_warp import warp_entries
 
 
@@ -87,3 +93,11 @@ def test_what_is_drawn_can_be_learned_through_the_warp(room):
     found, slope = jax.value_and_grad(total)(values)
     assert float(jnp.abs(found)) > 100
     np.testing.assert_allclose((slope * values).sum(), found, rtol=1e-4)
+
+
+def test_entries_are_projected_exactly_on_every_device():
+    bank = jax.eval_shape(lambda: init_entries(EntryConfig(64, pyramid_widths())))
+    camera = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 4), (3, 3))]
+    warp = functools.partial(warp_entries, height=es.HEIGHT, width=es.WIDTH)
+    assert not coarse_products(warp, bank, *camera)
+    assert not coarse_products(lambda bank: prune_entries(bank, 8), bank)

@@ -11,6 +11,7 @@ moves are not, stay unexplained, and lose confidence instead of being copied.
 import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Float
+from worldstereo_jax.geometry.products import product
 from worldstereo_jax.memory.entries import EntryBank
 
 # Columns: mean direction (3), covariance of directions (6: xx yy zz xy xz yz), covariance of each
@@ -85,10 +86,10 @@ def appearance_change(bank: EntryBank, centre: Float[Array, "3"]) -> Float[Array
     turn = away / jnp.where(distance > 0, distance, 1.0) - bank.appearance[:, :3]
     spread, crossed = _moments(bank)
     inverse = _inverse(spread)
-    far = jnp.sqrt(jnp.maximum((turn * (inverse @ turn[..., None])[..., 0]).sum(-1), 1e-12))
+    far = jnp.sqrt(jnp.maximum((turn * product(inverse, turn[..., None])[..., 0]).sum(-1), 1e-12))
     turn = turn * jnp.minimum(1.0, _BEYOND / far)[:, None]
     slope = _slopes(spread, crossed)
-    change = (slope @ turn[..., None])[..., 0]
+    change = product(slope, turn[..., None])[..., 0]
     explained = jnp.maximum(_explained(slope, crossed), 0.0)
     total = bank.feature_variance
     unexplained = unexplained_variance(bank) / jnp.where(total > 0, total, 1.0)
@@ -113,7 +114,7 @@ def _moments(bank: EntryBank) -> tuple[Float[Array, "n 3 3"], Float[Array, "n 3 
 
 
 def _slopes(spread: Float[Array, "n 3 3"], crossed: Float[Array, "n 3 3"]) -> Float[Array, "n 3 3"]:
-    return crossed @ _inverse(spread)
+    return product(crossed, _inverse(spread))
 
 
 def _explained(slope: Float[Array, "n 3 3"], crossed: Float[Array, "n 3 3"]) -> Float[Array, " n"]:

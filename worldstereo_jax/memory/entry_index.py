@@ -20,6 +20,7 @@ from jax import lax
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int, UInt32
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.products import product
 from worldstereo_jax.memory.curve_run import (
     AXIS_BITS,
     BLOCK,
@@ -219,7 +220,7 @@ def query_frustum(
         near, far: camera z in world units, between which entries are wanted: near < z <= far.
         k: hits returned per camera, in no particular order; `Hits.count` counts them all.
     """
-    projection = intrinsics @ w2c[:, :3]
+    projection = product(intrinsics, w2c[:, :3])
     planes = _frustum_planes(projection, height, width, near, far)
 
     def is_hit(run: CurveRun, camera: Array, slot: Array) -> Array:
@@ -344,7 +345,8 @@ def _boxes_in_frustum(run: CurveRun, planes: Float[Array, "f 6 4"]) -> Bool[Arra
     high = jnp.where(held[:, None], run.high, 0.0)
     center, extent = 0.5 * (low + high), 0.5 * (high - low)
     normal, offset = planes[..., :3], planes[..., 3:]
-    value = normal @ center.T + offset
-    reach = jnp.abs(normal) @ extent.T
-    slack = 1e-5 * (jnp.abs(normal) @ jnp.abs(center).T + jnp.abs(offset) + reach)
+    value = product(normal, center.T) + offset
+    reach = product(jnp.abs(normal), extent.T)
+    sizes = product(jnp.abs(normal), jnp.abs(center).T)
+    slack = 1e-5 * (sizes + jnp.abs(offset) + reach)
     return (value + reach + slack >= 0).all(1) & held[None, :]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int, UInt32
+from worldstereo_jax.geometry.products import product
 from worldstereo_jax.memory.entries import EntryBank, take_entries
 from worldstereo_jax.memory.entry_cells import (
     cell_hash,
@@ -90,7 +91,7 @@ def _block(bank: EntryBank) -> UInt32[Array, "2 n"]:
 
     Sides are told by where the entry was seen from: normals are noisy.
     """
-    facing = ((bank.anchor - bank.eye) @ _own_axes(bank).T > 0).astype(jnp.int32)
+    facing = (product(bank.anchor - bank.eye, _own_axes(bank).T) > 0).astype(jnp.int32)
     octant = facing[:, 0] + 2 * facing[:, 1] + 4 * facing[:, 2]
     salt = octant + 8 * _at_edge(bank).astype(jnp.int32)
     place, level = _placed(bank)
@@ -105,7 +106,7 @@ def _placed(bank: EntryBank) -> tuple[Float[Array, "n 3"], Int[Array, " n"]]:
     first = jnp.argmax(bank.valid)
     unit = bank.footprint[first]
     unit = jnp.where(unit > 0, unit, 1.0)
-    place = (bank.position - bank.anchor[first][None]) @ _own_axes(bank).T / unit
+    place = product(bank.position - bank.anchor[first][None], _own_axes(bank).T) / unit
     return place + _OFF_BORDER, cell_level(bank.footprint / unit)
 
 
@@ -118,7 +119,7 @@ def _own_axes(bank: EntryBank) -> Float[Array, "3 3"]:
     ahead = bank.anchor[first] - bank.eye[first]
     aside = bank.anchor[last] - bank.eye[first]
     ahead = ahead / jnp.maximum(jnp.linalg.norm(ahead), 1e-30)
-    across = aside - (aside @ ahead) * ahead
+    across = aside - (aside * ahead).sum() * ahead
     length = jnp.linalg.norm(across)
     across = across / jnp.maximum(length, 1e-30)
     axes = jnp.stack([across, jnp.cross(ahead, across), ahead])

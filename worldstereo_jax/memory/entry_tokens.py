@@ -19,6 +19,7 @@ from pallas_kernels import BlockMask, CorrespondenceRule, TokenGeometry, from_ge
 from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import camera_centers, project
+from worldstereo_jax.geometry.products import product
 from worldstereo_jax.memory.entries import EntryBank, take_entries
 from worldstereo_jax.memory.entry_appearance import appearance_change
 from worldstereo_jax.memory.entry_cells import best_of_cell, cell_hash, cell_level
@@ -126,10 +127,10 @@ def select_entry_tokens(
     turn = w2c[:3, :3]
     unit = jnp.where(usable, pixel, jnp.inf).min()
     unit = jnp.where(jnp.isfinite(unit), unit, 1.0)
-    place = (bank.position @ turn.T + w2c[:3, 3][None]) / unit
+    place = (product(bank.position, turn.T) + w2c[:3, 3][None]) / unit
     # Rounded, not cut: on average as wide as a token.
     level_of = cell_level(TOKEN * (pixel / unit) * 2.0**0.5)
-    key = cell_hash(place, level_of, salt=_octant(bank.normal @ turn.T))
+    key = cell_hash(place, level_of, salt=_octant(product(bank.normal, turn.T)))
     best = best_of_cell(key, value, usable)
 
     held = min(count, bank.capacity)
@@ -144,8 +145,8 @@ def select_entry_tokens(
     features = jnp.concatenate(
         [
             *_recoloured(part, levels, change),
-            part.normal @ turn.T,
-            part.direction @ turn.T,
+            product(part.normal, turn.T),
+            product(part.direction, turn.T),
             jnp.stack([part.confidence, detail, added[safe]], -1),
         ],
         -1,

@@ -20,6 +20,7 @@ from jax import lax
 from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.geometry.cameras import camera_centers, pixel_grid, unproject
 from worldstereo_jax.geometry.frame_check import check_cameras
+from worldstereo_jax.geometry.products import product
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_appearance import appearance_change
 from worldstereo_jax.memory.entry_features import PYRAMID, Level
@@ -309,18 +310,18 @@ def _project(
     intrinsics: Float[Array, "3 3"],
     least_confidence: float,
 ) -> _Splats:
-    local = bank.position @ w2c[:3, :3].T + w2c[:3, 3][None]
+    local = product(bank.position, w2c[:3, :3].T) + w2c[:3, 3][None]
     depth = local[:, 2]
     front = bank.valid & (bank.confidence >= least_confidence) & (depth > 0)
     depth = jnp.where(front, depth, 1.0)
-    place = (local @ intrinsics.T)[:, :2] / depth[:, None]
+    place = product(local, intrinsics.T)[:, :2] / depth[:, None]
     focal = jnp.sqrt(jnp.abs(intrinsics[0, 0] * intrinsics[1, 1]))
     size = jnp.maximum(bank.footprint * focal / depth, 1.0)
     # On a plane inverse depth is n . r / n . P, affine in the pixel that the ray r goes through.
-    normal = bank.normal @ w2c[:3, :3].T
+    normal = product(bank.normal, w2c[:3, :3].T)
     towards = (normal * local).sum(-1)
     known = jnp.abs(towards) > 1e-6 * jnp.linalg.norm(local, axis=-1)
-    slope = (normal @ inverse_intrinsics(intrinsics))[:, :2]
+    slope = product(normal, inverse_intrinsics(intrinsics))[:, :2]
     slope = slope / jnp.where(known, towards, 1.0)[:, None]
     most = _STEEPEST / (depth * size * _REACH)
     slope = jnp.clip(jnp.where(known[:, None], slope, 0.0), -most[:, None], most[:, None])

@@ -19,6 +19,7 @@ from jax import lax
 from worldstereo_jax.array_types import Array, Bool, Float, Shaped
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import pixel_grid
+from worldstereo_jax.geometry.products import product
 from worldstereo_jax.memory.descriptors import gradient_code, halve, structure_response
 
 _ROWS = 256  # pixels compared with all others at once, at the coarsest level
@@ -27,9 +28,6 @@ _LOCAL_APART = ((0, 4), (4, 0), (4, 4), (4, -4), (0, 8), (8, 0), (8, 8), (8, -8)
 _BAND = 2.0  # pixels of a level that a match may stray from the epipolar line
 _WIDTHS = (0.8, 0.6)  # shares of a level's own code and the wider one: squares add up to 1
 _ROUNDS = 2  # of asking the neighbours, at each level but the finest
-
-# Accelerators round the factors of float32 products to fewer bits unless told otherwise.
-_product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 @typing.no_type_check
@@ -92,12 +90,12 @@ def fundamental_matrix(
     intrinsics_b: Float[Array, "3 3"],
 ) -> Float[Array, "3 3"]:
     """F with [x_b, 1] F [x_a, 1] = 0 for the pixels of one point (Hartley and Zisserman, 9.6)."""
-    rotation = _product(w2c_b[:3, :3], w2c_a[:3, :3].T)
-    x, y, z = w2c_b[:3, 3] - _product(rotation, w2c_a[:3, 3])
+    rotation = product(w2c_b[:3, :3], w2c_a[:3, :3].T)
+    x, y, z = w2c_b[:3, 3] - product(rotation, w2c_a[:3, 3])
     zero = jnp.zeros_like(x)
     cross = jnp.array([[zero, -z, y], [z, zero, -x], [-y, x, zero]])
-    essential = _product(_product(jnp.linalg.inv(intrinsics_b).T, cross), rotation)
-    return _product(essential, jnp.linalg.inv(intrinsics_a))
+    essential = product(product(jnp.linalg.inv(intrinsics_b).T, cross), rotation)
+    return product(essential, jnp.linalg.inv(intrinsics_a))
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width"))
@@ -234,7 +232,7 @@ def match_keypoints(
         codes.append(code)
         filled.append(is_there)
     usable = filled[0][:, None] & filled[1][None, :]
-    likeness = jnp.where(usable, _product(codes[0], codes[1].T), -1.0)
+    likeness = jnp.where(usable, product(codes[0], codes[1].T), -1.0)
     (first, second), best = lax.top_k(likeness, 2)[0].T, likeness.argmax(1)
     mutual = likeness.argmax(0)[best] == jnp.arange(k)
     angle, rival = (jnp.arccos(jnp.clip(value, -1.0, 1.0)) for value in (first, second))
@@ -331,7 +329,7 @@ def _compare_all(
 
     def slab(part: tuple[Array, Array]) -> tuple[Array, Array]:
         code, grid = part
-        likeness = _product(code, table.T)
+        likeness = product(code, table.T)
         if fundamental is not None:
             off_line = _line_distance(fundamental, step * grid[:, None], step * grid_b)
             likeness = jnp.where(off_line <= _BAND * step, likeness, -1.0)
