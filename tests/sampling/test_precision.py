@@ -46,7 +46,8 @@ def told():
     rollout = rollout_in("float32")
     memory = jax.eval_shape(lambda: empty_memory(rollout.world.rollout))
     renders = jax.eval_shape(rollout.draw, memory, CAMERAS, IMAGE)
-    arguments = VAE_PARAMS, memory.stereo, CAMERAS, renders, ITSELF
+    seen = jax.eval_shape(rollout.look, memory, CAMERAS, renders, ITSELF)
+    arguments = VAE_PARAMS, memory.stereo, CAMERAS, renders, ITSELF, seen
     return memory, arguments, jax.eval_shape(rollout.encode, *arguments)
 
 

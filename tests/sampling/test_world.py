@@ -57,7 +57,7 @@ def test_frames_to_remember_must_be_as_many_as_their_cameras():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"references": 0}, {"warp_views": 0}, {"frames": 1}, {"keyframes": 9}, {"candidates": -1}],
+    [{"references": 0}, {"warp_views": 0}, {"frames": 1}, {"keyframes": 0}, {"candidates": -1}],
 )
 def test_sizes_that_no_clip_can_have_are_refused(wrong):
     with pytest.raises(InputError, match=f"^{next(iter(wrong))} must be"):

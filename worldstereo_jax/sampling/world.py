@@ -46,7 +46,7 @@ class RolloutConfig:
         warp_views: bank views that are warped into the clip.
         entry_tokens: most surface entries the model attends to beside the views; 0 for none.
         candidates: single views kept apart beside their fusion as aligned keys and values.
-        keyframes: frames of a finished clip that enter the memories.
+        keyframes: most frames of a finished clip that enter the memories; its first is known.
         bank_capacity: keyframes the stereo memory holds.
         point_capacity: points the global memory holds.
         entry_capacity: surface entries the stereo memory holds.
@@ -81,11 +81,6 @@ class RolloutConfig:
             _check_at_least(name, getattr(self, name), 1)
         for name in ("entry_tokens", "candidates"):
             _check_at_least(name, getattr(self, name), 0)
-        if self.keyframes >= self.frames:
-            raise InputError(
-                f"keyframes must be less than frames, since a clip's first is known: "
-                f"{self.keyframes} of {self.frames}"
-            )
 
     @property
     def point_radius_ndc(self) -> float:
