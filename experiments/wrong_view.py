@@ -9,9 +9,11 @@ the share of drawn pixels whose depth is off by more than 2 %, the share of the 
 drawn, PSNR of drawn pixels against the true picture, and how sure the memory is of the entries that
 the wrong view alone has seen (median of their confidences, and how many there are).
 
-Expected (row S12): every factor is about as good as 1. What is off there already is rims of
-surfaces seen at a slant. (Before views judged each other, keyframes at 0.95 drew wrong depth nearly
-everywhere the wrong view shows, and at 0.9 holes.)
+Expected (row S12): keyframes are within 1 dB of factor 1 at every factor, draw as much, and 5 % or
+less is off (at 0.96, next to what counts as the same depth, a tenth). Where only one other view
+looks, the surer of the two wins. Entries lose nothing to depth that is too far; of depth that is too
+near a fifth stays wrong: a frame votes on the entries that are there when it comes, so what the
+wrong view adds is not asked of the views before it, and stands where no later one looks.
 """
 
 import argparse
@@ -120,7 +122,7 @@ def measure(path: Views, factor: float, key: Array) -> list[float]:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rooms", type=int, default=4)
+    parser.add_argument("--rooms", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     rooms = [room(seed) for seed in range(options.rooms)]
