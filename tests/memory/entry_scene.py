@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from worldstereo_jax.memory.entries import EntryConfig, init_entries
 from worldstereo_jax.memory.entry_features import pyramid_widths
@@ -19,6 +20,13 @@ CONFIG = EntryConfig(6000, pyramid_widths())
 # (axis, value) of every plane of the room: see `_quads` in conftest.
 FACES = [(2, 6.0), (1, 2.0), (0, -5.0), (0, 5.0), (2, 3.4), (2, 4.2), (0, -1.6), (0, -0.5)]
 FACES += [(1, 0.2), (2, 2.9), (2, 3.7), (0, 0.6), (0, 1.7), (1, 0.8)]
+
+
+def turn(degrees):
+    """A rotation about an axis that is none of the world's."""
+    axis = np.array([0.3, 0.9, -0.2])
+    around = Rotation.from_rotvec(np.radians(degrees) * axis / np.linalg.norm(axis))
+    return around.as_matrix().astype(np.float32)
 
 
 def cameras(room, count):

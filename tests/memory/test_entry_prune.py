@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
 
 from tests.memory import entry_scene as es
 from worldstereo_jax.geometry.cameras import project
@@ -93,10 +92,7 @@ def test_half_the_entries_still_cover_what_all_did(bank):
 @pytest.mark.row("S38")
 @pytest.mark.parametrize(("degrees", "scale"), [(90.0, 2.0), (30.0, 1.5), (-77.0, 1e-3)])
 def test_a_turned_and_scaled_bank_keeps_the_same_entries(bank, degrees, scale):
-    axis = np.array([0.3, 0.9, -0.2])
-    turn = np.float32(
-        Rotation.from_rotvec(np.radians(degrees) * axis / np.linalg.norm(axis)).as_matrix()
-    )
+    turn = es.turn(degrees)
     shift = np.array([0.7, -2.1, 1.3], np.float32)
     moved = bank.replace(
         **{name: getattr(bank, name) @ turn.T for name in ("normal", "direction")},

@@ -77,3 +77,15 @@ def test_a_path_or_a_memory_of_other_sizes_is_named(rollout, params, memory, cam
     other = dataclasses.replace(memory, stereo=init_spatial_memory(4, 32, 32))
     with pytest.raises(InputError, match="memory holds views of 32x32 pixels, but the rollout is"):
         jax.eval_shape(rollout, params, other, cameras, key)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_arguments_in_another_order_are_named(rollout, params, memory, cameras):
+    key = jax.random.key(0)
+    for wrong, said in (
+        ((memory, params, cameras, key), "params must be a WorldParams, got a WorldMemory"),
+        ((params, memory, memory, key), "cameras must be a Cameras, got a WorldMemory"),
+        ((params, memory, cameras, 0), "key must be a random key"),
+    ):
+        with pytest.raises(InputError, match=said):
+            rollout(*wrong)

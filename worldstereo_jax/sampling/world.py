@@ -34,6 +34,9 @@ from worldstereo_jax.models.vae_tiny import TinyVae
 from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.reading import READING, Reading
 
+_LEAST = {"frames": 2, "entry_tokens": 0, "candidates": 0}
+"""Of a rollout's counts; 1 of any other."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
@@ -75,12 +78,10 @@ class RolloutConfig:
     shift: float = 3.0
 
     def __post_init__(self):
-        for name in ("frames", "height", "width", "references", "warp_views", "keyframes", "steps"):
-            _check_at_least(name, getattr(self, name), 1 if name != "frames" else 2)
-        for name in ("bank_capacity", "point_capacity", "entry_capacity"):
-            _check_at_least(name, getattr(self, name), 1)
-        for name in ("entry_tokens", "candidates"):
-            _check_at_least(name, getattr(self, name), 0)
+        for name, value in vars(self).items():
+            least = _LEAST.get(name, 1)
+            if isinstance(value, int) and value < least:
+                raise InputError(f"{name} must be at least {least}, got {value}")
 
     @property
     def point_radius_ndc(self) -> float:
@@ -91,11 +92,6 @@ class RolloutConfig:
     def entry_config(self) -> EntryConfig:
         """Sizes of the bank of surface entries; every keyframe of the bank has a bit in it."""
         return EntryConfig(self.entry_capacity, views=max(64, self.bank_capacity))
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise InputError(f"{name} must be at least {least}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
