@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from worldstereo_jax.errors import InputError
 
 NORMALISATIONS = ("allowed", "multiply")
+REFERENCE_POSITIONS = ("beside", "surface")
+"""Rotary positions of reference tokens: in a grid beside the target's, as the official models have
+them, or where the surface is that they show."""
 REMAT_POLICIES = ("none", "full", "dots", "dots_without_batch")
 """How much a layer keeps for the backward pass: everything, nothing, or the results of its
 matrix products (the last: only of those without a batch dimension, that is, of the weights)."""
@@ -63,6 +66,7 @@ class ModelConfig:
             model that takes no camera vector (the camera-control stage).
         control: the control branch, None for a plain video model.
         update_ref: False gives every block the references as they entered the first one.
+        reference_positions: one of `REFERENCE_POSITIONS`; "surface" needs `References.place`.
         warped_width: channels of the warped memory features (row S18); 0 leaves their slots
             out of the parameters.
         entry_width: channels of the memory's entries (row S28); 0 leaves their keys and values
@@ -91,6 +95,7 @@ class ModelConfig:
     camera_width: int | None = 7
     control: ControlConfig | None = None
     update_ref: bool = True
+    reference_positions: str = "beside"
     warped_width: int = 0
     entry_width: int = 0
     attention_pattern: str | tuple[str, ...] = "correspondence"
@@ -121,6 +126,11 @@ class ModelConfig:
         if self.remat not in REMAT_POLICIES:
             raise InputError(
                 f"remat is {self.remat!r}, expected one of {', '.join(REMAT_POLICIES)}"
+            )
+        if self.reference_positions not in REFERENCE_POSITIONS:
+            raise InputError(
+                f"reference_positions is {self.reference_positions!r}, expected one of "
+                f"{', '.join(REFERENCE_POSITIONS)}"
             )
         if self.attention_normalisation not in NORMALISATIONS:
             raise InputError(

@@ -74,12 +74,17 @@ class References:
         camera: unit quaternion wxyz and translation of each view's unified-normalised w2c
             [b, r, 7].
         valid: bool [b, r]; a view with False gets no weight and influences nothing. None for all.
+        place: where the surface behind each token is [b, r * t, 3], in tokens, on any three axes,
+            for models whose `config.reference_positions` is "surface"; they do not read `index`.
+        target_place: where the target's tokens are on these axes [b, t, 3], in raster order.
     """
 
     latent: jax.Array
     index: jax.Array
     camera: jax.Array
     valid: jax.Array | None = None
+    place: jax.Array | None = None
+    target_place: jax.Array | None = None
 
 
 @struct.dataclass
@@ -234,10 +239,7 @@ class WorldStereo(nn.Module):
             reference_tokens = _permute(
                 embed(references.latent, references.camera), order.references
             )
-            reference_at = reference_positions(references.index, rows, columns)
-            rotary = _join_rotary(
-                rotary_table(_permute(reference_at, order.references), config.head_size), rotary
-            )
+            rotary = _joint_rotary(config, references, order, rotary, (rows, columns))
             tokens = jnp.concatenate([reference_tokens, target], axis=1)
             if references.valid is not None:
                 valid = jnp.repeat(references.valid, rows * columns, axis=1)
@@ -438,6 +440,22 @@ def _permute(x: Array, order: TokenOrder | None) -> Array:
     return x if order is None else order.apply(x)
 
 
+def _joint_rotary(
+    config: ModelConfig,
+    references: References,
+    order: StreamOrder,
+    target: Rotary,
+    size: tuple[int, int],
+) -> Rotary:
+    """Of [references ; target] in their orders; `target` is by the places in the target's grid."""
+    if config.reference_positions == "beside":
+        at = _permute(reference_positions(references.index, *size), order.references)
+        return _join_rotary(rotary_table(at, config.head_size), target)
+    place = _permute(references.place, order.references)
+    target_place = _permute(references.target_place, order.target)
+    return real_rotary(jnp.concatenate([place, target_place], axis=1), config.head_size)
+
+
 def _join_rotary(first: Rotary, second: Rotary) -> Rotary:
     """Tables of two streams one after the other, a shared batch of 1 repeated where needed."""
 
@@ -508,3 +526,13 @@ def _check_inputs(
             f"references.latent has shape {references.latent.shape}, expected latents of "
             f"{latent.shape[2:]} as the target's"
         )
+    if references is not None and config.reference_positions == "surface":
+        for name, place in (
+            ("place", references.place),
+            ("target_place", references.target_place),
+        ):
+            if place is None:
+                raise InputError(
+                    f"references.{name} is None, expected places, since "
+                    "config.reference_positions is 'surface'"
+                )

@@ -65,12 +65,18 @@ def model_inputs(
         plucker=plucker,
         enabled=conditions.global_enabled,
     )
+    places = jax.vmap(lambda x, w2c, k: polar_places(x, w2c, k, step=TOKEN))
+    camera = (conditions.w2c[:, 0], conditions.intrinsics[:, 0])
+    target_place = places(conditions.target_geometry.position, *camera)
+    on_surface = config.reference_positions == "surface"
     reference = conditions.reference_latent
     references = References(
         latent=jnp.concatenate([reference, jnp.ones_like(reference[..., :4]), reference], axis=-1),
         index=conditions.reference_index,
         camera=jax.vmap(camera_vector)(reference_w2c),
         valid=conditions.reference_valid & conditions.stereo_enabled[:, None],
+        place=places(conditions.reference_geometry.position, *camera) if on_surface else None,
+        target_place=target_place if on_surface else None,
     )
     warped = WarpedMemory(
         features=conditions.warped_features,
@@ -90,14 +96,12 @@ def model_inputs(
     )
     memory_entries = None
     if entries is not None and pattern.entry_order is not None:
-        places = jax.vmap(lambda x, w2c, k: polar_places(x, w2c, k, step=TOKEN))
-        camera = (conditions.w2c[:, 0], conditions.intrinsics[:, 0])
         on = conditions.stereo_enabled & conditions.entries_enabled
         order = pattern.entry_order
         memory_entries = MemoryEntries(
             features=order.apply(entries.features),
             place=places(order.apply(entries.geometry.position), *camera),
-            target_place=places(conditions.target_geometry.position, *camera),
+            target_place=target_place,
             valid=order.apply(entries.valid) & on[:, None],
         )
     return Inputs(
