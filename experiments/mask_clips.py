@@ -130,9 +130,7 @@ def copy_clip(
 
 def scene_clips(seeds: range, split: str, per_scene: int) -> Iterator[CopyClip]:
     """Clips of scenes, one scene after another: target and references drawn from both its paths."""
-    source = LongWorlds(
-        seeds, paths=PATHS, split=split, frames=FRAMES, height=HEIGHT, width=WIDTH
-    )
+    source = LongWorlds(seeds, paths=PATHS, split=split, frames=FRAMES, height=HEIGHT, width=WIDTH)
     for number, seed in enumerate(seeds):
         scene = source[number]
         both = [

@@ -15,7 +15,15 @@ from experiments.mask_clips import HEIGHT, REFERENCES, WIDTH, CopyClip
 from pallas_kernels import BlockMask
 from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.config import ModelConfig
-from worldstereo_jax.evaluation.attention_patterns import PATTERNS, Sides, hard_correspondence
+from worldstereo_jax.evaluation.attention_patterns import (
+    EVERY,
+    HARD,
+    PAIRS,
+    PATTERNS,
+    SOFT,
+    Sides,
+    hard_correspondence,
+)
 from worldstereo_jax.geometry.cameras import camera_vector
 from worldstereo_jax.geometry.normalisation import normalise_unified
 from worldstereo_jax.memory.masks import TOKEN
@@ -67,6 +75,15 @@ class Variant:
         return self.pattern if alone else f"{self.pattern}, {self.positions}"
 
 
+VARIANTS = (
+    *(Variant(pattern, at) for pattern in (HARD, EVERY) for at in (ON_SURFACE, BESIDE)),
+    Variant(NO_REFERENCES),
+    *(Variant(pattern, at) for pattern in (PAIRS, SOFT) for at in (ON_SURFACE, BESIDE)),
+)
+LONGER = VARIANTS[:4]
+"""Trained once more for longer: whether what a mask gains is only time."""
+
+
 def block_mask(variant: Variant, clips: CopyClip) -> BlockMask | None:
     """The mask over [references ; target] of a batch; None without references."""
     if variant.pattern == NO_REFERENCES:
@@ -112,7 +129,7 @@ def predict(
         block_mask=block_mask(variant, clips),
         **apply,
     )
-    out, more = out if apply else (out, None)
+    out, more = typing.cast(typing.Any, out if apply else (out, None))
     return clips.anchor + out[:, 0] / SCALE, more
 
 

@@ -16,38 +16,35 @@ Writes a section into experiments/RESULTS.md and a figure into experiments/plots
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import time
 import typing
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from experiments.mask_clips import CopyClip, load_clips, seen_colours
 from experiments.mask_model import (
-    BESIDE,
     CONFIG,
     JOINT,
-    NO_REFERENCES,
-    ON_SURFACE,
+    LONGER,
     SCALE,
     TOKENS,
+    VARIANTS,
     Variant,
     attention_on_surface,
     block_mask,
     predict,
 )
+from experiments.mask_tables import EVALUATE_EVERY, Found, draw_curves, longer_table, tables
 from worldstereo_jax.array_types import Array, Float
-from worldstereo_jax.evaluation.attention_patterns import EVERY, HARD, PAIRS, SOFT
-from worldstereo_jax.evaluation.paired import paired_difference
-from worldstereo_jax.evaluation.report import Table, format_difference, write_section
+from worldstereo_jax.evaluation.report import write_section
 from worldstereo_jax.files import atomic_write
 from worldstereo_jax.models.worldstereo import init_params
 from worldstereo_jax.training.batches import SeededBatches
@@ -56,14 +53,20 @@ from worldstereo_jax.training.state import TrainState, init_train_state, make_tr
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 TITLE = "Trained under each mask"
-VARIANTS = (
-    *(Variant(pattern, at) for pattern in (HARD, EVERY) for at in (ON_SURFACE, BESIDE)),
-    Variant(NO_REFERENCES),
-    *(Variant(pattern, at) for pattern in (PAIRS, SOFT) for at in (ON_SURFACE, BESIDE)),
+WHAT = (
+    "One small model (147,276 parameters, two layers) trained under each way of attending to "
+    "references, from the same start, on the same clips in the same order. It has no warps, no "
+    "entries and no control branch: of the view to make it is given a render of points with one "
+    "colour a token, so that whatever is finer comes from three other views by attention alone. "
+    "A picture is 12 x 16 colours and a token 2 x 2 of them; geometry is true; the model predicts "
+    "in one step, without noise. *Beside the target* are the official rotary positions of "
+    "references; *on the surface*, tokens that show the same place have the same position "
+    "(`reference_positions` of the model's config). This shows what the masks do to learning at "
+    "this size, not what the shipped weights or the 14B would become."
 )
 HELD_SCENES, HELD_CLIPS = 16, 8
 BATCH, SCORED = 8, 16
-EVALUATE_EVERY = 100
+LEARNING_RATE = 3e-3
 
 
 def take(clips: CopyClip, index: typing.Any) -> CopyClip:
@@ -77,7 +80,8 @@ def recoloured(clips: CopyClip, turn: Float[Array, "b 3 3"]) -> CopyClip:
     def turned(x: Array) -> Array:
         return jnp.einsum("b...c,bcd->b...d", x, turn)
 
-    return clips.replace(
+    return dataclasses.replace(
+        clips,
         target=turned(clips.target),
         anchor=turned(clips.anchor),
         references=turned(clips.references),
@@ -134,19 +138,19 @@ class Judge:
 
 
 def run(
-    variant: Variant, clips: CopyClip, held: CopyClip, out: Path, options: argparse.Namespace
-) -> dict[str, typing.Any]:
+    variant: Variant, clips: CopyClip, held: CopyClip, out: Path, steps: int, seed: int
+) -> Found:
     """Train and score one variant, or read what an earlier call found."""
     result = out / "result.json"
     if result.exists():
         return json.loads(result.read_text())
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, options.learning_rate, min(100, options.steps // 10), options.steps, 1e-5
+        0.0, LEARNING_RATE, min(100, steps // 10), steps, 1e-5
     )
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01)
     )
-    init_key, train_key = jax.random.split(jax.random.key(options.seed))
+    init_key, train_key = jax.random.split(jax.random.key(seed))
     state = init_train_state(init_params(CONFIG, init_key), optimizer, train_key, with_ema=False)
 
     def draw(rng: np.random.Generator) -> tuple[CopyClip, np.ndarray]:
@@ -160,10 +164,10 @@ def run(
     state = train(
         state,
         make_train_step(loss, optimizer),
-        SeededBatches(draw, options.seed),
-        steps=options.steps,
+        SeededBatches(draw, seed),
+        steps=steps,
         out=out,
-        save_every=options.steps,
+        save_every=steps,
         log_every=EVALUATE_EVERY,
         evaluate=judge,
         evaluate_every=EVALUATE_EVERY,
@@ -197,136 +201,40 @@ def anchor_psnr(held: CopyClip) -> np.ndarray:
     return decibels(*jax.jit(square_errors)(held.anchor, held))
 
 
-def at_time(curve: list[dict[str, float]], seconds: float) -> float:
-    """PSNR after so much processor time, between evaluations by straight lines."""
-    return float(np.interp(seconds, *([x[n] for x in curve] for n in ("processor_s", "psnr"))))
-
-
-def tables(
-    results: Mapping[Variant, Mapping[str, typing.Any]], anchor: np.ndarray
-) -> list[Table | str]:
-    """What was reached, and paired differences."""
-    seconds = min(
-        found["curve"][-1]["processor_s"]
-        for variant, found in results.items()
-        if variant.pattern != NO_REFERENCES
-    )
-    steps = next(iter(results.values()))["curve"][-1]["step"]
-    rows = [("the coarse render", "0", f"{anchor.mean():.2f}", "", "", "", "", "")]
-    for variant, found in results.items():
-        curve = {x["step"]: x for x in found["curve"]}
-        quarter = curve[steps // 4 // EVALUATE_EVERY * EVALUATE_EVERY]["psnr"]
-        per_step = 1000 * found["curve"][-1]["processor_s"] / (steps - EVALUATE_EVERY)
-        attends = variant.pattern != NO_REFERENCES
-        rows.append(
-            (
-                variant.name,
-                f"{found['keys']:.1f}",
-                f"{np.mean(found['psnr']):.2f}",
-                f"{quarter:.2f}",
-                f"{at_time(found['curve'], seconds):.2f}" if attends else "",
-                f"{per_step:.0f}",
-                f"{100 * found['on_references']:.0f} %" if attends else "",
-                f"{100 * found['on_surface']:.0f} %" if attends else "",
-            )
-        )
-    columns = (
-        "trained under, positions of references",
-        "keys",
-        f"PSNR dB after {steps} steps",
-        "after a quarter",
-        f"after {seconds:.0f} processor s",
-        "processor ms a step",
-        "attention on references",
-        "of it on the same surface",
-    )
-    caption = (
-        "*PSNR*: of the colours of target tokens that some reference shows, mean over "
-        f"{len(anchor)} held-out scenes of {HELD_CLIPS} clips. *Keys*: reference tokens that a "
-        f"target token may attend to, of {JOINT - TOKENS}. *Processor s*: of training alone, from "
-        f"step {EVALUATE_EVERY} on (the steps before hold the compiler). *Same surface*: by the "
-        "hard mask, mean over layers and heads; a hard mask leaves nothing else."
-    )
-    differences = []
-    for at in (ON_SURFACE, BESIDE):
-        ours = Variant(HARD, at)
-        for variant, found in results.items():
-            if variant != ours and variant.positions in (at, Variant(NO_REFERENCES).positions):
-                if variant.positions == at or variant.pattern == NO_REFERENCES:
-                    pair = paired_difference(
-                        np.array(results[ours]["psnr"]), np.array(found["psnr"])
-                    )
-                    differences.append((ours.name, variant.name, format_difference(pair)))
-    pair = paired_difference(
-        *(np.array(results[Variant(HARD, at)]["psnr"]) for at in (ON_SURFACE, BESIDE))
-    )
-    differences.append(
-        (Variant(HARD, ON_SURFACE).name, Variant(HARD, BESIDE).name, format_difference(pair))
-    )
-    return [
-        Table(columns, rows, caption),
-        Table(
-            ("trained under", "minus", "PSNR dB"),
-            differences,
-            "Paired differences over held-out scenes, 95 % intervals; one training run each.",
-        ),
-    ]
-
-
-def draw(results: Mapping[Variant, Mapping[str, typing.Any]], anchor: float, path: Path) -> None:
-    """Learning curves by steps, one panel for each kind of positions."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharey=True)
-    colours = {HARD: "C0", SOFT: "C2", PAIRS: "C1", EVERY: "C3", NO_REFERENCES: "0.5"}
-    for axis, at in zip(axes, (BESIDE, ON_SURFACE), strict=True):
-        for variant, found in results.items():
-            if variant.positions == at or variant.pattern == NO_REFERENCES:
-                curve = found["curve"]
-                axis.plot(
-                    [x["step"] for x in curve],
-                    [x["psnr"] for x in curve],
-                    label=variant.pattern,
-                    color=colours[variant.pattern],
-                )
-        axis.axhline(anchor, color="k", linestyle=":", linewidth=1, label="the coarse render")
-        axis.set_title(f"reference tokens {at}", fontsize=10)
-        axis.set_xlabel("training steps")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("PSNR of seen tokens, held-out scenes, dB")
-    axes[1].legend(fontsize=8)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-
-
 def main() -> None:
     """Train what is not trained yet, and write the section and the figure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of clips and runs")
     parser.add_argument("--scenes", type=int, default=150)
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--long", type=int, default=1500, help="steps of the longer runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     held = load_clips(options.out / "held_out", range(HELD_SCENES), "held_out", HELD_CLIPS)
     clips = load_clips(options.out / "train", range(options.scenes), "train", HELD_CLIPS)
-    results = {}
-    for variant in VARIANTS:
-        folder = options.out / variant.name.replace(" ", "_").replace(",", "")
-        results[variant] = run(variant, clips, held, folder, options)
-        print(variant.name, results[variant]["curve"][-1], flush=True)
-    anchor = anchor_psnr(held)
-    parts: list[Table | str] = [*tables(results, anchor)]
-    draw(results, float(anchor.mean()), options.results.parent / "plots" / "mask_training.png")
+
+    def trained(variants: Sequence[Variant], steps: int, out: Path) -> dict[Variant, Found]:
+        found = {}
+        for variant in variants:
+            folder = out / variant.name.replace(" ", "_").replace(",", "")
+            found[variant] = run(variant, clips, held, folder, steps, options.seed)
+            print(steps, variant.name, found[variant]["curve"][-1], flush=True)
+        return found
+
+    results = trained(VARIANTS, options.steps, options.out)
+    longer = trained(LONGER, options.long, options.out / "long")
+    anchor = float(anchor_psnr(held).mean())
+    draw_curves(options.results.parent / "plots" / "mask_training.png", (results, longer), anchor)
+    parts = [*tables(results, anchor, HELD_CLIPS), longer_table(results, longer)]
     for part in parts:
         print(part if isinstance(part, str) else part.markdown(), end="\n\n")
     write_section(
         options.results,
         TITLE,
-        [*parts, "![learning curves under each mask](plots/mask_training.png)"],
+        [WHAT, *parts, "![learning curves under each mask](plots/mask_training.png)"],
         command=f"python -m experiments.mask_training --out runs/masks --scenes {options.scenes} "
-        f"--steps {options.steps} --seed {options.seed}",
+        f"--steps {options.steps} --long {options.long} --seed {options.seed}",
     )
 
 

@@ -38,6 +38,7 @@ def test_unknown_names_suggest_the_nearest():
         ({"num_layers": 1}, "control.num_layers is 2, expected at most the backbone's 1"),
         ({"remat": "some"}, "remat is 'some', expected one of none"),
         ({"attention_normalisation": "none"}, "is 'none', expected one of allowed, multiply"),
+        ({"reference_positions": "grid"}, "is 'grid', expected one of beside, surface"),
         ({"attention_pattern": ("dense",)}, "names 1 layers, expected 4"),
     ],
 )

@@ -27,6 +27,7 @@ from tests.models.small_model import (
     VIEWS,
     inputs,
     memory_entries,
+    normal,
     random_params,
     run,
     warped_memory,
@@ -279,6 +280,38 @@ def test_token_order_changes_nothing(update_ref):
         token_order=StreamOrder(target, references),
     )
     close(raster, permuted)
+
+
+ON_SURFACE = SMALL.replace(reference_positions="surface")
+
+
+def with_places(shift=0.0):
+    kwargs = inputs()
+    kwargs["references"] = kwargs["references"].replace(
+        place=3 * normal(13, BATCH, REFERENCE, 3) + shift,
+        target_place=3 * normal(14, BATCH, TARGET, 3) + shift,
+    )
+    return kwargs
+
+
+def test_of_places_on_the_surface_only_differences_count():
+    """Neither the axes' origin, nor the order of tokens, nor the official index of a view."""
+    near = run(params(), ON_SURFACE, **with_places())
+    kwargs = with_places(shift=jnp.array([5.0, -2.0, 0.7]))
+    kwargs["references"] = kwargs["references"].replace(
+        index=jnp.zeros_like(kwargs["references"].index)
+    )
+    order = StreamOrder(permutation(0, TARGET), permutation(1, REFERENCE))
+    close(near, run(params(), ON_SURFACE, **kwargs, token_order=order))
+    assert differs(near, full_output())
+
+
+def test_places_are_asked_for_by_name():
+    for missing in ("place", "target_place"):
+        kwargs = with_places()
+        kwargs["references"] = kwargs["references"].replace(**{missing: None})
+        with pytest.raises(InputError, match=rf"references\.{missing} is None, expected places"):
+            run(params(), ON_SURFACE, **kwargs)
 
 
 def test_reference_stream_is_reset_only_without_update_ref():

@@ -1,12 +1,14 @@
 """A clip's conditions laid out for the transformer."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from worldstereo_jax.memory.masks import reference_block_mask
-from worldstereo_jax.sampling.denoise import model_inputs
+from worldstereo_jax.sampling.denoise import model_inputs, surface_places
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +48,40 @@ def test_tokens_run_along_the_surface_they_lie_on(world, batch):
     order = kwargs["token_order"].target
     ordered = mean_step(order.apply(geometry.position)[0], order.apply(geometry.valid)[0])
     assert ordered < 0.6 * mean_step(geometry.position[0], geometry.valid[0])
+
+
+def test_what_is_near_in_the_world_is_near_on_the_surface(world, batch):
+    """References' tokens stand among the target's that show the same place, and apart from others.
+
+    A target token without geometry stands where it is in its frame.
+    """
+    clip = jax.tree.map(lambda leaf: leaf[0], batch)
+    hidden = jnp.zeros_like(clip.target_geometry.valid).at[-5].set(True)
+    place, target_place = (np.asarray(x) for x in jax.jit(surface_places)(clip))
+    seen, wanted = clip.reference_geometry, clip.target_geometry
+    tokens = np.asarray(seen.valid)
+    away = np.linalg.norm(
+        np.asarray(seen.position)[tokens, None] - np.asarray(wanted.position)[None], axis=-1
+    )
+    away[:, ~np.asarray(wanted.valid)] = np.inf
+    nearest = away.argmin(1)
+    close = away.min(1) < 0.02
+    assert close.sum() > 10
+    apart = np.linalg.norm(place[tokens] - target_place[nearest], axis=-1)
+    assert apart[close].max() < 0.5
+    assert np.linalg.norm(place[tokens] - target_place.mean(0), axis=-1).mean() > 2.0
+
+    blind = dataclasses.replace(wanted, valid=wanted.valid & ~hidden)
+    blind = dataclasses.replace(clip, target_geometry=blind)
+    guessed = np.asarray(jax.jit(surface_places)(blind)[1])
+    np.testing.assert_allclose(guessed[-5, 1:], target_place[-5, 1:], atol=1.0)
+    np.testing.assert_array_equal(guessed[:-5], target_place[:-5])
+
+
+def test_only_models_on_the_surface_are_given_places(world, batch):
+    x = jnp.zeros(batch.render_latent.shape)
+    for positions in ("beside", "surface"):
+        config = world.denoiser.config.replace(reference_positions=positions)
+        shapes = jax.eval_shape(lambda c, config=config: model_inputs(config, x, jnp.ones(1), c),
+                                batch)  # fmt: skip
+        assert (shapes.kwargs["references"].place is None) == (positions == "beside")

@@ -448,11 +448,12 @@ def _joint_rotary(
     size: tuple[int, int],
 ) -> Rotary:
     """Of [references ; target] in their orders; `target` is by the places in the target's grid."""
-    if config.reference_positions == "beside":
+    place, target_place = references.place, references.target_place
+    if config.reference_positions == "beside" or place is None or target_place is None:
         at = _permute(reference_positions(references.index, *size), order.references)
         return _join_rotary(rotary_table(at, config.head_size), target)
-    place = _permute(references.place, order.references)
-    target_place = _permute(references.target_place, order.target)
+    place = _permute(place, order.references)
+    target_place = _permute(target_place, order.target)
     return real_rotary(jnp.concatenate([place, target_place], axis=1), config.head_size)
 
 

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.config import ModelConfig
-from worldstereo_jax.geometry.cameras import camera_vector, plucker_rays, polar_places
+from worldstereo_jax.geometry.cameras import (
+    camera_vector,
+    pixel_grid,
+    plucker_rays,
+    polar_places,
+    project,
+    unproject,
+)
 from worldstereo_jax.geometry.normalisation import normalise_unified
 from worldstereo_jax.memory.masks import TOKEN
 from worldstereo_jax.models.worldstereo import (
@@ -65,18 +72,17 @@ def model_inputs(
         plucker=plucker,
         enabled=conditions.global_enabled,
     )
-    places = jax.vmap(lambda x, w2c, k: polar_places(x, w2c, k, step=TOKEN))
-    camera = (conditions.w2c[:, 0], conditions.intrinsics[:, 0])
-    target_place = places(conditions.target_geometry.position, *camera)
-    on_surface = config.reference_positions == "surface"
+    place = target_place = None
+    if config.reference_positions == "surface":
+        place, target_place = jax.vmap(surface_places)(conditions)
     reference = conditions.reference_latent
     references = References(
         latent=jnp.concatenate([reference, jnp.ones_like(reference[..., :4]), reference], axis=-1),
         index=conditions.reference_index,
         camera=jax.vmap(camera_vector)(reference_w2c),
         valid=conditions.reference_valid & conditions.stereo_enabled[:, None],
-        place=places(conditions.reference_geometry.position, *camera) if on_surface else None,
-        target_place=target_place if on_surface else None,
+        place=place,
+        target_place=target_place,
     )
     warped = WarpedMemory(
         features=conditions.warped_features,
@@ -96,12 +102,14 @@ def model_inputs(
     )
     memory_entries = None
     if entries is not None and pattern.entry_order is not None:
+        places = jax.vmap(lambda x, w2c, k: polar_places(x, w2c, k, step=TOKEN))
+        camera = (conditions.w2c[:, 0], conditions.intrinsics[:, 0])
         on = conditions.stereo_enabled & conditions.entries_enabled
         order = pattern.entry_order
         memory_entries = MemoryEntries(
             features=order.apply(entries.features),
             place=places(order.apply(entries.geometry.position), *camera),
-            target_place=target_place,
+            target_place=places(conditions.target_geometry.position, *camera),
             valid=order.apply(entries.valid) & on[:, None],
         )
     return Inputs(
@@ -116,6 +124,39 @@ def model_inputs(
             "entries": memory_entries,
             "entry_mask": pattern.entry_mask,
         },
+    )
+
+
+def surface_places(
+    conditions: Conditions,
+) -> tuple[Float[Array, "s 3"], Float[Array, "t 3"]]:
+    """Where the surfaces behind the tokens of references and target are, around the first camera.
+
+    For models whose `reference_positions` is "surface": tokens that show the same place stand at
+    the same position, whichever views they belong to. A target token without geometry stands where
+    its middle would be at the mean depth of the others.
+
+    Args:
+        conditions: of one clip, without a batch axis.
+    """
+    camera = conditions.w2c[0], conditions.intrinsics[0]
+    frames, height, width = conditions.render_mask.shape
+    target = conditions.target_geometry
+    middle = TOKEN * pixel_grid(height // TOKEN, width // TOKEN).reshape(-1, 2)
+    position = target.position.reshape(frames, -1, 3)
+    known = target.valid.reshape(frames, -1)
+    depth = jax.vmap(lambda x, w2c, k: project(x, w2c, k)[1])(
+        position, conditions.w2c, conditions.intrinsics
+    )
+    mean = jnp.where(known, depth, 0.0).sum() / jnp.maximum(known.sum(), 1)
+    mean = jnp.where(mean > 0, mean, 1.0)
+    guess = jax.vmap(lambda w2c, k: unproject(middle, jnp.full(middle.shape[:1], mean), w2c, k))(
+        conditions.w2c, conditions.intrinsics
+    )
+    points = jnp.where(known[..., None], position, guess).reshape(-1, 3)
+    return (
+        polar_places(conditions.reference_geometry.position, *camera, step=TOKEN),
+        polar_places(points, *camera, step=TOKEN),
     )
 
 
