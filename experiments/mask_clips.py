@@ -83,7 +83,6 @@ def copy_clip(
 ) -> CopyClip:
     """The clip whose target is frame `chosen[0]` and whose references are the others chosen."""
     image, depth, w2c, intrinsics = (x[chosen] for x in (image, depth, w2c, intrinsics))
-    side = (ROWS, COLUMNS)
     colours = image.reshape(-1, ROWS, COLOUR, COLUMNS, COLOUR, 3).mean((2, 4))
     sure = jnp.ones((REFERENCES + 1,), bool)
     views = ViewSet(depth, w2c, intrinsics, sure)
@@ -114,7 +113,6 @@ def copy_clip(
     def places(x: TokenGeometry) -> Array:
         return polar_places(x.position, w2c[0], intrinsics[0], step=TOKEN)
 
-    assert anchor.shape[:2] == side
     return CopyClip(
         target=colours[0],
         anchor=anchor,

@@ -81,7 +81,7 @@ VARIANTS = (
     *(Variant(pattern, at) for pattern in (PAIRS, SOFT) for at in (ON_SURFACE, BESIDE)),
 )
 LONGER = VARIANTS[:4]
-"""Trained once more for longer: whether what a mask gains is only time."""
+"""Trained once more, for longer and from another start: is what a mask gains time, or luck?"""
 
 
 def block_mask(variant: Variant, clips: CopyClip) -> BlockMask | None:

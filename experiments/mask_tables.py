@@ -134,7 +134,8 @@ def longer_table(results: Mapping[Variant, Found], longer: Mapping[Variant, Foun
             "attention on the same surface",
         ),
         rows,
-        "Longer runs, each with a learning rate that falls over its own length.",
+        "Longer runs from another start, with other batches and a learning rate that falls over "
+        "their own length.",
     )
 
 

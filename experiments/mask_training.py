@@ -207,23 +207,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of clips and runs")
     parser.add_argument("--scenes", type=int, default=150)
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--long", type=int, default=1500, help="steps of the longer runs")
+    parser.add_argument("--long", type=int, default=1000, help="steps of the longer runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     held = load_clips(options.out / "held_out", range(HELD_SCENES), "held_out", HELD_CLIPS)
     clips = load_clips(options.out / "train", range(options.scenes), "train", HELD_CLIPS)
 
-    def trained(variants: Sequence[Variant], steps: int, out: Path) -> dict[Variant, Found]:
+    def trained(variants: Sequence[Variant], steps: int, seed: int) -> dict[Variant, Found]:
         found = {}
         for variant in variants:
-            folder = out / variant.name.replace(" ", "_").replace(",", "")
-            found[variant] = run(variant, clips, held, folder, steps, options.seed)
+            folder = (
+                options.out
+                / f"steps_{steps}_seed_{seed}"
+                / variant.name.replace(" ", "_").replace(",", "")
+            )
+            found[variant] = run(variant, clips, held, folder, steps, seed)
             print(steps, variant.name, found[variant]["curve"][-1], flush=True)
         return found
 
-    results = trained(VARIANTS, options.steps, options.out)
-    longer = trained(LONGER, options.long, options.out / "long")
+    results = trained(VARIANTS, options.steps, options.seed)
+    longer = trained(LONGER, options.long, options.seed + 1)
     anchor = float(anchor_psnr(held).mean())
     draw_curves(options.results.parent / "plots" / "mask_training.png", (results, longer), anchor)
     parts = [*tables(results, anchor, HELD_CLIPS), longer_table(results, longer)]

@@ -297,7 +297,7 @@ def with_places(shift=0.0):
 def test_of_places_on_the_surface_only_differences_count():
     """Neither the axes' origin, nor the order of tokens, nor the official index of a view."""
     near = run(params(), ON_SURFACE, **with_places())
-    kwargs = with_places(shift=jnp.array([5.0, -2.0, 0.7]))
+    kwargs = with_places(shift=jnp.array([[[5.0, -2.0, 0.7]]]))
     kwargs["references"] = kwargs["references"].replace(
         index=jnp.zeros_like(kwargs["references"].index)
     )

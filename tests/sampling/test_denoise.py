@@ -56,7 +56,7 @@ def test_what_is_near_in_the_world_is_near_on_the_surface(world, batch):
     A target token without geometry stands where it is in its frame.
     """
     clip = jax.tree.map(lambda leaf: leaf[0], batch)
-    hidden = jnp.zeros_like(clip.target_geometry.valid).at[-5].set(True)
+    hidden = jnp.zeros_like(clip.target_geometry.valid).at[5].set(True)
     place, target_place = (np.asarray(x) for x in jax.jit(surface_places)(clip))
     seen, wanted = clip.reference_geometry, clip.target_geometry
     tokens = np.asarray(seen.valid)
@@ -69,13 +69,15 @@ def test_what_is_near_in_the_world_is_near_on_the_surface(world, batch):
     assert close.sum() > 10
     apart = np.linalg.norm(place[tokens] - target_place[nearest], axis=-1)
     assert apart[close].max() < 0.5
-    assert np.linalg.norm(place[tokens] - target_place.mean(0), axis=-1).mean() > 2.0
+    assert np.linalg.norm(place[tokens] - target_place.mean(0), axis=-1).mean() > 1.0
 
     blind = dataclasses.replace(wanted, valid=wanted.valid & ~hidden)
     blind = dataclasses.replace(clip, target_geometry=blind)
     guessed = np.asarray(jax.jit(surface_places)(blind)[1])
-    np.testing.assert_allclose(guessed[-5, 1:], target_place[-5, 1:], atol=1.0)
-    np.testing.assert_array_equal(guessed[:-5], target_place[:-5])
+    assert wanted.valid[5]
+    np.testing.assert_allclose(guessed[5, 1:], target_place[5, 1:], atol=0.75)
+    known = np.asarray(wanted.valid & ~hidden)
+    np.testing.assert_array_equal(guessed[known], target_place[known])
 
 
 def test_only_models_on_the_surface_are_given_places(world, batch):
