@@ -13,7 +13,7 @@ and the truth itself where a measure is not 0 or perfect for it.
 The weights were trained with the hard correspondence pattern, with both memories, one, or none, and
 never with references but without warps: the other patterns, and the block without warps, run
 outside of what was trained. This shows what swapping the mask does to these weights, not what a
-model trained for the other mask would do.
+model trained for the other mask would do; that is `mask_training`.
 
 Record (2026-11-26, five scenes): the memory's gain comes from its warps. Which references are
 attended to, or none, moves PSNR by 0.02 dB at most, with warps and without; the attention to

@@ -76,11 +76,14 @@ class Variant:
 
 
 VARIANTS = (
-    *(Variant(pattern, at) for pattern in (HARD, EVERY) for at in (ON_SURFACE, BESIDE)),
+    *(
+        Variant(pattern, at)
+        for at in (BESIDE, ON_SURFACE)
+        for pattern in (HARD, SOFT, PAIRS, EVERY)
+    ),
     Variant(NO_REFERENCES),
-    *(Variant(pattern, at) for pattern in (PAIRS, SOFT) for at in (ON_SURFACE, BESIDE)),
 )
-LONGER = VARIANTS[:4]
+LONGER = tuple(Variant(pattern, at) for at in (BESIDE, ON_SURFACE) for pattern in (HARD, EVERY))
 """Trained once more, for longer and from another start: is what a mask gains time, or luck?"""
 
 

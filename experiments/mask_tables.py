@@ -28,7 +28,7 @@ EVALUATE_EVERY = 100
 COMPARED = (
     *(
         (Variant(HARD, at), other)
-        for at in (ON_SURFACE, BESIDE)
+        for at in (BESIDE, ON_SURFACE)
         for other in (*(Variant(p, at) for p in (SOFT, PAIRS, EVERY)), Variant(NO_REFERENCES))
     ),
     *((Variant(p, ON_SURFACE), Variant(p, BESIDE)) for p in (HARD, SOFT, PAIRS, EVERY)),

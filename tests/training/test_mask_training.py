@@ -1,5 +1,7 @@
 """Clips to copy from, and what the comparison of masks computes from them."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -7,12 +9,14 @@ import pytest
 from experiments.mask_clips import HEIGHT, REFERENCES, WIDTH, copy_clip, seen_colours
 from experiments.mask_model import (
     BESIDE,
+    CONFIG,
     LONGER,
     NO_REFERENCES,
     ON_SURFACE,
     TOKENS,
     VARIANTS,
     Variant,
+    attention_on_surface,
 )
 from experiments.mask_tables import at_time, longer_table, tables
 from experiments.mask_training import (
@@ -23,6 +27,7 @@ from experiments.mask_training import (
     square_errors,
 )
 from worldstereo_jax.evaluation.attention_patterns import EVERY, HARD, PAIRS
+from worldstereo_jax.models.worldstereo import init_params
 
 SIDE = 32
 """Of the squares of the wall's pattern, in pixels of the picture."""
@@ -75,6 +80,14 @@ def test_patterns_leave_as_many_keys_as_they_say(clips):
     assert 0 == keys[NO_REFERENCES] < keys[HARD] < 0.2 * keys[EVERY]
 
 
+def test_under_a_hard_mask_all_attention_to_references_is_on_the_same_surface(clips):
+    params = init_params(CONFIG, jax.random.key(0))
+    share = jax.jit(functools.partial(attention_on_surface, Variant(HARD, ON_SURFACE)))
+    on_references, on_same = share(params, clips)
+    assert 0.05 < float(on_references) < 0.95
+    assert float(on_same) == pytest.approx(1.0, abs=1e-5)
+
+
 def test_colours_turn_together_and_errors_with_them(clips):
     turn = np.linalg.qr(np.random.default_rng(1).normal(size=(1, 3, 3)))[0].astype(np.float32)
     turned = recoloured(clips, turn)
@@ -116,6 +129,6 @@ def test_the_tables_compare_at_equal_steps_and_at_equal_time():
     assert found[ours, Variant(HARD, BESIDE).name].startswith("+3.00")
     assert found[Variant(HARD, BESIDE).name, NO_REFERENCES].startswith("+0.00")
     longer = {variant: result(24.0, 90.0) for variant in LONGER}
-    row = longer_table(results, longer).rows[2]
+    row = longer_table(results, longer).rows[3]
     assert row[:3] == (Variant(EVERY, ON_SURFACE).name, "20.50", "24.50")
     assert row[3].startswith("+0.00")
