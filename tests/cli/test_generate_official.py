@@ -11,7 +11,7 @@ import pytest
 
 from tests import toy_official as toy
 from tests.posed_cameras import random_cameras
-from worldstereo_jax.cli import generate_official
+from worldstereo_jax.cli import device_room, generate_official
 from worldstereo_jax.cli.main import main
 from worldstereo_jax.cli.outputs import save_world
 from worldstereo_jax.data import images, video_io
@@ -305,13 +305,13 @@ def test_a_device_without_room_is_told_before_anything_is_loaded(
         (1_000, "must hold 1.11e-06 GB before the first step (text encoder 1.11e-06)"),
         (100_000, "GB before the first step (transformer"),
     ):
-        monkeypatch.setattr(generate_official, "memory_limit", lambda _, limit=limit: limit)
+        monkeypatch.setattr(device_room, "memory_limit", lambda _, limit=limit: limit)
         sentence = refused(*given)
         assert said in sentence
         assert "--devices, --weights int8 and --vae-tile make it smaller" in sentence
     assert "image encoder" in sentence
     assert "memory" in sentence
-    monkeypatch.setattr(generate_official, "memory_limit", lambda _: 10**9)
+    monkeypatch.setattr(device_room, "memory_limit", lambda _: 10**9)
     with pytest.raises(TypeError, match="NoneType"):
         refused(*given)
 

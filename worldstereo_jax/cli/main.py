@@ -24,6 +24,10 @@ COMMANDS = {
         "two clips of a room made on the spot, through one memory",
     ),
     "generate": ("worldstereo_jax.cli.generate", "a clip from an image or scene and a camera path"),
+    "video": (
+        "worldstereo_jax.cli.video",
+        "a video from a prompt, or from one and an image, by plain Wan 2.1",
+    ),
     "memory": ("worldstereo_jax.cli.memory", "look into the memory that a run wrote, or edit it"),
     "cameras": (
         "worldstereo_jax.cli.cameras",
