@@ -28,6 +28,10 @@ COMMANDS = {
         "worldstereo_jax.cli.video",
         "a video from a prompt, or from one and an image, by plain Wan 2.1",
     ),
+    "evaluate": (
+        "worldstereo_jax.cli.evaluate",
+        "how consistent a run's clips are, and how far from a truth",
+    ),
     "memory": ("worldstereo_jax.cli.memory", "look into the memory that a run wrote, or edit it"),
     "cameras": (
         "worldstereo_jax.cli.cameras",

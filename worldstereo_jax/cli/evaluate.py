@@ -1,0 +1,278 @@
+"""`worldstereo evaluate`: the clips of a finished run, measured.
+
+Against what the memory knew before each clip (row S25), against itself (flicker), an earlier clip
+of the same memory, the true video, and cameras that a tool estimated from its frames, as far as
+these are given. Prints a table; writes evaluation.json, and pictures of where clip and memory, or
+clip and truth, differ.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from worldstereo_jax.array_types import Float, UInt8, ndarray
+from worldstereo_jax.cli.arguments import ArgumentParser, check_can_be_made
+from worldstereo_jax.cli.memory_input import read_any_memory
+from worldstereo_jax.cli.run_record import rollout_of_run
+from worldstereo_jax.data.images import read_image, resize_image, write_uint8_image
+from worldstereo_jax.data.video_io import read_video
+from worldstereo_jax.errors import InputError
+from worldstereo_jax.evaluation.bank_agreement import agreement_picture
+from worldstereo_jax.evaluation.comparison_sheet import comparison_sheet
+from worldstereo_jax.evaluation.finished_clip import (
+    FinishedClip,
+    agreement_with,
+    bank_depth,
+    camera_scores,
+    flicker_scores,
+    number_of_clip,
+    revisit_scores,
+)
+from worldstereo_jax.evaluation.lpips import LpipsWeights, load_lpips
+from worldstereo_jax.evaluation.memory_gain import frame_metrics
+from worldstereo_jax.evaluation.report import Table
+from worldstereo_jax.files import atomic_write
+from worldstereo_jax.geometry.camera_formats import read_cameras
+from worldstereo_jax.geometry.camera_io import read_camera_json
+from worldstereo_jax.memory.folder import is_memory, model_of_memory
+from worldstereo_jax.sampling.world import WorldMemory
+from worldstereo_jax.sampling.world_edit import replay_keyframes
+
+RESULT, PICTURE, TRUTH_PICTURE = "evaluation.json", "evaluation.png", "evaluation_truth.png"
+_VIDEO, _CAMERAS = "video.mp4", "cameras.json"
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class _World(NamedTuple):
+    """A run's memory, and where it lies."""
+
+    folder: Path
+    memory: WorldMemory
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = ArgumentParser(prog="worldstereo evaluate", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="a run's results, or one of its clips' folders")
+    add(
+        "--truth",
+        type=Path,
+        metavar="VIDEO|FRAMES",
+        help="what the clip should show: a video or a folder of images of as many frames, resized "
+        "to the clip's size; PSNR, SSIM, MS-SSIM and GMSD over the frames after the first",
+    )
+    add("--lpips", type=Path, metavar="FILE", help="weights of LPIPS, which adds it to --truth")
+    add(
+        "--earlier",
+        type=Path,
+        metavar="DIR",
+        help="an earlier clip through the same memory: how well the pixels that pass over the "
+        "same surfaces repeat it",
+    )
+    add(
+        "--estimated-cameras",
+        type=Path,
+        metavar="FILE",
+        help="cameras that COLMAP or another tool found from the clip's frames, in any format of "
+        "worldstereo cameras: their error against the path",
+    )
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, print, write."""
+    folders = _clip_folders(options.folder)
+    if options.lpips is not None and options.truth is None:
+        raise InputError("--lpips is for --truth")
+    for name in ("truth", "earlier", "estimated_cameras"):
+        if getattr(options, name) is not None and len(folders) > 1:
+            raise InputError(
+                f"--{name.replace('_', '-')} is for one clip, and {options.folder} holds "
+                f"{len(folders)}; name the folder of one, such as {folders[0]}"
+            )
+    check_can_be_made(options.folder / RESULT, "evaluation.json in")
+    weights = None if options.lpips is None else load_lpips(options.lpips)
+    world = _read_world(folders[0])
+    if world is None and options.truth is None and options.estimated_cameras is None:
+        raise InputError(f"{options.folder}: there is no memory of its run, and no --truth given")
+    if options.earlier is not None and world is None:
+        raise InputError(f"--earlier needs the memory of {options.folder}, which is not there")
+    scores: dict[str, dict[str, float]] = {}
+    pictures: dict[Path, UInt8[ndarray, "height width 3"]] = {}
+    for folder in folders:
+        clip = _read_clip(folder, needs_cameras=world is not None)
+        found: dict[str, float] = {}
+        if world is not None:
+            found |= _by_memory(clip, world, folder, pictures)
+        if options.earlier is not None and world is not None:
+            found |= _by_earlier(clip, world, options.earlier)
+        if options.truth is not None:
+            found |= _by_truth(clip, options.truth, weights, folder, pictures)
+        if options.estimated_cameras is not None:
+            found |= _by_cameras(clip, options.estimated_cameras, folder)
+        scores[folder.relative_to(options.folder).as_posix()] = found
+    _write(options, world, scores, pictures)
+    print(_table(scores))
+    for path in (*pictures, options.folder / RESULT):
+        print(path)
+
+
+def _clip_folders(folder: Path) -> list[Path]:
+    """The folders that hold a clip: this one, or those up to two levels below it."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; a run's results were expected")
+    if (folder / _VIDEO).is_file():
+        return [folder]
+    found = sorted(
+        path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{_VIDEO}")
+    )
+    if not found:
+        raise InputError(f"{folder} holds no {_VIDEO}, in itself or in a clip's folder")
+    return found
+
+
+def _read_world(folder: Path) -> _World | None:
+    """The memory beside a clip, or beside one of the two folders it lies in."""
+    for place in (folder, *folder.resolve().parents[:2]):
+        inside = place / "memory"
+        if is_memory(inside):
+            return _World(inside, read_any_memory(inside, model_of_memory(inside)))
+    return None
+
+
+def _read_clip(folder: Path, *, needs_cameras: bool = True) -> FinishedClip:
+    """A clip's frames and cameras; without the file cameras stand still, if none are needed."""
+    video = read_video(folder / _VIDEO)
+    if not needs_cameras and not (folder / _CAMERAS).is_file():
+        count = len(video)
+        return FinishedClip(video, np.stack([np.eye(4)] * count), np.stack([np.eye(3)] * count))
+    w2c, intrinsics, size = read_camera_json(folder / _CAMERAS)
+    if len(w2c) != len(video):
+        raise InputError(
+            f"{folder / _CAMERAS} holds {len(w2c)} cameras, but {_VIDEO} {len(video)} frames"
+        )
+    if size is not None and size != video.shape[1:3]:
+        raise InputError(
+            f"{folder / _CAMERAS} is of images of {size[0]} x {size[1]} pixels, but {_VIDEO} has "
+            f"{video.shape[1]} x {video.shape[2]}"
+        )
+    return FinishedClip(video, w2c, intrinsics)
+
+
+def _by_memory(
+    clip: FinishedClip, world: _World, folder: Path, pictures: dict[Path, Any]
+) -> dict[str, float]:
+    """Against what was known before the clip, and flicker over the surfaces known now."""
+    memory = world.memory
+    number = number_of_clip(memory.stereo, clip)
+    if number is None:
+        raise InputError(
+            f"{world.folder} holds no frame of {folder / _VIDEO}: the memory is not of its run, or "
+            "its views were removed"
+        )
+    if not int(memory.entries.count):
+        return {}
+    keep = np.asarray(memory.stereo.source) < number
+    before = replay_keyframes(rollout_of_run(world.folder), memory, keep)
+    found, agreement = agreement_with(clip, before.entries)
+    chosen = np.unique(np.linspace(0, len(clip.video) - 1, 4).astype(int))
+    pictures[folder / PICTURE] = agreement_picture(
+        np.asarray(clip.video), agreement, names=[f"frame {i}" for i in range(len(clip.video))],
+        most=len(chosen),
+    )[..., :3]  # fmt: skip
+    return found | flicker_scores(clip, bank_depth(clip, memory.entries))
+
+
+def _by_earlier(clip: FinishedClip, world: _World, folder: Path) -> dict[str, float]:
+    earlier = _read_clip(folder)
+    number = number_of_clip(world.memory.stereo, earlier)
+    if number is None:
+        raise InputError(
+            f"--earlier {folder}: {world.folder} holds no frame of it, so the clips are not of one "
+            "memory"
+        )
+    if not int(world.memory.entries.count):
+        raise InputError(f"--earlier {folder}: {world.folder} knows no surfaces to compare at")
+    return revisit_scores(clip, earlier, world.memory.entries)
+
+
+def _by_truth(
+    clip: FinishedClip,
+    truth: Path,
+    weights: LpipsWeights | None,
+    folder: Path,
+    pictures: dict[Path, Any],
+) -> dict[str, float]:
+    frames = _read_truth(truth, (clip.video.shape[1], clip.video.shape[2]))
+    if len(frames) != len(clip.video):
+        raise InputError(
+            f"--truth {truth} holds {len(frames)} frames, but {folder / _VIDEO} {len(clip.video)}"
+        )
+    videos = {"truth": frames, "clip": clip.video}
+    pictures[folder / TRUTH_PICTURE] = comparison_sheet(videos, reference="truth")
+    return frame_metrics(jnp.asarray(clip.video), jnp.asarray(frames), lpips_weights=weights)
+
+
+def _read_truth(path: Path, size: tuple[int, int]) -> Float[ndarray, "f h w 3"]:
+    """Frames of a video or of a folder of images, in the order of their names, at a size."""
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in _PICTURES)
+        if not files:
+            raise InputError(f"--truth {path} holds no image ({', '.join(_PICTURES)})")
+        frames = [read_image(file) for file in files]
+    else:
+        frames = list(read_video(path))
+    return np.stack([resize_image(frame, size) for frame in frames])
+
+
+def _by_cameras(clip: FinishedClip, file: Path, folder: Path) -> dict[str, float]:
+    if not (folder / _CAMERAS).is_file():
+        raise InputError(f"--estimated-cameras needs {folder / _CAMERAS}, which is not there")
+    size = (clip.video.shape[1], clip.video.shape[2])
+    found = read_cameras(file, size=size).w2c
+    if len(found) != len(clip.w2c):
+        raise InputError(
+            f"--estimated-cameras {file} holds {len(found)} cameras, but the clip has "
+            f"{len(clip.w2c)}: every frame must have one"
+        )
+    return camera_scores(np.asarray(found, np.float32), clip.w2c)
+
+
+def _write(
+    options: argparse.Namespace,
+    world: _World | None,
+    scores: Mapping[str, Mapping[str, float]],
+    pictures: Mapping[Path, UInt8[ndarray, "height width 3"]],
+) -> None:
+    for path, picture in pictures.items():
+        write_uint8_image(path, picture)
+    given = {name: value and str(value) for name, value in vars(options).items()}
+    content = {
+        "arguments": given,
+        "memory": world and str(world.folder),
+        "clips": {
+            # Nothing was compared: json has no NaN.
+            clip: {name: x if math.isfinite(x) else None for name, x in found.items()}
+            for clip, found in scores.items()
+        },
+    }
+    with atomic_write(options.folder / RESULT) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def _table(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """A row per measure, a column per clip."""
+    measures = list(dict.fromkeys(name for found in scores.values() for name in found))
+    names = ["clip" if name == "." else name for name in scores]
+    rows = [
+        [name, *(f"{found[name]:.4g}" if name in found else "" for found in scores.values())]
+        for name in measures
+    ]
+    return Table(["", *names], rows).markdown()
