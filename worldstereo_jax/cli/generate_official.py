@@ -113,7 +113,7 @@ def run_official(options: argparse.Namespace) -> None:
     _check_predecessors(jobs, trajectories)
     depth = None
     if options.depth is not None:
-        if isinstance(scene, PanoramaScene):
+        if isinstance(scene, PanoramaScene) and len(scene.bank.names) > 1:
             raise InputError("--depth is for a single image; the depth of a panorama is estimated")
         depth = read_working_depth(options.depth, own_size, size)
     choices = _choices(files, options)
@@ -257,10 +257,10 @@ def frames_per_second(frame_stride: int) -> int:
 
 
 def _own_trajectories(scene: AnyScene, options: argparse.Namespace) -> dict[str, Trajectory] | None:
-    """A panorama's trajectories by the names of their jobs; None where others are made."""
+    """A scene's own trajectories by the names of their jobs; None where others are made."""
     if options.camera is not None or not isinstance(scene, PanoramaScene):
         if options.renders == "files":
-            raise InputError("--renders files is for a panorama's own paths, which have render.mp4")
+            raise InputError("--renders files is for a scene's own paths, which have render.mp4")
         return None
     return {f"{t.view}/{t.name}": t for t in scene.trajectories}
 

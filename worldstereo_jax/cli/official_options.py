@@ -43,7 +43,7 @@ def add_official_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--renders",
         choices=("files", "memory"),
-        help="point renders of a panorama's own paths: its render.mp4 (default), or drawn anew",
+        help="point renders of a scene's own paths: their render.mp4 (default), or drawn anew",
     )
     add(
         "--quirks",
