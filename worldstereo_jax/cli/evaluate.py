@@ -11,14 +11,21 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.array_types import Float, UInt8, ndarray
 from worldstereo_jax.cli.arguments import ArgumentParser, check_can_be_made
-from worldstereo_jax.cli.memory_input import read_any_memory
+from worldstereo_jax.cli.finished_run import (
+    CAMERAS,
+    VIDEO,
+    RunWorld,
+    clip_folders,
+    read_clip,
+    run_world,
+)
 from worldstereo_jax.cli.run_record import rollout_of_run
 from worldstereo_jax.data.images import read_image, resize_image, write_uint8_image
 from worldstereo_jax.data.video_io import read_video
@@ -39,21 +46,10 @@ from worldstereo_jax.evaluation.memory_gain import frame_metrics
 from worldstereo_jax.evaluation.report import Table
 from worldstereo_jax.files import atomic_write
 from worldstereo_jax.geometry.camera_formats import read_cameras
-from worldstereo_jax.geometry.camera_io import read_camera_json
-from worldstereo_jax.memory.folder import is_memory, model_of_memory
-from worldstereo_jax.sampling.world import WorldMemory
 from worldstereo_jax.sampling.world_edit import replay_keyframes
 
 RESULT, PICTURE, TRUTH_PICTURE = "evaluation.json", "evaluation.png", "evaluation_truth.png"
-_VIDEO, _CAMERAS = "video.mp4", "cameras.json"
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-
-
-class _World(NamedTuple):
-    """A run's memory, and where it lies."""
-
-    folder: Path
-    memory: WorldMemory
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print, write."""
-    folders = _clip_folders(options.folder)
+    folders = clip_folders(options.folder)
     if options.lpips is not None and options.truth is None:
         raise InputError("--lpips is for --truth")
     for name in ("truth", "earlier", "estimated_cameras"):
@@ -99,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
             )
     check_can_be_made(options.folder / RESULT, "evaluation.json in")
     weights = None if options.lpips is None else load_lpips(options.lpips)
-    world = _read_world(folders[0])
+    world = run_world(folders[0])
     if world is None and options.truth is None and options.estimated_cameras is None:
         raise InputError(f"{options.folder}: there is no memory of its run, and no --truth given")
     if options.earlier is not None and world is None:
@@ -107,7 +103,7 @@ def run(options: argparse.Namespace) -> None:
     scores: dict[str, dict[str, float]] = {}
     pictures: dict[Path, UInt8[ndarray, "height width 3"]] = {}
     for folder in folders:
-        clip = _read_clip(folder, needs_cameras=world is not None)
+        clip = read_clip(folder, needs_cameras=world is not None)
         found: dict[str, float] = {}
         if world is not None:
             found |= _by_memory(clip, world, folder, pictures)
@@ -124,57 +120,15 @@ def run(options: argparse.Namespace) -> None:
         print(path)
 
 
-def _clip_folders(folder: Path) -> list[Path]:
-    """The folders that hold a clip: this one, or those up to two levels below it."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; a run's results were expected")
-    if (folder / _VIDEO).is_file():
-        return [folder]
-    found = sorted(
-        path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{_VIDEO}")
-    )
-    if not found:
-        raise InputError(f"{folder} holds no {_VIDEO}, in itself or in a clip's folder")
-    return found
-
-
-def _read_world(folder: Path) -> _World | None:
-    """The memory beside a clip, or beside one of the two folders it lies in."""
-    for place in (folder, *folder.resolve().parents[:2]):
-        inside = place / "memory"
-        if is_memory(inside):
-            return _World(inside, read_any_memory(inside, model_of_memory(inside)))
-    return None
-
-
-def _read_clip(folder: Path, *, needs_cameras: bool = True) -> FinishedClip:
-    """A clip's frames and cameras; without the file cameras stand still, if none are needed."""
-    video = read_video(folder / _VIDEO)
-    if not needs_cameras and not (folder / _CAMERAS).is_file():
-        count = len(video)
-        return FinishedClip(video, np.stack([np.eye(4)] * count), np.stack([np.eye(3)] * count))
-    w2c, intrinsics, size = read_camera_json(folder / _CAMERAS)
-    if len(w2c) != len(video):
-        raise InputError(
-            f"{folder / _CAMERAS} holds {len(w2c)} cameras, but {_VIDEO} {len(video)} frames"
-        )
-    if size is not None and size != video.shape[1:3]:
-        raise InputError(
-            f"{folder / _CAMERAS} is of images of {size[0]} x {size[1]} pixels, but {_VIDEO} has "
-            f"{video.shape[1]} x {video.shape[2]}"
-        )
-    return FinishedClip(video, w2c, intrinsics)
-
-
 def _by_memory(
-    clip: FinishedClip, world: _World, folder: Path, pictures: dict[Path, Any]
+    clip: FinishedClip, world: RunWorld, folder: Path, pictures: dict[Path, Any]
 ) -> dict[str, float]:
     """Against what was known before the clip, and flicker over the surfaces known now."""
     memory = world.memory
     number = number_of_clip(memory.stereo, clip)
     if number is None:
         raise InputError(
-            f"{world.folder} holds no frame of {folder / _VIDEO}: the memory is not of its run, or "
+            f"{world.folder} holds no frame of {folder / VIDEO}: the memory is not of its run, or "
             "its views were removed"
         )
     if not int(memory.entries.count):
@@ -190,8 +144,8 @@ def _by_memory(
     return found | flicker_scores(clip, bank_depth(clip, memory.entries))
 
 
-def _by_earlier(clip: FinishedClip, world: _World, folder: Path) -> dict[str, float]:
-    earlier = _read_clip(folder)
+def _by_earlier(clip: FinishedClip, world: RunWorld, folder: Path) -> dict[str, float]:
+    earlier = read_clip(folder)
     number = number_of_clip(world.memory.stereo, earlier)
     if number is None:
         raise InputError(
@@ -213,7 +167,7 @@ def _by_truth(
     frames = _read_truth(truth, (clip.video.shape[1], clip.video.shape[2]))
     if len(frames) != len(clip.video):
         raise InputError(
-            f"--truth {truth} holds {len(frames)} frames, but {folder / _VIDEO} {len(clip.video)}"
+            f"--truth {truth} holds {len(frames)} frames, but {folder / VIDEO} {len(clip.video)}"
         )
     videos = {"truth": frames, "clip": clip.video}
     pictures[folder / TRUTH_PICTURE] = comparison_sheet(videos, reference="truth")
@@ -233,8 +187,8 @@ def _read_truth(path: Path, size: tuple[int, int]) -> Float[ndarray, "f h w 3"]:
 
 
 def _by_cameras(clip: FinishedClip, file: Path, folder: Path) -> dict[str, float]:
-    if not (folder / _CAMERAS).is_file():
-        raise InputError(f"--estimated-cameras needs {folder / _CAMERAS}, which is not there")
+    if not (folder / CAMERAS).is_file():
+        raise InputError(f"--estimated-cameras needs {folder / CAMERAS}, which is not there")
     size = (clip.video.shape[1], clip.video.shape[2])
     found = read_cameras(file, size=size).w2c
     if len(found) != len(clip.w2c):
@@ -247,7 +201,7 @@ def _by_cameras(clip: FinishedClip, file: Path, folder: Path) -> dict[str, float
 
 def _write(
     options: argparse.Namespace,
-    world: _World | None,
+    world: RunWorld | None,
     scores: Mapping[str, Mapping[str, float]],
     pictures: Mapping[Path, UInt8[ndarray, "height width 3"]],
 ) -> None:

@@ -32,6 +32,10 @@ COMMANDS = {
         "worldstereo_jax.cli.evaluate",
         "how consistent a run's clips are, and how far from a truth",
     ),
+    "export": (
+        "worldstereo_jax.cli.export",
+        "a run's frames, cameras and points for COLMAP, nerfstudio or WorldMirror",
+    ),
     "memory": ("worldstereo_jax.cli.memory", "look into the memory that a run wrote, or edit it"),
     "cameras": (
         "worldstereo_jax.cli.cameras",

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.compat import quick_compiler_options
 from worldstereo_jax.array_types import Array, Float, ndarray
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.bank_agreement import ClipAgreement, clip_agreement
@@ -43,6 +44,21 @@ class FinishedClip(NamedTuple):
     intrinsics: Float[Array | ndarray, "f 3 3"]
 
 
+def stored_frames(stereo: SpatialStereoMemory, clip: FinishedClip) -> dict[int, int]:
+    """The keyframes that are frames of a clip: slot of the bank -> number of the frame."""
+    if stereo.images.shape[1:3] != clip.video.shape[1:3]:
+        return {}
+    video, images = np.asarray(clip.video), np.asarray(stereo.images)
+    return {
+        int(slot): i
+        for i in range(len(video))
+        for slot in np.flatnonzero(
+            keyframes_at(stereo, jnp.asarray(clip.w2c[i]), jnp.asarray(clip.intrinsics[i]))
+        )
+        if np.abs(video[i] - images[slot]).mean() <= _SAME_PICTURE
+    }
+
+
 def number_of_clip(stereo: SpatialStereoMemory, clip: FinishedClip) -> int | None:
     """The number under which a memory holds a clip's frames; None when it holds none of them.
 
@@ -50,18 +66,8 @@ def number_of_clip(stereo: SpatialStereoMemory, clip: FinishedClip) -> int | Non
         stereo: the bank of keyframes.
         clip: its first frame, which may be the view that it started from, does not count.
     """
-    if stereo.images.shape[1:3] != clip.video.shape[1:3]:
-        return None
-    video, images = np.asarray(clip.video), np.asarray(stereo.images)
-    found = [
-        int(stereo.source[slot])
-        for i in range(1, len(video))
-        for slot in np.flatnonzero(
-            keyframes_at(stereo, jnp.asarray(clip.w2c[i]), jnp.asarray(clip.intrinsics[i]))
-        )
-        if np.abs(video[i] - images[slot]).mean() <= _SAME_PICTURE
-    ]
-    return max(found, default=None)
+    slots = [slot for slot, frame in stored_frames(stereo, clip).items() if frame > 0]
+    return max((int(stereo.source[slot]) for slot in slots), default=None)
 
 
 def bank_depth(clip: FinishedClip, bank: EntryBank) -> Float[Array, "f h w"]:
@@ -153,7 +159,7 @@ def camera_scores(
 
 
 # Each runs a few times in a command, on clips of one size.
-_agreement = jax.jit(clip_agreement)
+_agreement = jax.jit(clip_agreement, compiler_options=quick_compiler_options())
 _flicker = jax.jit(flicker)
 
 
@@ -166,4 +172,4 @@ def _depth(
     return jax.lax.map(one, (w2c, intrinsics))
 
 
-_depth_along = jax.jit(_depth, static_argnums=(3, 4))
+_depth_along = jax.jit(_depth, static_argnums=(3, 4), compiler_options=quick_compiler_options())
