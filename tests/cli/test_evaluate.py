@@ -64,7 +64,7 @@ def test_against_truth_an_earlier_clip_and_estimated_cameras(finished, true_scen
     assert 10 < found["PSNR dB to the earlier clip"] < 25
     assert found["pixels revisited, %"] > 30
     assert found["RotErr, rad"] == pytest.approx(angle.sum(), rel=1e-2)
-    assert found["ATE, units of the true_scene"] < 1e-3
+    assert found["ATE, units of the scene"] < 1e-3
     assert images.read_image(finished / "second/evaluation_truth.png").std() > 0.1
 
 

@@ -100,10 +100,9 @@ def _views(folder: Path, memory: WorldMemory, *, with_clips: bool) -> list[Expor
         # As it was before it went through H.264.
         whole = {frame: np.asarray(stereo.images[slot]) for slot, frame in stored.items()}
         parts = [part.replace("-", "_") for part in place.relative_to(folder).parts] or ["clip"]
-        found += [
-            ExportView("-".join((*parts, f"{i:04d}")), whole.get(i, image), w2c, lens)
-            for i, (image, w2c, lens) in enumerate(zip(*clip, strict=True))
-        ]
+        for i, (image, w2c, lens) in enumerate(zip(*clip, strict=True)):
+            name = "-".join((*parts, f"{i:04d}"))
+            found.append(ExportView(name, whole.get(i, np.asarray(image)), w2c, lens))
     names = {0: panorama_camera_id}
     return [
         ExportView(

@@ -45,7 +45,7 @@ def export_nerfstudio(
             differ in size, a lens has skew, or points come without colours.
     """
     ids = view_ids(views)
-    sizes = {np.shape(view.image)[:2] for view in views}
+    sizes = {(np.shape(view.image)[0], np.shape(view.image)[1]) for view in views}
     if len(sizes) > 1:
         one, other = sorted(sizes)[:2]
         raise InputError(
