@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="an earlier clip through the same memory: how well the pixels that pass over the "
-        "same surfaces repeat it",
+        "same surfaces, as the memory knows them, repeat it",
     )
     add(
         "--estimated-cameras",

@@ -105,6 +105,9 @@ def flicker_scores(clip: FinishedClip, depth: Float[Array, "f h w"]) -> dict[str
 def revisit_scores(clip: FinishedClip, earlier: FinishedClip, bank: EntryBank) -> dict[str, float]:
     """PSNR to what an earlier clip showed at the same surface points, frame 0 left out.
 
+    The surfaces are those that the entries show. Where they show none, as at many a depth edge,
+    nothing is compared, so the figure is above that of the same clips under true depth.
+
     Args:
         clip: the later one.
         earlier: of the same world and image size.
