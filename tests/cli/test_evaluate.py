@@ -68,7 +68,7 @@ def test_against_truth_an_earlier_clip_and_estimated_cameras(finished, true_scen
     assert images.read_image(finished / "second/evaluation_truth.png").std() > 0.1
 
 
-def test_what_cannot_be_measured_is_said(finished, tmp_path, refused):
+def test_what_cannot_be_measured_is_said(finished, tmp_path, refused, capsys):
     alone = shutil.copytree(finished / "first", tmp_path / "alone/deep/first")
     plain = shutil.copytree(finished / "first", tmp_path / "plain/deep/first")
     (plain / "cameras.json").unlink()
@@ -92,6 +92,9 @@ def test_what_cannot_be_measured_is_said(finished, tmp_path, refused):
         ((other,), "holds no frame of"),
     ):
         assert said in refused("evaluate", *arguments)
+    # With a truth there is something to say.
+    assert "PSNR dB" in evaluated(other, "--truth", finished / "first/video.mp4")["."]
+    assert "holds no frame of" in capsys.readouterr().err
 
 
 def test_a_plain_video_has_a_truth_alone(finished, tmp_path):

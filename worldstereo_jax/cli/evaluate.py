@@ -9,6 +9,7 @@ clip and truth, differ.
 import argparse
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,13 @@ def run(options: argparse.Namespace) -> None:
         clip = read_clip(folder, needs_cameras=world is not None)
         found: dict[str, float] = {}
         if world is not None:
-            found |= _by_memory(clip, world, folder, pictures)
+            why_not = _incomparable(clip, world, folder)
+            if why_not is None:
+                found |= _by_memory(clip, world, folder, pictures)
+            elif options.truth is None and options.estimated_cameras is None:
+                raise InputError(why_not)
+            else:
+                print(f"worldstereo evaluate: {why_not}; that is left out", file=sys.stderr)
         if options.earlier is not None and world is not None:
             found |= _by_earlier(clip, world, options.earlier)
         if options.truth is not None:
@@ -120,27 +127,29 @@ def run(options: argparse.Namespace) -> None:
         print(path)
 
 
+def _incomparable(clip: FinishedClip, world: RunWorld, folder: Path) -> str | None:
+    """Why a clip cannot be compared with the memory, None where it can."""
+    if number_of_clip(world.memory.stereo, clip) is None:
+        return (
+            f"{world.folder} holds no frame of {folder / VIDEO}: the memory is not of its run, or "
+            "its views were removed"
+        )
+    if not int(world.memory.entries.count):
+        return f"{world.folder} knows no surfaces, with which {folder / VIDEO} could be compared"
+    return None
+
+
 def _by_memory(
     clip: FinishedClip, world: RunWorld, folder: Path, pictures: dict[Path, Any]
 ) -> dict[str, float]:
     """Against what was known before the clip, and flicker over the surfaces known now."""
     memory = world.memory
     number = number_of_clip(memory.stereo, clip)
-    if number is None:
-        raise InputError(
-            f"{world.folder} holds no frame of {folder / VIDEO}: the memory is not of its run, or "
-            "its views were removed"
-        )
-    if not int(memory.entries.count):
-        return {}
+    assert number is not None
     keep = np.asarray(memory.stereo.source) < number
     before = replay_keyframes(rollout_of_run(world.folder), memory, keep)
     found, agreement = agreement_with(clip, before.entries)
-    chosen = np.unique(np.linspace(0, len(clip.video) - 1, 4).astype(int))
-    pictures[folder / PICTURE] = agreement_picture(
-        np.asarray(clip.video), agreement, names=[f"frame {i}" for i in range(len(clip.video))],
-        most=len(chosen),
-    )[..., :3]  # fmt: skip
+    pictures[folder / PICTURE] = agreement_picture(np.asarray(clip.video), agreement)[..., :3]
     return found | flicker_scores(clip, bank_depth(clip, memory.entries))
 
 
