@@ -1,6 +1,7 @@
 """Official checkpoints at toy size: random weights under the official names, files and configs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,10 @@ CLIP = {
     "hidden_size": 10, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
     "image_size": 28, "patch_size": 14, "hidden_act": "gelu",
 }  # fmt: skip
+IMAGE_PROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 28},
+    "crop_size": {"height": 28, "width": 28},
+}  # fmt: skip
 DINOV2 = {
     "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
     "patch_size": 14,
@@ -129,6 +134,24 @@ def write_base(folder: Path) -> Path:
     write_component(folder / "image_encoder", table, CLIP, weights)
     write_json(folder / "scheduler/scheduler_config.json", SCHEDULER)
     write_tokenizer(folder / "tokenizer")
+    return folder
+
+
+def write_plain(folder: Path, *, image: bool) -> Path:
+    """A whole Wan 2.1 model of its own: from an image and a text, or from text."""
+    config = MODEL.replace(control=None, camera_width=None)
+    values = dict(WAN)
+    if not image:
+        config = config.replace(in_channels=16, image_width=None)
+        values.update(in_channels=16, image_dim=None, added_kv_proj_dim=None)
+    write_base(folder)
+    if image:
+        write_json(folder / "image_processor/preprocessor_config.json", IMAGE_PROCESSOR)
+    else:
+        shutil.rmtree(folder / "image_encoder")
+    write_json(folder / "transformer/config.json", values)
+    file = folder / "transformer/diffusion_pytorch_model.safetensors"
+    write_safetensors(file, official_tensors(config))
     return folder
 
 

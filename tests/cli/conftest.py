@@ -4,13 +4,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import small_world
 from worldstereo_jax.cli.main import main
+from worldstereo_jax.cli.outputs import save_world
 from worldstereo_jax.data import images, video_io
 from worldstereo_jax.geometry.camera_io import write_cameras_json
 from worldstereo_jax.geometry.trajectories import make_path
+from worldstereo_jax.sampling.world import Cameras, empty_memory, remember_frames
 
 # Of the proportions of 96x160, at another scale.
 HEIGHT, WIDTH = 72, 120
@@ -82,3 +86,34 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def true_scene():
+    """Ground truth of a small clip, as numpy arrays."""
+    return {name: np.asarray(value) for name, value in small_world.scene().items()}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, true_scene) -> Path:
+    """What a run leaves, cheaply: two clips of one path through one memory, and the memory.
+
+    `first` shows the truth; the last two frames of `second` are paler.
+    """
+    home, config = tmp_path_factory.mktemp("runs") / "out", small_world.ROLLOUT
+    pale = true_scene["image"].copy()
+    pale[2:] = 0.6 * pale[2:] + 0.3
+    memory = empty_memory(config)
+    # One frame at a time, as other tests do: their programs are taken.
+    clips = (("", true_scene["image"], 0), ("first", true_scene["image"], 3), ("second", pale, 2))
+    for source, (name, video, frame) in enumerate(clips):
+        part = slice(frame, frame + 1)
+        cameras = Cameras(*(jnp.asarray(true_scene[k][part]) for k in ("w2c", "intrinsics")))
+        pictures = (jnp.asarray(x[part]) for x in (video, true_scene["depth"]))
+        memory = remember_frames(config, memory, *pictures, cameras, source)
+        if name:
+            video_io.write_video(home / name / "video.mp4", video)
+            path = true_scene["w2c"], true_scene["intrinsics"]
+            write_cameras_json(home / name / "cameras.json", *path, (config.height, config.width))
+    save_world(home / "memory", memory, "tiny")
+    return home

@@ -228,7 +228,7 @@ def test_trajectories_of_a_panorama(refused, panorama, scene, out):
     assert "'view0/traj1': did you mean 'view0/traj0'?" in error
     for arguments in ((scene,), (panorama, "--camera", "left")):
         error = refused("generate", *arguments, "--trajectory", "view0/traj0", "--out", out)
-        assert "--trajectory chooses among a panorama's own paths" in error
+        assert "--trajectory chooses among the scene's own paths" in error
 
 
 @pytest.mark.parametrize("name", ["pano_bank/cameras.json", "view0/traj0/render.mp4"])

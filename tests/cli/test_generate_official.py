@@ -11,7 +11,7 @@ import pytest
 
 from tests import toy_official as toy
 from tests.posed_cameras import random_cameras
-from worldstereo_jax.cli import generate_official
+from worldstereo_jax.cli import device_room, generate_official
 from worldstereo_jax.cli.main import main
 from worldstereo_jax.cli.outputs import save_world
 from worldstereo_jax.data import images, video_io
@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(
          "--devices is 99"),
         ((picture, *left, "--model", weights / "base"), "is a plain Wan 2.1 model"),
         ((picture, *left, "--model", weights / "depth"), "unknown key"),
-        ((picture, *left, *full, "--renders", "files"), "--renders files is for a panorama"),
+        ((picture, *left, *full, "--renders", "files"), "--renders files is for a scene's own"),
         ((panorama, *full, "--retrieval-model", weights / "dinov2"), "holds 4 frames, but a clip"),
         ((panorama, *full, "--renders", "memory", "--depth-model", weights / "depth"),
          "give --retrieval-model, or --retrieval coverage"),
@@ -276,6 +276,23 @@ def test_stored_clips_are_told_of_renders_and_of_the_memory(
     assert differing(*records) == {"memory content"}
 
 
+def test_several_paths_of_one_image_are_made_from_their_renders(weights, panorama, recording):
+    """The official reconstruction layout: image.png and renders/traj_*/."""
+    given = ("--model", weights / "worldstereo-memory", "--retrieval-model", weights / "dinov2",
+             "--renders", "memory", "--depth-model", weights / "depth")  # fmt: skip
+    folder = panorama.with_name("reconstruction") / "shop"
+    for name in ("traj_left", "traj_eloop"):
+        shutil.copytree(panorama / "view0/traj0", folder / "renders" / name)
+    shutil.copy(panorama / "view0/start_frame.png", folder / "image.png")
+    (folder / "prompt.json").write_text(json.dumps({"prompt": "a shop"}))
+    told = recording(folder, *given)
+    assert told["clips"] == ["renders/traj_eloop", "renders/traj_left"]
+    assert set(told["prompt"].values()) == {"a shop"}
+    assert recording(folder, *given, "--trajectory", "renders/traj_left")["clips"] == [
+        "renders/traj_left"
+    ]
+
+
 def test_a_bare_image_is_given_a_prompt_or_said_to_have_none(
     weights, picture, tmp_path, monkeypatch, capsys
 ):
@@ -305,13 +322,13 @@ def test_a_device_without_room_is_told_before_anything_is_loaded(
         (1_000, "must hold 1.11e-06 GB before the first step (text encoder 1.11e-06)"),
         (100_000, "GB before the first step (transformer"),
     ):
-        monkeypatch.setattr(generate_official, "memory_limit", lambda _, limit=limit: limit)
+        monkeypatch.setattr(device_room, "memory_limit", lambda _, limit=limit: limit)
         sentence = refused(*given)
         assert said in sentence
         assert "--devices, --weights int8 and --vae-tile make it smaller" in sentence
     assert "image encoder" in sentence
     assert "memory" in sentence
-    monkeypatch.setattr(generate_official, "memory_limit", lambda _: 10**9)
+    monkeypatch.setattr(device_room, "memory_limit", lambda _: 10**9)
     with pytest.raises(TypeError, match="NoneType"):
         refused(*given)
 

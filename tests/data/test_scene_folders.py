@@ -145,6 +145,34 @@ def test_trajectories_come_in_the_order_of_generation_and_invalid_views_are_skip
     assert scene.trajectories[0].prompt == "traj2"
 
 
+def test_one_image_with_several_paths_and_their_renders(tmp_path):
+    folder = tmp_path / "shop"
+    images.write_image(folder / "image.png", _image(0.5))
+    (folder / "prompt.json").write_text(json.dumps({"prompt": "a shop", "response": "yes"}))
+    for name in ("traj_left", "traj_eloop", "traj_other", "traj_up"):
+        _trajectory(folder / "renders" / name, hole=1.0)
+        (folder / "renders" / name / "traj_caption.json").unlink()
+    path = folder / "renders/traj_eloop/camera.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "type": "eloop", "id": 3}))
+    scene = scene_folders.read_scene(folder, (12, 20))
+    assert isinstance(scene, scene_folders.PanoramaScene)
+    names = [trajectory.name for trajectory in scene.trajectories]
+    assert names == ["traj_eloop", "traj_up", "traj_left", "traj_other"]
+    first = scene.trajectories[0]
+    assert (first.view, first.prompt) == ("renders", "a shop")
+    np.testing.assert_array_equal(scene.bank.images, first.start_frame[None])
+    np.testing.assert_array_equal(scene.bank.w2c, np.eye(4)[None])
+    np.testing.assert_array_equal(scene.bank.intrinsics, first.intrinsics[:1])
+    renders, masks = scene_folders.read_renders(first)
+    np.testing.assert_array_equal(renders[0], first.start_frame)
+    np.testing.assert_array_equal(masks.mean((1, 2, 3)), [0, 1, 1])
+    (folder / "prompt.json").unlink()
+    _assert_one_sentence(folder, "prompt.json")
+    shutil.rmtree(folder / "renders")
+    (folder / "renders").mkdir()
+    _assert_one_sentence(folder, "renders/traj_*/camera.json was expected")
+
+
 def test_masks_of_the_first_frame(tmp_path):
     folder = _panorama(tmp_path / "scene", ())
     for view, name in (("view0", "traj0"), ("reconstruct0", "traj1")):

@@ -112,7 +112,7 @@ def plan_jobs(
         InputError: naming the argument or file at fault.
     """
     if trajectories and (camera is not None or isinstance(scene, SingleViewScene)):
-        raise InputError("--trajectory chooses among a panorama's own paths, without --camera")
+        raise InputError("--trajectory chooses among the scene's own paths, without --camera")
     if camera is not None:
         path = _read_path(scene, own_size, frames, camera, amplitude, camera_format, camera_scale)
         return [Job("", getattr(scene, "prompt", ""), path)]

@@ -54,8 +54,8 @@ def parser() -> argparse.ArgumentParser:
         "scene",
         type=Path,
         metavar="SCENE_OR_IMAGE",
-        help="an image, a folder with image.png, prompt.json and camera.json, or a panorama's "
-        "folder with pano_bank/ and <view>/<trajectory>/",
+        help="an image; a folder with image.png, prompt.json, and camera.json or renders/traj_*/; "
+        "or a panorama's folder with pano_bank/ and <view>/<trajectory>/",
     )
     parser.add_argument(
         "--camera",
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="VIEW/NAME",
-        help="of a panorama, make only this path; may be given several times",
+        help="of a folder with several paths, make only this one; may be given several times",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results go here")
     parser.add_argument("--preset", default="tiny", help="model preset (default tiny)")
@@ -138,7 +138,7 @@ def run(options: argparse.Namespace) -> None:
     scene = begun_by(scene, jobs[0].path)
     depth = None
     if options.depth is not None:
-        if isinstance(scene, PanoramaScene):
+        if isinstance(scene, PanoramaScene) and len(scene.bank.names) > 1:
             raise InputError("--depth is for a single image; the depth of a panorama is estimated")
         depth = read_working_depth(options.depth, own_size, (height, width))
     memory = None

@@ -15,7 +15,7 @@ from worldstereo_jax.cli.camera_paths import Job, plan_jobs, units_of
 from worldstereo_jax.cli.clip_store import ClipStore
 from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.content import content_hash
-from worldstereo_jax.cli.device_room import check_room, memory_limit
+from worldstereo_jax.cli.device_room import check_model_room, model_mesh
 from worldstereo_jax.cli.memory_input import (
     read_memory,
     starting_views,
@@ -49,9 +49,7 @@ from worldstereo_jax.interop.memory_slots import slot_widths
 from worldstereo_jax.interop.official_pipeline import (
     OFFICIAL_SCALE,
     OfficialFiles,
-    device_bytes,
     load_official,
-    needs_text_encoder,
     official_world,
     open_official,
     text_states,
@@ -62,7 +60,6 @@ from worldstereo_jax.sampling.official_rollout import (
 from worldstereo_jax.sampling.official_world import (
     ENTRY_TOKENS,
     MENDED_QUIRKS,
-    MODEL_AXIS,
     OFFICIAL_QUIRKS,
     TOKEN_SIDE,
     OfficialChoices,
@@ -116,7 +113,7 @@ def run_official(options: argparse.Namespace) -> None:
     _check_predecessors(jobs, trajectories)
     depth = None
     if options.depth is not None:
-        if isinstance(scene, PanoramaScene):
+        if isinstance(scene, PanoramaScene) and len(scene.bank.names) > 1:
             raise InputError("--depth is for a single image; the depth of a panorama is estimated")
         depth = read_working_depth(options.depth, own_size, size)
     choices = _choices(files, options)
@@ -125,7 +122,7 @@ def run_official(options: argparse.Namespace) -> None:
         memory = read_memory(options.memory, files.name, scene)
     sees_depth = files.depth is not None or depth is not None or memory is not None
     config = _rollout_config(size, frames, choices, scene, memory, len(jobs), sees_depth=sees_depth)
-    mesh = _mesh(options.devices)
+    mesh = model_mesh(options.devices)
     dtype = options.dtype or "bfloat16"
     world = official_world(files, config, choices, dtype=dtype, weights=options.weights, mesh=mesh)
     if world.weights is not None:
@@ -144,7 +141,15 @@ def run_official(options: argparse.Namespace) -> None:
     negative = options.negative_prompt
     if negative is None:
         negative = files.settings.negative_prompt
-    _check_room(files, world, options, dtype, [*(job.prompt for job in jobs), negative])
+    check_model_room(
+        files,
+        [*(job.prompt for job in jobs), negative],
+        dtype=dtype,
+        weights=options.weights,
+        mesh=mesh,
+        text_cache=options.text_cache,
+        beside={"memory": _memory_bytes(config)},
+    )
 
     run = {
         "scene": scene.name,
@@ -252,10 +257,10 @@ def frames_per_second(frame_stride: int) -> int:
 
 
 def _own_trajectories(scene: AnyScene, options: argparse.Namespace) -> dict[str, Trajectory] | None:
-    """A panorama's trajectories by the names of their jobs; None where others are made."""
+    """A scene's own trajectories by the names of their jobs; None where others are made."""
     if options.camera is not None or not isinstance(scene, PanoramaScene):
         if options.renders == "files":
-            raise InputError("--renders files is for a panorama's own paths, which have render.mp4")
+            raise InputError("--renders files is for a scene's own paths, which have render.mp4")
         return None
     return {f"{t.view}/{t.name}": t for t in scene.trajectories}
 
@@ -386,36 +391,10 @@ def _check_needs(
         )
 
 
-def _check_room(
-    files: OfficialFiles,
-    world: OfficialWorld,
-    options: argparse.Namespace,
-    dtype: str,
-    texts: Sequence[str],
-) -> None:
-    """Refuse a model that does not fit the devices, as far as these tell how much they hold."""
-    devices = jax.devices()[:1] if world.mesh is None else list(world.mesh.devices.flat)
-    limits = [(limit, device) for device in devices if (limit := memory_limit(device)) is not None]
-    if not limits:
-        return
-    limit, device = min(limits, key=lambda found: found[0])
-    wanted = device_bytes(files, dtype=dtype, weights=options.weights, mesh=world.mesh)
-    text_encoder = {name: wanted.pop(name) for name in ("text_encoder",) if name in wanted}
-    memory = jax.eval_shape(lambda: empty_memory(world.rollout))
-    wanted["memory"] = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(memory))
-    if needs_text_encoder(files, texts, dtype=dtype, cache=options.text_cache):
-        # It is let go before the others come.
-        check_room(text_encoder, limit, device)
-    check_room(wanted, limit, device)
-
-
-def _mesh(devices: int | None) -> Mesh | None:
-    if devices is None or devices == 1:
-        return None
-    found = jax.devices()
-    if devices > len(found):
-        raise InputError(f"--devices is {devices}, but this machine has {len(found)}")
-    return Mesh(np.array(found[:devices]), (MODEL_AXIS,))
+def _memory_bytes(config: RolloutConfig) -> int:
+    """Bytes of an empty memory, which is as large as a full one."""
+    memory = jax.eval_shape(lambda: empty_memory(config))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(memory))
 
 
 def _prompts(

@@ -24,6 +24,18 @@ COMMANDS = {
         "two clips of a room made on the spot, through one memory",
     ),
     "generate": ("worldstereo_jax.cli.generate", "a clip from an image or scene and a camera path"),
+    "video": (
+        "worldstereo_jax.cli.video",
+        "a video from a prompt, or from one and an image, by plain Wan 2.1",
+    ),
+    "evaluate": (
+        "worldstereo_jax.cli.evaluate",
+        "how consistent a run's clips are, and how far from a truth",
+    ),
+    "export": (
+        "worldstereo_jax.cli.export",
+        "a run's frames, cameras and points for COLMAP, nerfstudio or WorldMirror",
+    ),
     "memory": ("worldstereo_jax.cli.memory", "look into the memory that a run wrote, or edit it"),
     "cameras": (
         "worldstereo_jax.cli.cameras",

@@ -1,6 +1,7 @@
 """The options of `worldstereo generate` that an official model adds."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from worldstereo_jax.cli.arguments import count
@@ -36,19 +37,13 @@ def add_official_options(parser: argparse.ArgumentParser) -> None:
         choices=("dense", "correspondence"),
         help="to all of those views (default), or masked by geometry",
     )
-    add(
-        "--cfg",
-        choices=("batched", "two-pass"),
-        help="guidance in one evaluation of twice the batch (default) or in two; distilled models "
-        "take none",
-    )
-    add("--guidance-scale", type=float, metavar="X", help="of the guidance (default 5)")
+    add_guidance_options(add)
     add("--prompt", metavar="TEXT", help="instead of the scene's own, which a bare image lacks")
     add("--negative-prompt", metavar="TEXT", help="instead of the checkpoint's own")
     add(
         "--renders",
         choices=("files", "memory"),
-        help="point renders of a panorama's own paths: its render.mp4 (default), or drawn anew",
+        help="point renders of a scene's own paths: their render.mp4 (default), or drawn anew",
     )
     add(
         "--quirks",
@@ -56,18 +51,34 @@ def add_official_options(parser: argparse.ArgumentParser) -> None:
         help="slips of the official code that the weights were trained with, or their corrections "
         "(default official)",
     )
+    add("--size", metavar="HxW", help="instead of the checkpoint's nearest, for instance 480x832")
+    add("--clips", type=Path, metavar="DIR", help="keep clips here as they finish, and go on here")
+    add_machine_options(add)
+
+
+def add_guidance_options(add: Callable[..., object]) -> None:
+    """Add what guidance takes; all are None when they are not given."""
+    add(
+        "--cfg",
+        choices=("batched", "two-pass"),
+        help="guidance in one evaluation of twice the batch (default) or in two; distilled models "
+        "take none",
+    )
+    add("--guidance-scale", type=float, metavar="X", help="of the guidance (default 5)")
+
+
+def add_machine_options(add: Callable[..., object]) -> None:
+    """Add how a large model is fitted to the machine; all are None when they are not given."""
     add("--dtype", choices=("bfloat16", "float32"), help="of the model (default bfloat16)")
     add(
         "--weights",
         choices=("int8", "float8"),
         help="keep the model's matrices in 8 bits (needs the quantise extra)",
     )
-    add("--size", metavar="HxW", help="instead of the checkpoint's nearest, for instance 480x832")
     add(
         "--text-cache", type=Path, metavar="DIR",
         help="keep text states here, and look here first; prompts found need no text encoder",
     )  # fmt: skip
-    add("--clips", type=Path, metavar="DIR", help="keep clips here as they finish, and go on here")
     add("--lora", type=Path, metavar="FILE", help="a low-rank adapter to merge")
     add("--lora-scale", type=float, metavar="X", help="its strength (default 1)")
     add("--vae-tile", type=count, metavar="N", help="VAE in tiles of N latent pixels (official 32)")

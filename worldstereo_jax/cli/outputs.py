@@ -46,8 +46,19 @@ _OF_A_CLIP = frozenset(
     }
 )
 _OF_A_RUN = frozenset({RUN_FILE, "memory", "points.ply", "surface.ply"})
-# Of the demo, and what `memory inspect` draws.
-_OF_OTHERS = frozenset({"first", "revisit", "comparison.png", "memory.png", "memory_agreement.png"})
+# Of the demo, what `memory inspect` draws, and what `evaluate` adds.
+_OF_OTHERS = frozenset(
+    {
+        "first",
+        "revisit",
+        "comparison.png",
+        "memory.png",
+        "memory_agreement.png",
+        "evaluation.json",
+        "evaluation.png",
+        "evaluation_truth.png",
+    }
+)
 
 
 def check_output_folder(folder: Path, *, overwrite: bool) -> None:

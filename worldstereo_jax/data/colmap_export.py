@@ -7,14 +7,13 @@ OpenCV axes, pixel centres at +0.5.
 """
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from worldstereo_jax.array_types import Array, Bool, Float, ndarray
-from worldstereo_jax.data.export import ExportView
+from worldstereo_jax.data.export import ExportView, view_ids
 from worldstereo_jax.data.images import to_uint8, write_image
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.files import atomic_folder
@@ -46,14 +45,7 @@ def export_colmap(
         InputError: when there is no view, two share an id, an id cannot be a file's name, a lens
             has skew, or points come without colours.
     """
-    if not views:
-        raise InputError("The export holds no views.")
-    ids = [view.camera_id for view in views]
-    for name in ids:
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-            raise InputError(f"'{name}' cannot name a file of the export.")
-        if ids.count(name) > 1:
-            raise InputError(f"Two views of the export share the id '{name}'.")
+    view_ids(views)
     if (points is None) != (colors is None):
         raise InputError("Points of an export need colours, and colours need points.")
     cameras, images = [], []

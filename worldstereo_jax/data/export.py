@@ -50,6 +50,28 @@ def frame_camera_id(view: str, trajectory: str, frame: int) -> str:
     return f"{view.replace('-', '_')}-{trajectory}-{frame:04d}"
 
 
+def view_ids(views: Sequence[ExportView]) -> list[str]:
+    """The views' ids, each of which names a file.
+
+    Raises InputError when there is no view, two share an id, or one cannot be a file's name.
+    """
+    if not views:
+        raise InputError("The export holds no views.")
+    ids = [view.camera_id for view in views]
+    seen = set()
+    for name in ids:
+        _check_name(name)
+        if name in seen:
+            raise InputError(f"Two views of the export share the id '{name}'.")
+        seen.add(name)
+    return ids
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise InputError(f"'{name}' cannot name a file of the export.")
+
+
 def export_world_mirror(
     out: str | os.PathLike[str], model_type: str, views: Sequence[ExportView]
 ) -> Path:
@@ -58,15 +80,8 @@ def export_world_mirror(
     The folder appears only when complete, and replaces an earlier one. Raises InputError when there
     is no view, when two share an id, or when an id or `model_type` cannot be a file's name.
     """
-    if not views:
-        raise InputError("The export holds no views.")
-    ids = [view.camera_id for view in views]
-    for name in (model_type, *ids):
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-            raise InputError(f"'{name}' cannot name a file of the export.")
-    for name in ids:
-        if ids.count(name) > 1:
-            raise InputError(f"Two views of the export share the id '{name}'.")
+    ids = view_ids(views)
+    _check_name(model_type)
     target = Path(out) / FOLDER / model_type
     c2w = np.asarray(invert_rigid(np.stack([np.asarray(view.w2c) for view in views])), np.float64)
     cameras = {

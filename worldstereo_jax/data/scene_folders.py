@@ -1,6 +1,8 @@
-"""Scenes as a user has them: one picture, the official single-view folder, the panorama folder.
+"""Scenes as a user has them: one picture, or one of the official folders.
 
 single view: image.png, prompt.json ("long caption" or "prompt"), camera.json.
+reconstruction: image.png, prompt.json, and per path renders/traj_*/ with render.mp4,
+render_mask.mp4 and camera.json; the image stands at the world's origin.
 panorama: pano_bank/images/<key>.png with pano_bank/cameras.json keyed alike; per view a folder with
 start_frame.png and one folder per trajectory with render.mp4, render_mask.mp4, camera.json and
 traj_caption.json ("prompt").
@@ -28,6 +30,8 @@ from worldstereo_jax.geometry.camera_io import (
 from worldstereo_jax.geometry.cameras import resize_intrinsics
 
 _BANK = "pano_bank"
+_RENDERS = "renders"
+_FIRST_PATHS = ("traj_eloop", "traj_up", "traj_right", "traj_left")
 _CAPTIONS = ("long caption", "prompt")
 _TRAJECTORY_FILES = ("camera.json", "render.mp4", "render_mask.mp4", "traj_caption.json")
 _DEFAULT_FIELD_OF_VIEW = 60.0
@@ -71,11 +75,12 @@ class ViewBank:
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """One camera path of a panorama scene, with the files of its point-cloud renders.
+    """One camera path of a scene, with the files of its point-cloud renders.
 
     Attributes:
-        view: name of the view it starts from ('-' replaced by '_').
-        name: of its folder, for example "traj0".
+        view: name of the view it starts from ('-' replaced by '_'); "renders" in the layout of
+            one image with several paths.
+        name: of its folder, for example "traj0" or "traj_eloop".
         prompt: the caption.
         start_frame: colours [h, w, 3] in [-1, 1] of the view's first frame.
         w2c: world-to-camera matrices [f, 4, 4].
@@ -100,7 +105,7 @@ class PanoramaScene:
 
     Attributes:
         name: of the folder.
-        bank: the panorama's views.
+        bank: the panorama's views; or the one image that several paths start from.
         trajectories: every trajectory of every valid view; later ones read what earlier ones wrote.
     """
 
@@ -112,7 +117,11 @@ class PanoramaScene:
 def read_scene(
     path: str | os.PathLike[str], size: tuple[int, int] | None = None
 ) -> SingleViewScene | PanoramaScene:
-    """A picture, single-view folder or panorama folder, everything at `size` = (height, width).
+    """A picture or scene folder, everything at `size` = (height, width).
+
+    Folders are of one image and one path (single view: image.png, prompt.json, camera.json), of one
+    image and several paths with their renders (reconstruction: image.png, prompt.json,
+    renders/traj_*/), or of a panorama (pano_bank/, <view>/<trajectory>/).
 
     Without `size` images keep their own. Raises InputError in one sentence naming the file, and the
     field where there is one, for whatever is missing or malformed.
@@ -127,11 +136,13 @@ def read_scene(
         raise InputError(f"{path} does not exist: a picture or a scene folder was expected.")
     if (path / _BANK).is_dir():
         return _read_panorama(path, size)
+    if (path / _RENDERS).is_dir():
+        return _read_reconstruction(path, size)
     if any((path / name).exists() for name in ("image.png", "camera.json", "prompt.json")):
         return _read_single_view(path, size)
     raise InputError(
-        f"{path} is no scene folder: it holds neither image.png (single view) "
-        f"nor {_BANK}/ (panorama)."
+        f"{path} is no scene folder: it holds neither image.png (single view), "
+        f"{_RENDERS}/ (reconstruction) nor {_BANK}/ (panorama)."
     )
 
 
@@ -141,7 +152,8 @@ def read_renders(
     """Renders in [-1, 1] and masks (1 = hole) of a trajectory, at the size of its start frame.
 
     The first render is replaced by the start frame, as in the official code; its mask stays as
-    read but for reconstruct*/traj1, where it is 0: no hole. Masks are binarised after resizing.
+    read but for reconstruct*/traj1 and paths of one image, where it is 0: no hole. Masks are
+    binarised after resizing.
     Raises InputError when the files cannot be read, or hold another number of frames than the
     trajectory has cameras.
     """
@@ -158,7 +170,7 @@ def read_renders(
     renders[0] = trajectory.start_frame
     rgb_masks = (resize_image(np.repeat(mask, 3, axis=-1), size) for mask in masks)
     resized = np.stack([(mask[..., :1] > 0.5).astype(np.float32) for mask in rgb_masks])
-    if continues_a_clip(trajectory.view, trajectory.name):
+    if continues_a_clip(trajectory.view, trajectory.name) or trajectory.view == _RENDERS:
         resized[0] = 0
     return renders, resized
 
@@ -262,15 +274,23 @@ def continues_a_clip(view: str, name: str) -> bool:
 
 
 def _read_trajectory(folder: Path, size: tuple[int, int] | None) -> Trajectory:
-    start_frame, own = _image(folder.parent / "start_frame.png", size)
+    view, caption = folder.parent, folder / "traj_caption.json"
+    return _trajectory(folder, view.name.replace("-", "_"), view / "start_frame.png", caption, size)
+
+
+def _trajectory(
+    folder: Path, view: str, start: Path, caption: Path, size: tuple[int, int] | None
+) -> Trajectory:
+    """The trajectory of a folder, from the image and with the caption of two files."""
+    start_frame, own = _image(start, size)
     w2c, intrinsics, camera_size = read_camera_json(folder / "camera.json")
     for name in ("render.mp4", "render_mask.mp4"):
         if not (folder / name).is_file():
             raise InputError(f"{folder / name} does not exist.")
     return Trajectory(
-        view=folder.parent.name.replace("-", "_"),
+        view=view,
         name=folder.name,
-        prompt=read_caption(folder / "traj_caption.json"),
+        prompt=read_caption(caption),
         start_frame=start_frame,
         w2c=w2c,
         intrinsics=_scale(
@@ -279,6 +299,26 @@ def _read_trajectory(folder: Path, size: tuple[int, int] | None) -> Trajectory:
         render=folder / "render.mp4",
         mask=folder / "render_mask.mp4",
     )
+
+
+def _read_reconstruction(path: Path, size: tuple[int, int] | None) -> PanoramaScene:
+    """One image and several paths from it; the image stands at the world's origin."""
+    folders = [folder for folder in sorted((path / _RENDERS).iterdir()) if _is_trajectory(folder)]
+    if not folders:
+        raise InputError(f"{path} holds no path: {_RENDERS}/traj_*/camera.json was expected.")
+    rank = {name: i for i, name in enumerate(_FIRST_PATHS)}
+    folders.sort(key=lambda folder: (rank.get(folder.name, len(rank)), folder.name))
+    image, caption = path / "image.png", path / "prompt.json"
+    trajectories = [_trajectory(folder, _RENDERS, image, caption, size) for folder in folders]
+    first = trajectories[0]
+    bank = ViewBank(
+        names=("0000",),
+        images=first.start_frame[None],
+        w2c=np.eye(4, dtype=np.float32)[None],
+        # Officially those of traj_eloop, the first in order.
+        intrinsics=first.intrinsics[:1],
+    )
+    return PanoramaScene(path.name, bank, tuple(trajectories))
 
 
 # The official order: what a later group shows depends on what the earlier ones wrote to the bank.

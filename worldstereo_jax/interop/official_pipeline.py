@@ -7,6 +7,7 @@ said before gigabytes move. `load_official` then streams the weights of the chos
 
 import dataclasses
 import os
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -61,38 +62,48 @@ OFFICIAL_STEPS, OFFICIAL_SCALE = 40, 5.0
 PathOrId = str | os.PathLike[str]
 
 
-@dataclasses.dataclass(frozen=True)
-class OfficialFiles:
-    """Where an official model's parts lie, and their configs; nothing is loaded yet.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """Where a video model's parts lie, and their configs; nothing is loaded yet.
 
     Attributes:
-        model, base: folder or hub id of the checkpoint and of the base model.
+        model, base: folder or hub id of the transformer, and of what is around it.
+        denoiser, vae, text_encoder, image_encoder: sizes; the text encoder is None for a base
+            folder without, which serves prompts of a cache alone; the image encoder for a
+            transformer without image tokens.
         dinov2_source, depth_source: of the networks for retrieval and depth, None without.
-        settings: the checkpoint's config.json.
-        denoiser, vae, text_encoder, image_encoder, dinov2, depth: sizes; the text encoder is None
-            for a base folder without, which serves prompts of a cache alone; the image encoder for
-            a transformer without image tokens.
-        scheduler: the base model's noise schedule; None for a distilled checkpoint, which has its
-            own.
+        dinov2, depth: their sizes.
     """
 
     model: PathOrId
     base: PathOrId
-    dinov2_source: PathOrId | None
-    depth_source: PathOrId | None
-    settings: WorldStereoSettings
     denoiser: ModelConfig
     vae: WanVAEConfig
     text_encoder: UMT5Config | None
     image_encoder: CLIPVisionConfig | None
-    dinov2: Dinov2Config | None
-    depth: DepthAnythingConfig | None
-    scheduler: Scheduler | None
+    dinov2_source: PathOrId | None = None
+    depth_source: PathOrId | None = None
+    dinov2: Dinov2Config | None = None
+    depth: DepthAnythingConfig | None = None
 
     @property
     def name(self) -> str:
-        """The checkpoint's name: the last part of its path or id."""
+        """The model's name: the last part of its path or id."""
         return Path(self.model).name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfficialFiles(ModelFiles):
+    """Where a WorldStereo checkpoint's parts lie, and their configs.
+
+    Attributes:
+        settings: the checkpoint's config.json.
+        scheduler: the base model's noise schedule; None for a distilled checkpoint, which has its
+            own.
+    """
+
+    settings: WorldStereoSettings
+    scheduler: Scheduler | None
 
     def schedule(self, steps: int | None = None) -> tuple[Schedule, str]:
         """Schedule and solver of so many steps: the distilled one, or the base model's."""
@@ -126,7 +137,7 @@ def open_official(
     if settings is None:
         raise InputError(
             f"{model}: is a plain Wan 2.1 model, whose config has no controlnet_cfg; a camera path "
-            "needs a WorldStereo checkpoint"
+            "needs a WorldStereo checkpoint, and worldstereo video runs this one"
         )
     # Now, not after the text encoder's gigabytes.
     config = opened.config
@@ -134,24 +145,34 @@ def open_official(
     base = base or settings.base_model
     if base is None:
         raise InputError(f"{model}: needs a base model for its VAE and encoders; name one")
-    has_image = config.image_width is not None
-    text = _text_config(base)
-    if text is not None:
-        check_text_encoder(config, text, str(model))
     return OfficialFiles(
         model=model,
         base=base,
         dinov2_source=dinov2,
         depth_source=depth,
         settings=settings,
-        denoiser=config,
-        vae=_config(base, "vae"),
-        text_encoder=text,
-        image_encoder=_image_encoder(base) if has_image else None,
         dinov2=None if dinov2 is None else _config(dinov2, "dinov2"),
         depth=None if depth is None else _metric(_config(depth, "depth"), str(depth)),
         scheduler=None if settings.dmd is not None else load_scheduler(base),
+        **open_around(model, base, config),
     )
+
+
+def open_around(model: PathOrId, base: PathOrId, config: ModelConfig) -> dict[str, typing.Any]:
+    """The fields of `ModelFiles` that a transformer's config and its base model's configs give.
+
+    Raises:
+        InputError: for every fault of the configs, by name.
+    """
+    text = _text_config(base)
+    if text is not None:
+        check_text_encoder(config, text, str(model))
+    return {
+        "denoiser": config,
+        "vae": _config(base, "vae"),
+        "text_encoder": text,
+        "image_encoder": _image_encoder(base) if config.image_width is not None else None,
+    }
 
 
 def _config(source: PathOrId, kind: str):
@@ -240,7 +261,7 @@ def _whole(mesh: Mesh | None) -> Placement:
 
 
 def load_official(
-    files: OfficialFiles,
+    files: ModelFiles,
     *,
     dtype: DTypeLike = "bfloat16",
     weights: str | None = None,
@@ -252,7 +273,7 @@ def load_official(
     """The parameters of a world's networks on the devices.
 
     Args:
-        files: of `open_official`.
+        files: of `open_official` or `open_video`.
         dtype: of the transformer's parameters; the small networks keep float32.
         weights: "int8" or "float8" brings its matrices into that type as they are read.
         mesh: devices that the transformer is split over; the others are on all of them.
@@ -272,7 +293,7 @@ def load_official(
 
 
 def device_bytes(
-    files: OfficialFiles,
+    files: ModelFiles,
     *,
     dtype: DTypeLike = "bfloat16",
     weights: str | None = None,
@@ -307,7 +328,7 @@ def device_bytes(
 
 
 def load_encoders(
-    files: OfficialFiles, *, mesh: Mesh | None = None, progress: bool = True
+    files: ModelFiles, *, mesh: Mesh | None = None, progress: bool = True
 ) -> OfficialParams:
     """The parameters of all networks but the transformer, which is left None.
 
@@ -334,7 +355,7 @@ def load_encoders(
 
 
 def text_states(
-    files: OfficialFiles,
+    files: ModelFiles,
     prompts: Sequence[str],
     *,
     dtype: DTypeLike = "bfloat16",
@@ -345,7 +366,7 @@ def text_states(
     """What the transformer receives of prompts; the text encoder is let go afterwards.
 
     Args:
-        files: of `open_official`.
+        files: of `open_official` or `open_video`.
         prompts: texts.
         dtype: of the text encoder's parameters and products.
         cache: folder in which states are kept; prompts found there need no encoder. None for none.
@@ -363,7 +384,7 @@ def text_states(
 
 
 def needs_text_encoder(
-    files: OfficialFiles,
+    files: ModelFiles,
     prompts: Sequence[str],
     *,
     dtype: DTypeLike = "bfloat16",
@@ -381,7 +402,7 @@ def _no_encoder() -> Encode:
 
 
 def open_text_cache(
-    files: OfficialFiles,
+    files: ModelFiles,
     cache: PathOrId,
     *,
     dtype: DTypeLike = "bfloat16",
@@ -409,14 +430,14 @@ def open_text_cache(
 
 
 def _text_cache(
-    files: OfficialFiles, cache: PathOrId, dtype: DTypeLike, make_encode: Callable[[], Encode]
+    files: ModelFiles, cache: PathOrId, dtype: DTypeLike, make_encode: Callable[[], Encode]
 ) -> TextCache:
     encoder = None if files.text_encoder is None else encoder_identity(files.base)
     return TextCache(cache, encoder, jnp.dtype(dtype).name, make_encode)
 
 
 def _make_encode(
-    files: OfficialFiles,
+    files: ModelFiles,
     dtype: DTypeLike,
     cache: PathOrId | None,
     mesh: Mesh | None,

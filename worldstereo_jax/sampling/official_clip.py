@@ -1,7 +1,6 @@
 """A clip of an official model: the transformer's inputs, the guided loop, the decoder."""
 
 import dataclasses
-import functools
 import typing
 from collections.abc import Callable
 
@@ -11,20 +10,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from worldstereo_jax.array_types import Array, Float, Key, PyTree
 from worldstereo_jax.models.clip_vision import CLIPVision, CLIPVisionConfig, clip_pixels
-from worldstereo_jax.models.wan_vae_clips import decode_clip, decode_frames
-from worldstereo_jax.models.wan_vae_tiles import decode_frames_sharded, decode_tiled
-from worldstereo_jax.sampling.guidance import guide_one_batch, guide_two_pass
-from worldstereo_jax.sampling.loop import sample
-from worldstereo_jax.sampling.official_conditions import OfficialConditions, tile_stride
+from worldstereo_jax.models.wan_vae_clips import decode_frames
+from worldstereo_jax.models.wan_vae_tiles import decode_frames_sharded
+from worldstereo_jax.sampling.guided_loop import sample_guided
+from worldstereo_jax.sampling.latent_clips import decode_clips
+from worldstereo_jax.sampling.official_conditions import OfficialConditions
 from worldstereo_jax.sampling.official_denoise import (
     denoise_official,
     reading_pattern,
     without_geometry,
 )
 from worldstereo_jax.sampling.official_world import MODEL_AXIS, OfficialWorld, Prompt
-from worldstereo_jax.sampling.solvers import SolverFactory, euler, unipc
-
-_SOLVERS: dict[str, SolverFactory] = {"unipc": unipc, "euler": euler}
 
 
 def image_tokens(
@@ -125,15 +121,9 @@ def sample_latent(
     on_step: Callable[[int], None] | None = None,
 ) -> Float[Array, "1 f lh lw 16"]:
     """`denoise_clip` from given noise."""
-    choices = world.choices
     velocity = velocity_function(world, params, conditions, image)
     text, negative = prompt.text[None], prompt.negative[None]
-    if choices.guidance == "none":
-        guided = functools.partial(velocity, text)
-    else:
-        guide = guide_one_batch if choices.guidance == "batched" else guide_two_pass
-        guided = guide(velocity, text, negative, choices.guidance_scale)
-    return sample(guided, noise, choices.schedule, _SOLVERS[choices.solver], on_step=on_step)
+    return sample_guided(world.choices, velocity, text, negative, noise, on_step=on_step)
 
 
 def decode_latent(
@@ -145,15 +135,10 @@ def decode_latent(
     clip that is not cut into tiles is decoded by every device.
     """
     tile, at_once = world.choices.vae_tile, world.choices.vae_frames
-    clips = latent[None] if world.frame_stride > 1 else latent[:, None]
-    if tile is not None:
-        frames = decode_tiled(
-            vae_params, clips, world.vae, tile=tile, stride=tile_stride(tile),
-            mesh=world.mesh, axis=MODEL_AXIS,
-        )  # fmt: skip
+    if tile is not None or world.frame_stride > 1:
+        clips = latent[None] if world.frame_stride > 1 else latent[:, None]
+        frames = decode_clips(vae_params, clips, world.vae, tile=tile, mesh=world.mesh)
         return frames.reshape(-1, *frames.shape[2:])
-    if world.frame_stride > 1:
-        return decode_clip(vae_params, clips, world.vae)[0]
     if world.mesh is None:
         return decode_frames(vae_params, latent[None], world.vae, at_once=at_once)[0]
     return decode_frames_sharded(

@@ -26,9 +26,10 @@ from worldstereo_jax.memory.retrieval import (
     select_references,
 )
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
-from worldstereo_jax.models.wan_vae_clips import encode_clip, encode_frames
-from worldstereo_jax.models.wan_vae_tiles import encode_frames_sharded, encode_tiled
+from worldstereo_jax.models.wan_vae_clips import encode_frames
+from worldstereo_jax.models.wan_vae_tiles import encode_frames_sharded
 from worldstereo_jax.models.worldstereo import MemoryEntries, WarpedMemory
+from worldstereo_jax.sampling.latent_clips import encode_clips, first_frame_condition
 from worldstereo_jax.sampling.official_world import MODEL_AXIS, OfficialWorld
 from worldstereo_jax.sampling.warp_reading import (
     CandidatePictures,
@@ -289,10 +290,8 @@ def encode_conditions(
     warped = None
     if pictures is not None and candidates is not None:
         warped = WarpedMemory(*candidate_features(candidates, pictures))
-    is_first = (jnp.arange(world.latent_frames) == 0).astype(condition.dtype)
-    mask = jnp.broadcast_to(is_first[:, None, None, None], (*condition.shape[:-1], 4))
     return OfficialConditions(
-        condition=jnp.concatenate([mask, condition], axis=-1),
+        condition=first_frame_condition(condition),
         render_latent=render_latent,
         render_mask=renders.render_mask,
         plucker=rays,
@@ -321,17 +320,13 @@ def encode_images(
     """Latents of images, each alone, whole or in tiles; either spread over a mesh's devices."""
     tile, at_once = world.choices.vae_tile, world.choices.vae_frames
     if tile is not None:
-        return _encode_tiled(world, vae_params, images[:, None], tile)[:, 0]
+        frames = images[:, None]
+        return encode_clips(vae_params, frames, world.vae, tile=tile, mesh=world.mesh)[:, 0]
     if world.mesh is not None:
         return encode_frames_sharded(
             vae_params, images[None], world.vae, world.mesh, axis=MODEL_AXIS, at_once=at_once
         )[0]
     return encode_frames(vae_params, images[None], world.vae, at_once=at_once)[0]
-
-
-def tile_stride(tile: int) -> int:
-    """Latent pixels from one tile to the next: three quarters of a tile, as officially."""
-    return max(1, 3 * tile // 4)
 
 
 def encode_video(
@@ -346,19 +341,8 @@ def _encode_clip(
     world: OfficialWorld, vae_params: PyTree, clip: Float[Array, "F h w 3"]
 ) -> Float[Array, "f lh lw 16"]:
     """Latents of a clip whose frames follow each other: whole, or in tiles that devices share."""
-    tile = world.choices.vae_tile
-    if tile is None:
-        return encode_clip(vae_params, clip[None], world.vae)[0]
-    return _encode_tiled(world, vae_params, clip[None], tile)[0]
-
-
-def _encode_tiled(
-    world: OfficialWorld, vae_params: PyTree, clips: Float[Array, "b F h w 3"], tile: int
-) -> Float[Array, "b f lh lw 16"]:
-    stride = tile_stride(tile)
-    return encode_tiled(
-        vae_params, clips, world.vae, tile=tile, stride=stride, mesh=world.mesh, axis=MODEL_AXIS
-    )
+    tile, mesh = world.choices.vae_tile, world.mesh
+    return encode_clips(vae_params, clip[None], world.vae, tile=tile, mesh=mesh)[0]
 
 
 def _encode_pictures(

@@ -25,8 +25,8 @@ from worldstereo_jax.models.quantised import quantised_model
 from worldstereo_jax.models.umt5 import UMT5Config
 from worldstereo_jax.models.wan_vae import WanVAEConfig
 from worldstereo_jax.models.worldstereo import WorldStereo
+from worldstereo_jax.sampling.guided_loop import LoopChoices, check_choice
 from worldstereo_jax.sampling.reading import READING, Reading
-from worldstereo_jax.sampling.schedules import Schedule
 from worldstereo_jax.sampling.warp_reading import WARPED_CHANNELS
 from worldstereo_jax.sampling.world import RolloutConfig
 
@@ -39,11 +39,9 @@ ENTRY_TOKENS = 2048
 """Most surface entries that a clip attends to, where the model reads them: at full size a twentieth
 of its tokens."""
 CHOICES = {
-    "guidance": ("none", "batched", "two-pass"),
     "retrieval": ("official", "coverage"),
     "attention": ("dense", "correspondence"),
     "latent_condition": ("full_vae", "first_frame_only"),
-    "solver": ("unipc", "euler"),
 }
 
 
@@ -79,14 +77,10 @@ MENDED_QUIRKS = Quirks(
 
 
 @dataclasses.dataclass(frozen=True)
-class OfficialChoices:
-    """How clips are made.
+class OfficialChoices(LoopChoices):
+    """How clips are made: the loop's choices, and what it is told.
 
     Attributes:
-        schedule: noise levels and timesteps.
-        solver: "unipc", or "euler" for the distilled models too.
-        guidance: "none"; "batched": both texts in one evaluation; "two-pass": one after the other.
-        guidance_scale: factor on the difference between the two.
         latent_condition: what the condition latent holds behind frame 0. "full_vae": the latent of
             the image followed by mid-grey frames, as one causal clip; "first_frame_only": the
             latent of a mid-grey image, repeated.
@@ -99,10 +93,6 @@ class OfficialChoices:
         quirks: slips of the official code.
     """
 
-    schedule: Schedule
-    solver: str = "unipc"
-    guidance: str = "batched"
-    guidance_scale: float = 5.0
     latent_condition: str = "full_vae"
     retrieval: str = "official"
     attention: str = "dense"
@@ -111,11 +101,9 @@ class OfficialChoices:
     quirks: Quirks = OFFICIAL_QUIRKS
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(
-                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}"
-                )
+            check_choice(name, getattr(self, name), allowed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,22 +152,7 @@ class OfficialWorld:
                 f"{self.name}: a plain video model without a control branch follows no camera "
                 "path; give a WorldStereo checkpoint"
             )
-        if (vae.z_dim, vae.spatial_stride) != (LATENT_CHANNELS, LATENT_STRIDE):
-            raise InputError(
-                f"{self.name}: the vae has {vae.z_dim} channels and {vae.spatial_stride} pixels "
-                f"per latent pixel, expected {LATENT_CHANNELS} and {LATENT_STRIDE}"
-            )
-        image = None if self.image_encoder is None else self.image_encoder.hidden_size
-        if model.image_width != image:
-            raise InputError(
-                f"{self.name}: the image encoder has {image} channels, the transformer expects "
-                f"{model.image_width}"
-            )
-        if rollout.height % TOKEN_SIDE or rollout.width % TOKEN_SIDE:
-            raise InputError(
-                f"{self.name}: clips of {rollout.height} x {rollout.width} pixels, expected "
-                f"multiples of {TOKEN_SIDE}"
-            )
+        check_networks(self.name, model, vae, self.image_encoder, (rollout.height, rollout.width))
         stride = model.control.mask_downsample
         if stride not in (1, vae.temporal_stride) or (rollout.frames - 1) % stride:
             raise InputError(
@@ -200,20 +173,7 @@ class OfficialWorld:
     @property
     def transformer(self) -> nn.Module:
         """The module of the denoiser's parameters."""
-        if self.weights is None:
-            return WorldStereo(self.denoiser, self._attention_sharding)
-        return quantised_model(self.denoiser, self.weights, self._attention_sharding)
-
-    @property
-    def _attention_sharding(self) -> AttentionSharding | None:
-        """By heads where they divide among the devices, in both branches; else by queries."""
-        if self.mesh is None:
-            return None
-        control = self.denoiser.control
-        heads = [self.denoiser.num_heads, *([control.num_heads] if control else [])]
-        if any(count % self.mesh.shape[MODEL_AXIS] for count in heads):
-            return AttentionSharding(self.mesh, queries=MODEL_AXIS)
-        return AttentionSharding(self.mesh, heads=MODEL_AXIS)
+        return video_transformer(self.denoiser, self.weights, self.mesh)
 
     @property
     def frame_stride(self) -> int:
@@ -238,6 +198,57 @@ class OfficialWorld:
             side // LATENT_STRIDE for side in (self.rollout.height, self.rollout.width)
         )
         return self.latent_frames, rows, columns, LATENT_CHANNELS
+
+
+def check_networks(
+    name: str,
+    model: ModelConfig,
+    vae: WanVAEConfig,
+    image_encoder: CLIPVisionConfig | None,
+    size: tuple[int, int],
+) -> None:
+    """Refuse networks that do not fit each other, or the height and width of their clips.
+
+    Raises:
+        InputError: beginning with the model's name.
+    """
+    if (vae.z_dim, vae.spatial_stride) != (LATENT_CHANNELS, LATENT_STRIDE):
+        raise InputError(
+            f"{name}: the vae has {vae.z_dim} channels and {vae.spatial_stride} pixels "
+            f"per latent pixel, expected {LATENT_CHANNELS} and {LATENT_STRIDE}"
+        )
+    image = None if image_encoder is None else image_encoder.hidden_size
+    if model.image_width != image:
+        raise InputError(
+            f"{name}: the image encoder has {image} channels, the transformer expects "
+            f"{model.image_width}"
+        )
+    if any(side % TOKEN_SIDE for side in size):
+        raise InputError(
+            f"{name}: clips of {size[0]} x {size[1]} pixels, expected multiples of {TOKEN_SIDE}"
+        )
+
+
+def video_transformer(model: ModelConfig, weights: str | None, mesh: Mesh | None) -> nn.Module:
+    """The module of a transformer's parameters.
+
+    Attention is split by heads where they divide among the devices, in both branches; else by
+    queries.
+
+    Args:
+        model: sizes.
+        weights: type that its matrices are kept in, see `models.quantised`; None for their own.
+        mesh: devices that share the work along `MODEL_AXIS`, None for one.
+    """
+    sharding = None
+    if mesh is not None:
+        heads = [model.num_heads, *([model.control.num_heads] if model.control else [])]
+        divide = all(count % mesh.shape[MODEL_AXIS] == 0 for count in heads)
+        split = {"heads" if divide else "queries": MODEL_AXIS}
+        sharding = AttentionSharding(mesh, **split)
+    if weights is None:
+        return WorldStereo(model, sharding)
+    return quantised_model(model, weights, sharding)
 
 
 def check_text_encoder(model: ModelConfig, encoder: UMT5Config, name: str) -> None:

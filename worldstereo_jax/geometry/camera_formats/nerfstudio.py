@@ -93,8 +93,16 @@ def read_nerfstudio(
     )
 
 
-def write_nerfstudio(path: str | os.PathLike[str], cameras: PosedCameras) -> None:
-    """Write a file; the cameras must have a size and lenses without skew."""
+def write_nerfstudio(
+    path: str | os.PathLike[str], cameras: PosedCameras, *, points: str | None = None
+) -> None:
+    """Write a file; the cameras must have a size and lenses without skew.
+
+    Args:
+        path: the file.
+        cameras: named by their images, beside the file.
+        points: name of a .ply file beside it, in the cameras' world; None for none.
+    """
     assert cameras.size is not None
     assert cameras.intrinsics is not None
     c2w = inverse(cameras.w2c) @ TURN_AXES
@@ -104,6 +112,8 @@ def write_nerfstudio(path: str | os.PathLike[str], cameras: PosedCameras) -> Non
         "w": cameras.size[1],
         "h": cameras.size[0],
     }
+    if points is not None:
+        content["ply_file_path"] = points
     if shared:
         content |= _fields(cameras.intrinsics[0])
     content["frames"] = [
