@@ -41,8 +41,8 @@ _FRINGE = 0.3  # splat widths by which a surface is drawn beyond its silhouette,
 _SPARSEST = 3.0  # spacing beyond which a surface is left open
 _STEEPEST = 0.25  # share of depth by which a tangent plane may change within a splat
 # Views that look through an entry, per view that saw it, from which on it gives way; the confidence
-# of what it gives way to, twice what it can have itself; and the pixels over which that is sought.
-_OUTVOTED, _TRUSTED, _SHARED = 0.8, 0.6, 4
+# of what it gives way to, as much as it can have itself; and the pixels over which that is sought.
+_OUTVOTED, _TRUSTED, _SHARED = 0.8, 0.3, 4
 _AROUND_PANE = 12  # pixels on either side over which a pane and what is behind it have their mean
 _BAND = 16  # rows worked on at once, so that what every pixel's candidates hold stays small
 
