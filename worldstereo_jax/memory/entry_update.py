@@ -91,9 +91,10 @@ def update_entries(
     Entries that the frame shows are fused with it (row S12): position, normal and features are
     means weighted by what each frame knows, so errors fall as one over the root of their number.
     Entries that it contradicts lose confidence. What lies within the footprint of no such entry is
-    inserted, in one scatter (row S11); what finds no room is counted. A frame whose view an entry
-    has already answered changes nothing there, so the same frame twice changes nothing. That needs
-    a bit for the view: frames whose number is beyond the bitset are counted in `uncounted`.
+    inserted, in one scatter (row S11), with what stored entries say against it (`entry_witness`);
+    what finds no room is counted. A frame whose view an entry has already answered changes nothing
+    there, so the same frame twice changes nothing. That needs a bit for the view: frames whose
+    number is beyond the bitset are counted in `uncounted`.
 
     Args:
         bank: may be donated by the caller's jit.
