@@ -24,7 +24,7 @@ from worldstereo_jax.geometry.products import product
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_appearance import appearance_change
 from worldstereo_jax.memory.entry_features import PYRAMID, Level
-from worldstereo_jax.memory.entry_views import see_through
+from worldstereo_jax.memory.entry_views import count_views, see_through
 from worldstereo_jax.memory.surface import inverse_depth, inverse_intrinsics
 from worldstereo_jax.memory.warping import Warped
 
@@ -334,9 +334,12 @@ def _refuted(
     """Entries that hide what more views saw through them (row S12).
 
     About as many views looked through the entry as saw it, and around where it falls there is a
-    farther surface that is trusted. What no view looked through is shown, however few saw it.
+    farther surface that is trusted. What no view looked through is shown, however few saw it, and
+    so is what one alone did: of two views that contradict each other, either may be wrong.
     """
     doubtful = bank.through > _OUTVOTED * bank.support
+    # One vote is 1 at most, which tells two views where there are no bits for them.
+    doubtful &= (count_views(bank.denied) > 1) | (bank.through > 1.0)
     trusted = ~doubtful & (bank.confidence >= _TRUSTED) & (splats.inverse > 0)
     x, y = splats.place[:, 0], splats.place[:, 1]
     inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
