@@ -272,6 +272,14 @@ STORED = (
     ),
     mutation(
         12,
+        "memory.entry_update:hear_witnesses",
+        "earlier views say nothing of what a frame adds",
+        gives_back(0),
+        "memory/test_entry_witness.py::test_of_two_views_the_earlier_says_what_it_would_say_later",
+        "memory/test_entry_witness.py::test_one_wrong_view_of_six_is_voted_down_whenever_it_comes",
+    ),
+    mutation(
+        12,
         "memory.entry_warp:_refuted",
         "what most views looked through hides what is behind",
         then(zeros),
@@ -280,7 +288,7 @@ STORED = (
     ),
     mutation(
         12,
-        "memory.visibility:_refuted",
+        "memory.visibility:refuted_points",
         "no view contradicts another",
         then(zeros),
         "memory/test_visibility.py::test_wrong_depth_in_one_view_is_voted_down",

@@ -204,10 +204,9 @@ UPKEEP = (
         "memory.entry_match:_line_is_crossed",
         "what is hidden is contradicted",
         lambda original: (
-            lambda bank, surface, behind, *, gate: (
-                behind,
-                behind.astype(jnp.float32),
-            )
+            lambda bank, surface, behind, *, gate: original(
+                bank, surface, behind, gate=gate
+            )._replace(crossed=behind, confidence=behind.astype(jnp.float32))
         ),
         "memory/test_entry_update.py::test_what_is_hidden_is_not_punished",
     ),

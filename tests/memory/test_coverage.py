@@ -59,6 +59,18 @@ def test_the_choice_is_the_greedy_one(memory, room):
     assert np.maximum(*(shown[v] for v in wanted[:2])).sum() > 0.7 * shown.max(0).sum()
 
 
+@pytest.mark.row("S12")
+@pytest.mark.row("S26")
+def test_a_view_whose_depth_others_refute_earns_nothing_and_hides_nothing(memory, room):
+    targets = room.target.w2c, room.target.intrinsics
+    right = np.asarray(view_coverage(memory, *targets))
+    nearer = memory.replace(depth=memory.depth.at[1].multiply(0.8))
+    found = np.asarray(view_coverage(nearer, *targets))
+    assert found[:, 1].sum() < 0.1 * right[:, 1].sum()
+    others = [0, 2, 3]
+    assert found[:, others].sum() > 0.9 * right[:, others].sum()
+
+
 @pytest.mark.row("S34")
 def test_a_view_of_what_is_hidden_earns_nothing(room):
     """A camera behind the near box, which looks at its back and the wall hidden by it."""

@@ -10,6 +10,7 @@ from tests.memory import entry_scene as es
 from worldstereo_jax.memory.entries import EntryConfig, init_entries
 from worldstereo_jax.memory.entry_features import pyramid_widths
 from worldstereo_jax.memory.entry_prune import prune_entries
+from worldstereo_jax.memory.entry_update import rate_entries
 from worldstereo_jax.memory.entry_warp import warp_entries
 
 
@@ -66,6 +67,9 @@ def test_what_most_views_looked_through_hides_nothing_and_what_none_did_is_drawn
     for present, stands in (((0, 3, 6, 9), False), ((9,), True)):
         taken, told, middle = es.with_box(images, depth, w2c, present)
         bank = es.build(es.frames(taken, es.noisy(told), w2c))
+        if stands:
+            unasked = jnp.zeros_like(bank.against)
+            bank = rate_entries(bank.replace(against=unasked, through=unasked), es.RULE)
         view = 9 if stands else 8
         drawn = _drawn(bank, w2c[view])
         covered = np.asarray(drawn.mask) < 0.5

@@ -3,7 +3,8 @@
 Unlike the overlap of frustum boxes, this knows about occlusion and distance: stored surface points
 are z-buffered into coarse cells of every target frame, a view earns a cell by showing the cell's
 front surface, the more the finer it resolves it and the surer its depth is, and views are chosen
-greedily for what they add.
+greedily for what they add. Points that other views refute are left out here as in the warp: they
+would hide what the target sees, and earn their view what it does not show.
 """
 
 import typing
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.geometry.frame_check import check_cameras
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
-from worldstereo_jax.memory.surface import inverse_depth, pixel_transfer, tangent_planes
+from worldstereo_jax.memory.surface import pixel_transfer
 from worldstereo_jax.memory.transfer import (
     carry,
     determinant,
@@ -22,6 +23,9 @@ from worldstereo_jax.memory.transfer import (
     stretches,
     surface_jacobian,
 )
+from worldstereo_jax.memory.visibility import refuted_points, stored_surfaces
+
+_SAME = 0.02  # share of depth within which two views show one surface, as in `warping.warp_views`
 
 
 class Retrieved(typing.NamedTuple):
@@ -56,20 +60,28 @@ def view_coverage(
         tolerance: relative depth behind the front surface that still counts as that surface.
 
     Returns:
-        0 where a view does not show the cell, or only the back of its surface; else the view's
-        resolution there over the target's, at most 1, times its confidence. Resolution is that
-        along the direction in which it is least: of what is seen at a slant, along the slant.
+        0 where a view does not show the cell, or only the back of its surface, or what other views
+        refute as they do for the warp (row S12); else the view's resolution there over the
+        target's, at most 1, times its confidence. Resolution is that along the direction in which
+        it is least: of what is seen at a slant, along the slant.
     """
     check_cameras(w2c, intrinsics, leading=("f",))
     views, height, width = memory.depth.shape
     rows, columns = -(-height // cell), -(-width // cell)
-    inverse = jnp.where(memory.valid[:, None, None], inverse_depth(memory.depth), 0.0)
-    planes = jax.vmap(tangent_planes)(inverse)
+    surfaces = stored_surfaces(
+        memory.depth,
+        memory.confidence,
+        memory.w2c,
+        memory.intrinsics,
+        memory.valid,
+        tolerance=_SAME,
+    )
+    refuted = refuted_points(surfaces, tolerance=_SAME, start=stride // 2, step=stride)
     thin = (..., slice(stride // 2, None, stride), slice(stride // 2, None, stride))
     grid = [part[thin] for part in grid_parts(height, width)]
-    slope = [planes[..., i][thin] for i in (0, 1)]
-    inverse, confidence = inverse[thin], memory.confidence[thin]
-    usable = (inverse > 0) & (confidence > 0)
+    slope = [surfaces.table[..., i][thin] for i in (0, 1)]
+    inverse, confidence = surfaces.inverse[thin], memory.confidence[thin]
+    usable = (inverse > 0) & (confidence > 0) & ~refuted
     view = jnp.broadcast_to(jnp.arange(views)[:, None, None], inverse.shape)
 
     def one_frame(camera: tuple[Array, Array]) -> Array:

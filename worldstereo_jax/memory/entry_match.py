@@ -18,10 +18,12 @@ from worldstereo_jax.memory.entry_frame import (
     surface_points,
 )
 
+APART = 3.0
+"""Gates between a surface and an entry that cannot be the same."""
+
 # Cosine between two lines of sight beyond which they are held to see the two sides of one wall: no
 # normals are asked, which noise turns, and which change with every frame.
 _BACK = -0.5
-_APART = 3.0  # gates between a surface and an entry that cannot be the same
 _MARCH = 8  # steps along an entry's line of sight
 _BISECT = 6  # halvings of the step in which that line meets a surface
 
@@ -38,6 +40,9 @@ class Sighting:
     point [n, 3]: where the entry's ray meets the frame's surface. normal [n, 3]: of that surface.
     pixel [n, 2]. depth [n]: of that point. edge [n]: 1 beside a jump of its depth. footprint [n]:
     world size of one pixel there. direction [n, 3]: unit, to the camera. distance [n]: to it.
+    crossing [n, 2]: pixel of the point in which the line along which the entry was seen crosses the
+    surface. along [n]: distance of that point from the camera that saw the entry, as a share of the
+    entry's; 1 where the line crosses no surface.
     """
 
     agrees: Bool[Array, "n"]
@@ -53,6 +58,8 @@ class Sighting:
     footprint: Float[Array, "n"]
     direction: Float[Array, "n 3"]
     distance: Float[Array, "n"]
+    crossing: Float[Array, "n 2"]
+    along: Float[Array, "n"]
 
 
 def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sighting:
@@ -76,15 +83,18 @@ def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sig
     through = (before_all * (1.0 + gate) < 1.0) | ((sample.edge == 0) & (ratio < 1.0 - gate))
     through &= known
     behind = known & (ratio > 1.0 + gate)
-    blocked, blocking = _line_is_crossed(bank, surface, behind, gate=gate)
-    far = 1.0 + _APART * gate
+    line = _line_is_crossed(bank, surface, behind, gate=gate)
+    blocked = line.crossed
+    far = 1.0 + APART * gate
     depth = 1.0 / jnp.where(known, sample.inverse, 1.0)
     return Sighting(
         agrees=agrees,
         denies=through | blocked,
         through=through,
         apart=(through & (before_all * far < 1.0)) | (blocked & (ratio > far)),
-        weight=jnp.where(blocked, blocking, jnp.where(agrees | through, sample.confidence, 0.0)),
+        weight=jnp.where(
+            blocked, line.confidence, jnp.where(agrees | through, sample.confidence, 0.0)
+        ),
         point=surface_points(surface, sample),
         normal=sample.normal,
         pixel=sample.pixel,
@@ -93,18 +103,32 @@ def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sig
         footprint=depth / surface.focal,
         direction=direction,
         distance=distance,
+        crossing=line.pixel,
+        along=line.along,
     )
+
+
+class _Crossing(typing.NamedTuple):
+    """Where n lines of sight cross a surface: `pixel` and `along` as in `Sighting`.
+
+    confidence: of the surface there, 0 where the line crosses none.
+    """
+
+    crossed: Bool[Array, "n"]
+    confidence: Float[Array, "n"]
+    pixel: Float[Array, "n 2"]
+    along: Float[Array, "n"]
 
 
 def _line_is_crossed(
     bank: EntryBank, surface: FrameSurface, behind: Bool[Array, " n"], *, gate: float
-) -> tuple[Bool[Array, " n"], Float[Array, " n"]]:
-    """Whether the frame's surface cuts the line from an entry behind it to its camera.
+) -> _Crossing:
+    """Whether and where the frame's surface cuts the line from an entry behind it to its camera.
 
     The line leaves the surface's shadow either through the surface, which contradicts the entry,
     or past its silhouette, which is an ordinary occlusion. The step in which it comes out is
     halved until the two differ: on the surface the line's depth and the frame's are equal just
-    before and just after; at a silhouette they jump. Returns that and the surface's confidence.
+    before and just after; at a silhouette they jump.
     """
     line = bank.eye - bank.anchor
 
@@ -135,7 +159,12 @@ def _line_is_crossed(
     both = (before.confidence > 0) & (after.confidence > 0)
     continuous = (jnp.abs(before.ratio - 1.0) < gate) & (jnp.abs(after.ratio - 1.0) < gate)
     crossed = came_out & both & continuous
-    return crossed, jnp.where(crossed, jnp.minimum(before.confidence, after.confidence), 0.0)
+    return _Crossing(
+        crossed=crossed,
+        confidence=jnp.where(crossed, jnp.minimum(before.confidence, after.confidence), 0.0),
+        pixel=jnp.where(crossed[:, None], after.pixel, 0.0),
+        along=jnp.where(crossed, 1.0 - high, 1.0),
+    )
 
 
 def _towards(

@@ -36,6 +36,7 @@ from worldstereo_jax.memory.entry_views import (
     set_view,
     standing_against,
 )
+from worldstereo_jax.memory.entry_witness import hear_witnesses
 from worldstereo_jax.memory.surface import tangent_planes
 
 # Grazing views give a feature at least this share of a frontal view's weight.
@@ -90,9 +91,10 @@ def update_entries(
     Entries that the frame shows are fused with it (row S12): position, normal and features are
     means weighted by what each frame knows, so errors fall as one over the root of their number.
     Entries that it contradicts lose confidence. What lies within the footprint of no such entry is
-    inserted, in one scatter (row S11); what finds no room is counted. A frame whose view an entry
-    has already answered changes nothing there, so the same frame twice changes nothing. That needs
-    a bit for the view: frames whose number is beyond the bitset are counted in `uncounted`.
+    inserted, in one scatter (row S11), with what stored entries say against it (`entry_witness`);
+    what finds no room is counted. A frame whose view an entry has already answered changes nothing
+    there, so the same frame twice changes nothing. That needs a bit for the view: frames whose
+    number is beyond the bitset are counted in `uncounted`.
 
     Args:
         bank: may be donated by the caller's jit.
@@ -319,7 +321,10 @@ def _measure(
 def _propose(
     part: EntryBank, frame: EntryFrame, surface: FrameSurface, sighting: Sighting, rule: EntryRule
 ) -> tuple[EntryBank, Bool[Array, " m"]]:
-    """The frame's own entries, one per site, and which of them are new (row S11)."""
+    """The frame's own entries, one per site, and which of them are new (rows S11, S12).
+
+    Against them counts what stored entries say, as if the views of those had come after this one.
+    """
     start, step = rule.stride // 2, rule.stride
     inverse = surface.inverse[start::step, start::step]
     confidence = surface.confidence[start::step, start::step]
@@ -353,11 +358,23 @@ def _propose(
         footprint=depth / surface.focal,
         direction=away / jnp.where(distance > 0, distance, 1.0)[:, None],
         distance=distance,
+        crossing=pixel,
+        along=jnp.ones_like(depth),
     )
     own = dataclasses.replace(own, footprint=jnp.where(known, own.footprint, 1.0))
     entries = _measure(frame, own, jnp.zeros_like(point), rule)
     bits = jnp.zeros((known.shape[0], part.views.shape[-1]), jnp.uint32)
     entries = dataclasses.replace(entries, views=set_view(bits, frame.view, known), denied=bits)
+    entries = hear_witnesses(
+        entries,
+        part,
+        sighting,
+        view=frame.view,
+        shape=shape,
+        stride=step,
+        gate=rule.gate,
+        noise=rule.noise,
+    )
     return rate_entries(entries, rule), new.reshape(-1)
 
 

@@ -24,7 +24,7 @@ from worldstereo_jax.geometry.products import product
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_appearance import appearance_change
 from worldstereo_jax.memory.entry_features import PYRAMID, Level
-from worldstereo_jax.memory.entry_views import see_through
+from worldstereo_jax.memory.entry_views import count_views, see_through
 from worldstereo_jax.memory.surface import inverse_depth, inverse_intrinsics
 from worldstereo_jax.memory.warping import Warped
 
@@ -41,8 +41,8 @@ _FRINGE = 0.3  # splat widths by which a surface is drawn beyond its silhouette,
 _SPARSEST = 3.0  # spacing beyond which a surface is left open
 _STEEPEST = 0.25  # share of depth by which a tangent plane may change within a splat
 # Views that look through an entry, per view that saw it, from which on it gives way; the confidence
-# of what it gives way to, twice what it can have itself; and the pixels over which that is sought.
-_OUTVOTED, _TRUSTED, _SHARED = 0.8, 0.6, 4
+# of what it gives way to, as much as it can have itself; and the pixels over which that is sought.
+_OUTVOTED, _TRUSTED, _SHARED = 0.8, 0.3, 4
 _AROUND_PANE = 12  # pixels on either side over which a pane and what is behind it have their mean
 _BAND = 16  # rows worked on at once, so that what every pixel's candidates hold stays small
 
@@ -334,9 +334,12 @@ def _refuted(
     """Entries that hide what more views saw through them (row S12).
 
     About as many views looked through the entry as saw it, and around where it falls there is a
-    farther surface that is trusted. What no view looked through is shown, however few saw it.
+    farther surface that is trusted. What no view looked through is shown, however few saw it, and
+    so is what one alone did: of two views that contradict each other, either may be wrong.
     """
     doubtful = bank.through > _OUTVOTED * bank.support
+    # One vote is 1 at most, which tells two views where there are no bits for them.
+    doubtful &= (count_views(bank.denied) > 1) | (bank.through > 1.0)
     trusted = ~doubtful & (bank.confidence >= _TRUSTED) & (splats.inverse > 0)
     x, y = splats.place[:, 0], splats.place[:, 1]
     inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)

@@ -105,12 +105,28 @@ def prepare_views(
 ) -> SurfaceViews:
     """Surfaces of the views, without pixels between two surfaces, refuted ones and invalid views.
 
-    A pixel is refuted when more confidence looks through its point than shows it, its own
-    included: wrong depth in one view is voted down wherever two others look there (row S12).
-
     Arguments as in `warping.warp_views`; `tolerance` is the share of depth within which two
     neighbouring pixels continue one surface, and two views show the same one.
     """
+    views = stored_surfaces(depth, confidence, w2c, intrinsics, valid, tolerance=tolerance)
+    stands = ~refuted_points(views, tolerance=tolerance)
+    return dataclasses.replace(
+        views,
+        inverse=jnp.where(stands, views.inverse, 0.0),
+        table=jnp.where(stands[..., None], views.table, 0.0),
+    )
+
+
+def stored_surfaces(
+    depth: Float[Array, "v h w"],
+    confidence: Float[Array, "v h w"],
+    w2c: Float[Array, "v 4 4"],
+    intrinsics: Float[Array, "v 3 3"],
+    valid: Bool[Array, "v"],
+    *,
+    tolerance: float,
+) -> SurfaceViews:
+    """`prepare_views` before the views judge each other: refuted pixels are still there."""
     # Single precision, as everything that loops over the views carries.
     depth, confidence = jnp.asarray(depth, jnp.float32), jnp.asarray(confidence, jnp.float32)
     inverse = jnp.where(valid[:, None, None], inverse_depth(depth), 0.0)
@@ -121,31 +137,34 @@ def prepare_views(
     smooth = jax.vmap(functools.partial(one_surface, tolerance=2.0 * tolerance))(inverse, planes)
     beside = jax.vmap(functools.partial(nearer_beside, tolerance=2.0 * tolerance))(inverse, planes)
     held = [planes, jnp.where(keep, confidence, 0.0)[..., None], beside[..., None]]
-    views = SurfaceViews(
+    return SurfaceViews(
         inverse=inverse,
         table=jnp.concatenate(held, -1),
         smooth=smooth,
         w2c=jnp.asarray(w2c, jnp.float32),
         intrinsics=jnp.asarray(intrinsics, jnp.float32),
     )
-    stands = ~_refuted(views, tolerance)
-    return dataclasses.replace(
-        views,
-        inverse=jnp.where(stands, inverse, 0.0),
-        table=jnp.where(stands[..., None], views.table, 0.0),
-    )
 
 
-def _refuted(views: SurfaceViews, tolerance: float) -> Bool[Array, "v h w"]:
-    """Points which more confidence looks through than shows, their own view's included."""
+def refuted_points(
+    views: SurfaceViews, *, tolerance: float, start: int = 0, step: int = 1
+) -> Bool[Array, "v rows columns"]:
+    """Points which more confidence looks through than shows, their own view's included.
 
-    def of_view(view: tuple[Array, Array, Array]) -> Bool[Array, "h w"]:
+    So wrong depth in one view is voted down wherever two others look there (row S12). Asked of
+    every `step`-th pixel from `start` on, along both axes.
+    """
+    thin = (..., slice(start, None, step), slice(start, None, step))
+    grid = [part[thin] for part in grid_parts(*views.inverse.shape[1:])]
+
+    def of_view(view: tuple[Array, Array, Array]) -> Bool[Array, "rows columns"]:
         inverse, w2c, intrinsics = view
-        support, against = _votes(views, _to_views(views, w2c, intrinsics), inverse, tolerance)
+        transfer = _to_views(views, w2c, intrinsics)
+        support, against = _votes(views, transfer, grid, inverse, tolerance)
         return against > support
 
     # One view after the other: all at once would take the memory of that many targets.
-    return lax.map(of_view, (views.inverse, views.w2c, views.intrinsics))
+    return lax.map(of_view, (views.inverse[thin], views.w2c, views.intrinsics))
 
 
 def visible_surface(
@@ -167,9 +186,11 @@ def visible_surface(
     transfer = _to_views(views, target_w2c, target_intrinsics)
     proposals = splat_proposals(views, target_w2c, target_intrinsics, height=height, width=width)
 
+    grid = grid_parts(height, width)
+
     def confirm(best: Float[Array, "h w"], proposal: Float[Array, "h w"]):
         inverse = _intersect(views, transfer, proposal, tolerance)
-        support, against = _votes(views, transfer, inverse, tolerance)
+        support, against = _votes(views, transfer, grid, inverse, tolerance)
         good = (support > 0) & (against <= support)
         return jnp.where(good, jnp.maximum(best, inverse), best), None
 
@@ -272,11 +293,12 @@ def _intersect(
 def _votes(
     views: SurfaceViews,
     transfer: tuple[Float[Array, "v 3 3"], Float[Array, "v 3"]],
+    grid: Parts,
     inverse: Float[Array, "h w"],
     tolerance: float,
 ) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
     """Confidence of the views that show the surface, and of those that see through it."""
-    q = carry(*transfer, grid_parts(*inverse.shape), inverse[None])
+    q = carry(*transfer, grid, inverse[None])
     found = _read(views, q, (inverse > 0)[None])
     agrees, violates, _ = _compare(q, found, inverse, tolerance)
     support = jnp.where(agrees, found.confidence, 0.0).sum(0)
