@@ -28,6 +28,7 @@ def clip():
         cameras=Cameras(w2c=normal(2, 4, 4), intrinsics=normal(2, 3, 3)),
         guidance=Renders(normal(2, 4, 6, 3), normal(2, 4, 6), normal(2, 4, 6)),
         views=ChosenViews(jnp.array([3]), jnp.array([1]), jnp.array([True])),
+        inherited=normal(2, 4, 6),
     )
 
 

@@ -118,14 +118,17 @@ def _goes_on(scene, memory, frame: int) -> list[WorldMemory]:
     config = dataclasses.replace(ROLLOUT, frames=2, keyframes=1)
     cameras = Cameras(w2c=scene["w2c"][part], intrinsics=scene["intrinsics"][part])
     video, depth = scene["image"][part], scene["depth"][part]
-    clip = Clip(video, depth, cameras, None)
+    nothing = jnp.zeros_like(depth)
+    clip = Clip(video, depth, cameras, None, nothing)
     world = dataclasses.replace(WORLD, rollout=config)
     compiled = types.SimpleNamespace(config=config)
     official = types.SimpleNamespace(world=world)
     return [
         write_back(world, memory, clip),
         CompiledRollout.remember(compiled, memory, clip),
-        OfficialRollout.remember(official, memory, OfficialClip(video, depth, cameras, None, None)),
+        OfficialRollout.remember(
+            official, memory, OfficialClip(video, depth, cameras, None, None, nothing)
+        ),
     ]
 
 

@@ -35,6 +35,7 @@ class Sighting:
     entry at something behind, or shows a surface across the line along which the entry was seen.
     through [n]: the former of the two. apart [n]: either, by so much that entry and surface are
     two things and not one whose depth was told badly. weight [n]: confidence of the statement.
+    measured [n]: the frame's depth there is its own and was not read from the memory.
     point [n, 3]: where the entry's ray meets the frame's surface. normal [n, 3]: of that surface.
     pixel [n, 2]. depth [n]: of that point. edge [n]: 1 beside a jump of its depth. footprint [n]:
     world size of one pixel there. direction [n, 3]: unit, to the camera. distance [n]: to it.
@@ -45,6 +46,7 @@ class Sighting:
     through: Bool[Array, "n"]
     apart: Bool[Array, "n"]
     weight: Float[Array, "n"]
+    measured: Bool[Array, "n"]
     point: Float[Array, "n 3"]
     normal: Float[Array, "n 3"]
     pixel: Float[Array, "n 2"]
@@ -62,8 +64,9 @@ def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sig
     of it by more than that it is looked through, which denies it: depth a little too near would
     otherwise be neither corrected nor doubted, and hide what is there. Behind the surface it is
     hidden, which says nothing, unless the surface also lies across the line along which the entry
-    is said to have been seen: then one of the two is wrong. Beside a jump of depth it is open
-    which side of it a pixel shows, and only what is in front of all around is looked through.
+    is said to have been seen: then one of the two is wrong. Beside a jump of depth it is open which
+    side of it a pixel shows, and only what is in front of all around is looked through. Depth that
+    was read from the memory itself is no witness against another part of it: it denies nothing.
     """
     sample = sample_surface_at(surface, bank.anchor)
     known = bank.valid & (sample.confidence > 0)
@@ -74,7 +77,7 @@ def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sig
     agrees = known & (jnp.abs(ratio - 1.0) <= gate) & (facing > _BACK)
     before_all = sample.depth * sample.nearest
     through = (before_all * (1.0 + gate) < 1.0) | ((sample.edge == 0) & (ratio < 1.0 - gate))
-    through &= known
+    through &= known & sample.measured
     behind = known & (ratio > 1.0 + gate)
     blocked, blocking = _line_is_crossed(bank, surface, behind, gate=gate)
     far = 1.0 + _APART * gate
@@ -84,6 +87,7 @@ def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sig
         denies=through | blocked,
         through=through,
         apart=(through & (before_all * far < 1.0)) | (blocked & (ratio > far)),
+        measured=sample.measured,
         weight=jnp.where(blocked, blocking, jnp.where(agrees | through, sample.confidence, 0.0)),
         point=surface_points(surface, sample),
         normal=sample.normal,
@@ -132,7 +136,7 @@ def _line_is_crossed(
     came_out = behind & (high <= 1.0)
     low, high = lax.fori_loop(0, _BISECT, halve, (low, jnp.minimum(high, 1.0)))
     before, after = at(low), at(high)
-    both = (before.confidence > 0) & (after.confidence > 0)
+    both = before.measured & after.measured
     continuous = (jnp.abs(before.ratio - 1.0) < gate) & (jnp.abs(after.ratio - 1.0) < gate)
     crossed = came_out & both & continuous
     return crossed, jnp.where(crossed, jnp.minimum(before.confidence, after.confidence), 0.0)
