@@ -211,7 +211,8 @@ def remember_frames(
     inherited = _check_frames(memory, images, depth, cameras, inherited)
     for frame in zip(images, depth, cameras.w2c, cameras.intrinsics, strict=True):
         check_values(*frame)
-    if not bool(((inherited >= 0) & (inherited <= 1)).all()):
+    known = not isinstance(inherited, jax.core.Tracer)
+    if known and not bool(((inherited >= 0) & (inherited <= 1)).all()):
         raise InputError("inherited must hold confidences between 0 and 1")
     frames = (images, depth, inherited, cameras.w2c, cameras.intrinsics)
     for frame in zip(*frames, strict=True):
