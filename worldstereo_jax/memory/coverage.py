@@ -23,6 +23,10 @@ from worldstereo_jax.memory.transfer import (
     surface_jacobian,
 )
 
+# What a view shows with depth that it read from the memory counts this much: of equals the one that
+# measured comes first, since only such views vote against each other's errors.
+_READ = 0.9
+
 
 class Retrieved(typing.NamedTuple):
     """Chosen views, best first.
@@ -57,7 +61,8 @@ def view_coverage(
 
     Returns:
         0 where a view does not show the cell, or only the back of its surface; else the view's
-        resolution there over the target's, at most 1, times its confidence. Resolution is that
+        resolution there over the target's, at most 1, times its confidence, a little less where its
+        depth was read from the memory. Resolution is that
         along the direction in which it is least: of what is seen at a slant, along the slant.
     """
     check_cameras(w2c, intrinsics, leading=("f",))
@@ -69,6 +74,7 @@ def view_coverage(
     grid = [part[thin] for part in grid_parts(height, width)]
     slope = [planes[..., i][thin] for i in (0, 1)]
     inverse, confidence = inverse[thin], memory.confidence[thin]
+    confidence = confidence * jnp.where(memory.measured[thin], 1.0, _READ)
     usable = (inverse > 0) & (confidence > 0)
     view = jnp.broadcast_to(jnp.arange(views)[:, None, None], inverse.shape)
 

@@ -31,11 +31,11 @@ _BISECT = 6  # halvings of the step in which that line meets a surface
 class Sighting:
     """What the frame says of n entries.
 
-    agrees [n]: it shows the entry's surface where the entry lies. denies [n]: it looks through the
-    entry at something behind, or shows a surface across the line along which the entry was seen.
-    through [n]: the former of the two. apart [n]: either, by so much that entry and surface are
-    two things and not one whose depth was told badly. weight [n]: confidence of the statement.
-    measured [n]: the frame's depth there is its own and was not read from the memory.
+    agrees [n]: it shows the entry's surface where the entry lies. through [n]: it looks through the
+    entry at something behind. denies [n]: it does so, or shows a surface across the line along
+    which the entry was seen, and measured that. apart [n]: either, by so much that entry and
+    surface are two things and not one whose depth was told badly. weight [n]: confidence of the
+    statement. measured [n]: the frame's depth there is its own and was not read from the memory.
     point [n, 3]: where the entry's ray meets the frame's surface. normal [n, 3]: of that surface.
     pixel [n, 2]. depth [n]: of that point. edge [n]: 1 beside a jump of its depth. footprint [n]:
     world size of one pixel there. direction [n, 3]: unit, to the camera. distance [n]: to it.
@@ -77,14 +77,14 @@ def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sig
     agrees = known & (jnp.abs(ratio - 1.0) <= gate) & (facing > _BACK)
     before_all = sample.depth * sample.nearest
     through = (before_all * (1.0 + gate) < 1.0) | ((sample.edge == 0) & (ratio < 1.0 - gate))
-    through &= known & sample.measured
+    through &= known
     behind = known & (ratio > 1.0 + gate)
-    blocked, blocking = _line_is_crossed(bank, surface, behind, gate=gate)
+    blocked, blocking, witness = _line_is_crossed(bank, surface, behind, gate=gate)
     far = 1.0 + _APART * gate
     depth = 1.0 / jnp.where(known, sample.inverse, 1.0)
     return Sighting(
         agrees=agrees,
-        denies=through | blocked,
+        denies=(through & sample.measured) | (blocked & witness),
         through=through,
         apart=(through & (before_all * far < 1.0)) | (blocked & (ratio > far)),
         measured=sample.measured,
@@ -102,13 +102,14 @@ def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sig
 
 def _line_is_crossed(
     bank: EntryBank, surface: FrameSurface, behind: Bool[Array, " n"], *, gate: float
-) -> tuple[Bool[Array, " n"], Float[Array, " n"]]:
+) -> tuple[Bool[Array, " n"], Float[Array, " n"], Bool[Array, " n"]]:
     """Whether the frame's surface cuts the line from an entry behind it to its camera.
 
     The line leaves the surface's shadow either through the surface, which contradicts the entry,
     or past its silhouette, which is an ordinary occlusion. The step in which it comes out is
     halved until the two differ: on the surface the line's depth and the frame's are equal just
-    before and just after; at a silhouette they jump. Returns that and the surface's confidence.
+    before and just after; at a silhouette they jump. Returns that, the surface's confidence, and
+    whether it was measured.
     """
     line = bank.eye - bank.anchor
 
@@ -136,10 +137,11 @@ def _line_is_crossed(
     came_out = behind & (high <= 1.0)
     low, high = lax.fori_loop(0, _BISECT, halve, (low, jnp.minimum(high, 1.0)))
     before, after = at(low), at(high)
-    both = before.measured & after.measured
+    both = (before.confidence > 0) & (after.confidence > 0)
     continuous = (jnp.abs(before.ratio - 1.0) < gate) & (jnp.abs(after.ratio - 1.0) < gate)
     crossed = came_out & both & continuous
-    return crossed, jnp.where(crossed, jnp.minimum(before.confidence, after.confidence), 0.0)
+    confidence = jnp.where(crossed, jnp.minimum(before.confidence, after.confidence), 0.0)
+    return crossed, confidence, before.measured & after.measured
 
 
 def _towards(
