@@ -7,6 +7,7 @@ import typing
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.core import Tracer
 
 from worldstereo_jax.array_types import Array, Float, Int, PyTree, ndarray
 from worldstereo_jax.errors import InputError
@@ -211,7 +212,7 @@ def remember_frames(
     inherited = _check_frames(memory, images, depth, cameras, inherited)
     for frame in zip(images, depth, cameras.w2c, cameras.intrinsics, strict=True):
         check_values(*frame)
-    known = not isinstance(inherited, jax.core.Tracer)
+    known = not isinstance(inherited, Tracer)
     if known and not bool(((inherited >= 0) & (inherited <= 1)).all()):
         raise InputError("inherited must hold confidences between 0 and 1")
     frames = (images, depth, inherited, cameras.w2c, cameras.intrinsics)
