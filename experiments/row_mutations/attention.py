@@ -100,6 +100,14 @@ ATTENTION = (
         "memory/test_masks.py::test_frontal_and_confident_tokens_weigh_more",
     ),
     mutation(
+        15,
+        "memory.spatial_stereo:frontal_confidence",
+        "the viewing angle counts twice",
+        gives_back(0),
+        "sampling/test_warp_reading.py::"
+        "test_of_stored_views_the_angle_counts_once_and_doubt_is_heard",
+    ),
+    mutation(
         16,
         "kernels.api:block_sparse_attention",
         "the literal form is the default one",
@@ -242,6 +250,16 @@ ATTENTION = (
             lambda axes, radii: original(axes, jnp.broadcast_to(radii[..., 1:2], radii.shape))
         ),
         "memory/test_masks.py::test_the_field_grows_with_distance_and_doubt_and_stretches_with_slant",
+    ),
+    mutation(
+        19,
+        "sampling.warp_reading:_half_doubt",
+        "tokens do not hear how sure depth is",
+        then(ones),
+        "sampling/test_warp_reading.py::"
+        "test_of_a_path_tokens_are_wider_and_weigh_less_the_less_sure_their_depth_is",
+        "sampling/test_warp_reading.py::"
+        "test_of_stored_views_the_angle_counts_once_and_doubt_is_heard",
     ),
     mutation(
         20,

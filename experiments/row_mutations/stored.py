@@ -10,6 +10,7 @@ from experiments.row_mutations.mutation import (
     ones,
     replaced,
     then,
+    with_options,
     without,
     zeros,
 )
@@ -150,6 +151,30 @@ STORED = (
         "confidence is never told anew",
         gives_back(0),
         "memory/test_entry_update.py::test_what_has_moved_away_loses_confidence",
+    ),
+    mutation(
+        6,
+        "memory.entry_update:_measure",
+        "what was read from the memory counts as measured",
+        then(lambda found: replaced(found, support=found.support + found.inherited)),
+        "memory/test_entry_update.py::"
+        "test_a_wrong_patch_that_is_read_and_written_back_gains_nothing",
+    ),
+    mutation(
+        6,
+        "memory.entry_update:_measure",
+        "what was read from the memory is not believed",
+        without("inherited"),
+        "memory/test_entry_update.py::"
+        "test_what_was_read_is_as_sure_as_what_it_was_read_from_until_it_is_measured",
+    ),
+    mutation(
+        6,
+        "memory.entry_frame:make_entry_frame",
+        "frames do not say what they read from the memory",
+        with_options(inherited=None),
+        "sampling/test_world.py::"
+        "test_depth_that_was_read_is_stored_as_such_and_teaches_entries_nothing",
     ),
     mutation(
         7,
@@ -293,6 +318,21 @@ STORED = (
         then(zeros),
         "memory/test_visibility.py::test_wrong_depth_in_one_view_is_voted_down",
         "memory/test_visibility.py::test_a_view_whose_depth_is_off_by_a_factor_is_voted_down",
+    ),
+    mutation(
+        12,
+        "memory.visibility:prepare_views",
+        "views that were read from another vote beside it",
+        with_options(measured=None),
+        "memory/test_visibility.py::test_copies_of_a_wrong_view_do_not_outvote_the_right_ones",
+    ),
+    mutation(
+        12,
+        "memory.entry_match:sample_surface_at",
+        "what was read from the memory contradicts it",
+        then(lambda found: replaced(found, measured=found.confidence > 0)),
+        "memory/test_entry_update.py::"
+        "test_a_wrong_patch_that_is_read_and_written_back_gains_nothing",
     ),
     mutation(
         12,

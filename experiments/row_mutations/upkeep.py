@@ -12,6 +12,7 @@ from experiments.row_mutations.mutation import (
     replaced,
     returns,
     then,
+    with_options,
     without,
     zeros,
 )
@@ -190,6 +191,14 @@ UPKEEP = (
         "keyframes and points are not loaded",
         gives_back(0),
         "memory/test_folder.py::test_saved_and_loaded_is_the_same_bit_by_bit",
+    ),
+    mutation(
+        33,
+        "sampling.world_edit:remember_frames",
+        "what was read from the memory is replayed as measured",
+        with_options(inherited=None),
+        "sampling/test_world_edit.py::"
+        "test_the_last_clip_is_undone_bit_by_bit_from_the_keyframes_alone",
     ),
     mutation(
         34,

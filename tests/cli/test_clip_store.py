@@ -7,7 +7,8 @@ import pytest
 
 from worldstereo_jax.cli.clip_store import ClipStore
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.interop.safetensors_io import write_safetensors
+from worldstereo_jax.interop.safetensors_io import SafetensorsFile, write_safetensors
+from worldstereo_jax.memory.entry_points import POINT_CONFIDENCE
 from worldstereo_jax.sampling.official_conditions import ChosenViews, Renders
 from worldstereo_jax.sampling.official_rollout import OfficialClip
 from worldstereo_jax.sampling.world import Cameras
@@ -28,6 +29,7 @@ def clip():
         cameras=Cameras(w2c=normal(2, 4, 4), intrinsics=normal(2, 3, 3)),
         guidance=Renders(normal(2, 4, 6, 3), normal(2, 4, 6), normal(2, 4, 6)),
         views=ChosenViews(jnp.array([3]), jnp.array([1]), jnp.array([True])),
+        inherited=normal(2, 4, 6),
     )
 
 
@@ -40,6 +42,19 @@ def test_a_clip_comes_back_to_the_bit(tmp_path, clip):
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(clip), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert store.read("") is None
+
+
+def test_in_a_clip_from_before_all_that_the_memory_knew_was_read(tmp_path, clip):
+    store = ClipStore(tmp_path, RUN)
+    store.write("", clip)
+    path = tmp_path / "clip.safetensors"
+    file = SafetensorsFile(path)
+    old = {name: np.asarray(file[name]) for name in file if name != "inherited"}
+    write_safetensors(path, old, file.metadata)
+    found = store.read("")
+    assert found is not None
+    expected = np.where(np.asarray(clip.guidance.depth) > 0, POINT_CONFIDENCE, 0.0)
+    np.testing.assert_allclose(found.inherited, expected)
 
 
 @pytest.mark.parametrize(

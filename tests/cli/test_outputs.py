@@ -90,7 +90,7 @@ def test_places_where_no_folder_can_be_made_are_refused(tmp_path, monkeypatch):
 def test_all_videos_of_a_clip_run_at_the_rate_asked_for(tmp_path):
     frames = jnp.zeros((2, 16, 32, 3))
     clip = OfficialClip(
-        video=frames, depth=frames[..., 0], views=None,
+        video=frames, depth=frames[..., 0], views=None, inherited=frames[..., 0],
         cameras=Cameras(jnp.stack([jnp.eye(4)] * 2), jnp.stack([jnp.eye(3)] * 2)),
         guidance=Renders(frames, frames[..., 0], frames[..., 0]),
     )  # fmt: skip

@@ -34,7 +34,7 @@ def gathered(world):
     conditions = jax.tree.map(fill, example_conditions(world))
     size = (world.rollout.frames, world.rollout.height, world.rollout.width)
     image, mask = jnp.zeros((*size, 3)), jnp.zeros(size)
-    return conditions, Guidance(image, mask, image, mask, mask)
+    return conditions, Guidance(image, mask, image, mask, mask, mask)
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,18 @@ def test_views_that_show_the_path_are_chosen_and_others_are_not(memory, room):
 
 
 @pytest.mark.row("S26")
+def test_of_equals_what_was_measured_comes_before_what_was_read(room):
+    bank, memory = room.bank, init_spatial_memory(8, 80, 112)
+    for source, kept in ((0, slice(1, 2)), (1, slice(1, 3))):
+        parts = bank.images[kept], bank.depth[kept], bank.w2c[kept], bank.intrinsics[kept]
+        measured = jnp.full(parts[1].shape, source == 1)
+        memory = insert_keyframes(memory, *parts, measured=measured, source=source)
+    assert int(_retrieve(memory.replace(measured=~memory.measured), room, 1).index[0]) == 0
+    found = _retrieve(memory, room, 8)
+    assert 0 not in np.asarray(found.index)[np.asarray(found.valid)]
+
+
+@pytest.mark.row("S26")
 def test_the_choice_is_the_greedy_one(memory, room):
     shown = np.asarray(view_coverage(memory, room.target.w2c, room.target.intrinsics))
     shown = np.moveaxis(shown, 1, 0).reshape(8, -1)

@@ -20,6 +20,7 @@ def test_entries_speak_where_no_view_that_was_warped_does(memory, cameras):
         mask=jnp.ones((frames, height, width)),
         depth=jnp.zeros((frames, height, width)),
         weight=jnp.zeros((frames, height, width)),
+        confidence=jnp.zeros((frames, height, width)),
     )
 
     @jax.jit

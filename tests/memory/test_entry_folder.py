@@ -60,7 +60,7 @@ def test_an_empty_bank_comes_back_and_room_can_be_added(bank, tmp_path):
 def test_folders_from_before_edges_and_change_by_view_load(bank, bits):
     fields = entry_fields(bank if bits is None else quantise_entries(bank, bits=bits))
     later = ("descriptor.extent", "descriptor.beyond", "descriptor.appearance")
-    later += ("pyramid_scale.appearance",)
+    later += ("descriptor.inherited", "pyramid_scale.appearance")
     old = {name: value for name, value in fields.items() if name not in later}
     found = entries_from_fields(old, capacity=bank.capacity)
     found = found if bits is None else restore_entries(found)
@@ -68,6 +68,7 @@ def test_folders_from_before_edges_and_change_by_view_load(bank, bits):
     np.testing.assert_array_equal(found.position, bank.position)
     np.testing.assert_array_equal(np.asarray(found.spacing)[held], 1.0)
     assert not np.asarray(found.edge).any()
+    assert not np.asarray(found.inherited).any()
     assert not np.asarray(found.appearance)[:, 3:].any()
     np.testing.assert_allclose(found.appearance[:, :3], bank.direction, atol=0.01)
 

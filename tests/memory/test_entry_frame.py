@@ -78,7 +78,7 @@ def test_a_frame_is_float32_whatever_it_is_made_of():
         surface = frame_surface(frame)
     half = make_entry_frame(jnp.asarray(image, jnp.bfloat16), depth, *camera, view=0)
     for leaf in jax.tree.leaves((frame, surface, half)):
-        assert leaf.dtype in (jnp.float32, jnp.int32)
+        assert leaf.dtype in (jnp.float32, jnp.int32, jnp.bool_)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -135,6 +135,88 @@ def test_wrong_depth_in_one_view_of_ten_is_voted_down(shots, bank, factor, place
     assert rms[0] < 1.2 * rms[1]
 
 
+def _copied(frame, view, confidence=0.8, **change):
+    """A frame whose depth was read from the memory, with another number."""
+    return dataclasses.replace(
+        frame,
+        view=jnp.asarray(view, jnp.int32),
+        measured=jnp.zeros_like(frame.measured),
+        confidence=confidence * jnp.ones_like(frame.confidence),
+        **change,
+    )
+
+
+@pytest.mark.row("S6")
+@pytest.mark.row("S12")
+def test_a_wrong_patch_that_is_read_and_written_back_gains_nothing(shots):
+    """Too near in one view; four clips read its depth, then another view measures."""
+    images, depth, w2c = shots
+    depth = depth[:2].copy()
+    patch = np.s_[0, 10:22, 14:34]
+    depth[patch] *= 0.9
+    first, second = (es.one(es.frames(images[:2], depth, w2c[:2]), i) for i in (0, 1))
+    begun = update_entries(init_entries(es.CONFIG), first, rule=es.RULE)
+    held = _held(begun)
+    looked_again = {
+        "copies": [_copied(first, 2 + i) for i in range(4)],
+        "witnesses": [dataclasses.replace(first, view=jnp.asarray(2 + i)) for i in range(4)],
+    }
+    # What reads it wrongly from elsewhere denies nothing either.
+    looked_again["copies"].append(_copied(first, 6, depth=1.2 * first.depth))
+    confidence = {}
+    for name, frames in looked_again.items():
+        grown = functools.reduce(lambda x, y: update_entries(x, y, rule=es.RULE), frames, begun)
+        if name == "copies":
+            for field in ("position", "support", "information", "scatter", "denied", "against"):
+                left, right = (np.asarray(getattr(x, field))[held] for x in (begun, grown))
+                np.testing.assert_array_equal(left, right, err_msg=field)
+            np.testing.assert_allclose(grown.normal[held], begun.normal[held], atol=1e-6)
+            # They did show it.
+            assert (np.asarray(grown.observations)[held] == 5).mean() > 0.95
+            assert (np.asarray(count_views(grown.views))[held] == 5).mean() > 0.95
+            again = update_entries(grown, frames[0], rule=es.RULE)
+            es.assert_equal_banks(again, grown)
+        judged = update_entries(grown, second, rule=es.RULE)
+        pixel, _ = project(begun.anchor, first.w2c, first.intrinsics)
+        x, y = np.floor(np.asarray(pixel)).astype(int).T
+        wrong = held & (y >= 11) & (y < 21) & (x >= 15) & (x < 33)
+        denied = wrong & (np.asarray(judged.against) > 0.5)
+        assert denied.sum() > 100
+        confidence[name] = [
+            np.median(np.asarray(k.confidence)[denied]) for k in (begun, grown, judged)
+        ]
+    before, read, after = confidence["copies"]
+    assert after < 0.3 < read <= before
+    before, read, after = confidence["witnesses"]
+    assert read > before
+    assert after > 0.5
+
+
+@pytest.mark.row("S6")
+@pytest.mark.row("S12")
+def test_what_was_read_is_as_sure_as_what_it_was_read_from_until_it_is_measured(stacked):
+    frame, empty = es.one(stacked, 0), init_entries(es.CONFIG)
+    copy = _copied(frame, 7, 0.3)
+
+    def grown(*frames):
+        return functools.reduce(lambda x, y: update_entries(x, y, rule=es.RULE), frames, empty)
+
+    read, measured = grown(copy), grown(frame)
+    held = _held(read)
+    assert held.sum() > 1000
+    # Drawn, but as doubtful as one look of that confidence; more such looks do not help.
+    np.testing.assert_allclose(read.confidence[held], 0.3 / (0.3 + 0.25), rtol=1e-5)
+    more = grown(copy, _copied(frame, 8, 0.3), _copied(frame, 9, 0.2))
+    np.testing.assert_allclose(more.confidence[held], read.confidence[held], rtol=1e-3)
+    # Either way round a measurement is what it is alone.
+    for both in (grown(copy, frame), grown(frame, copy)):
+        for field in ("position", "support", "information", "normal", "confidence"):
+            left, right = (np.asarray(getattr(x, field))[held] for x in (measured, both))
+            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5, err_msg=field)
+        np.testing.assert_allclose(np.asarray(both.inherited)[held], 0.3, rtol=1e-6)
+        assert int(both.count) == int(measured.count)
+
+
 @pytest.mark.row("S12")
 def test_the_same_frame_twice_changes_nothing(stacked):
     once = es.build(stacked, [0, 1, 2])

@@ -180,6 +180,20 @@ def test_another_version_model_or_format(folder):
     _refused(folder, "not valid JSON")
 
 
+@pytest.mark.row("S33")
+def test_a_folder_of_the_first_version_has_measured_all_its_depth(memories, folder):
+    path, header = folder / "spatial_stereo.safetensors", folder / "memory.json"
+    arrays = load_file(path)
+    measured = arrays.pop("measured")
+    assert measured.all()
+    save_file(arrays, path)
+    _refused(folder, "no field 'measured'")
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"version": 1}))
+    loaded = load_memory(folder, model="tiny-1")
+    for a, b in zip(jax.tree.leaves(memories), jax.tree.leaves(loaded), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("bank", ["spatial_stereo", "global_geometric"])
 def test_a_capacity_beyond_all_memory_is_refused(folder, bank):
     path = folder / "memory.json"

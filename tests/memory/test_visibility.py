@@ -117,6 +117,32 @@ def test_wrong_depth_in_one_view_is_voted_down(room):
 
 
 @pytest.mark.row("S12")
+def test_copies_of_a_wrong_view_do_not_outvote_the_right_ones(room):
+    """Three views whose depth was read from the wrong one, against two that measured."""
+    depth = room.bank.depth.at[1, 10:30, 40:70].multiply(0.85)
+    order = jnp.array([0, 1, 2, 3, 1, 1, 1])
+    names = ("depth", "confidence", "w2c", "intrinsics", "valid")
+    fields = {n: getattr(room.bank, n)[order] for n in names} | {"depth": depth[order]}
+    measured = jnp.ones(fields["depth"].shape, bool).at[4:].set(False)
+    target = room.target
+
+    def judged(**change):
+        views = prepare_views(**(fields | change))
+        inverse, _ = _surface(views, target.w2c[0], target.intrinsics[0])
+        return np.asarray(inverse > 0), np.abs(inverse_depth(inverse) / target.depth[0] - 1)
+
+    covered, error = judged(measured=jnp.ones_like(measured))
+    assert (error[covered] > 0.02).mean() > 0.03
+    covered, error = judged(measured=measured)
+    assert (error[covered] > 0.02).mean() < 0.015
+    # Where what they were read from is not among the views, they stand for it.
+    alone = [jnp.zeros((7,), bool).at[i].set(True) for i in (1, jnp.arange(4, 7))]
+    one, copies = (judged(measured=measured, valid=valid)[0] for valid in alone)
+    np.testing.assert_array_equal(one, copies)
+    assert one.mean() > 0.5
+
+
+@pytest.mark.row("S12")
 @pytest.mark.row("S18")
 def test_a_view_whose_depth_is_off_by_a_factor_is_voted_down(room):
     """Also by a few percent: every front is averaged with what is behind it, or refuted by it.

@@ -241,6 +241,7 @@ def test_what_was_seen_from_nearly_the_same_direction_outweighs_what_was_not():
         cosine=jnp.cos(turns)[None, None],
         mask=jnp.zeros((1, 1)),
         depth=jnp.ones((1, 1)),
+        confidence=jnp.ones((1, 1)),
     )
     fused = fuse_candidates(found)
     assert float(fused.features[0, 0, 0]) < -0.95

@@ -67,7 +67,7 @@ def test_points_speak_where_no_view_does_but_not_between_nearer_surfaces():
     wall, behind = jnp.full((1, 12, 16), 1.0), jnp.full((1, 12, 16), 4.0)
     hole = jnp.zeros((1, 12, 16)).at[0, 3, 4].set(1.0).at[:, :, 11:].set(1.0)
     nothing = jnp.zeros((1, 12, 16, 3))
-    warped = Warped(nothing, hole, jnp.where(hole > 0, 0.0, wall), 1.0 - hole)
+    warped = Warped(nothing, hole, jnp.where(hole > 0, 0.0, wall), 1.0 - hole, 1.0 - hole)
     render = Render(image=nothing, alpha=1.0 - 0.0 * hole, mask=0.0 * hole, depth=behind)
     depth, by_points = where_points_speak(warped, render)
     np.testing.assert_array_equal(by_points, (hole > 0).at[0, 3, 4].set(False))

@@ -234,9 +234,9 @@ def test_functions_that_read_are_swapped_in_the_world(memory, cameras, gathered,
         unseen = jnp.zeros_like(attended_valid)
         return select_entry_tokens(bank, targets, attended, unseen, count=count)
 
-    def first_alone(*bank, k):
+    def first_alone(*bank, k, measured):
         *bank, valid = bank
-        return candidate_warp(*bank, valid & (jnp.arange(len(valid)) == 0), k=k)
+        return candidate_warp(*bank, valid & (jnp.arange(len(valid)) == 0), k=k, measured=measured)
 
     soft = {"reference_mask": reference_block_mask, "entry_mask": entry_block_mask}
     reading = READING._replace(

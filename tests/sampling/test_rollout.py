@@ -64,6 +64,23 @@ def test_known_depth_is_kept_and_the_rest_is_estimated(finished):
     assert (~known).any()
 
 
+@pytest.mark.row("S6")
+def test_known_depth_is_written_back_as_what_was_read(finished, world):
+    clip, after = finished
+    inherited = np.asarray(clip.inherited)
+    np.testing.assert_array_equal(inherited > 0, np.asarray(clip.guidance.depth) > 0)
+    assert inherited.max() <= 1
+    chosen = keyframe_indices(world.rollout.frames, world.rollout.keyframes)
+    stored = slice(1, 1 + len(chosen))
+    measured, confidence = (
+        np.asarray(x[stored]) for x in (after.stereo.measured, after.stereo.confidence)
+    )
+    read = inherited[chosen] > 0
+    np.testing.assert_array_equal(measured, ~read | (confidence == 0))
+    assert (confidence <= inherited[chosen])[read].all()
+    assert 0.1 < measured.mean() < 0.9
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_a_path_or_a_memory_of_other_sizes_is_named(rollout, params, memory, cameras):
     key = jax.random.key(0)

@@ -5,11 +5,81 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from worldstereo_jax.geometry.splat import Render
+from worldstereo_jax.memory.entry_points import POINT_CONFIDENCE
+from worldstereo_jax.memory.masks import token_geometry
+from worldstereo_jax.memory.spatial_stereo import init_spatial_memory, insert_keyframes
+from worldstereo_jax.memory.warping import Warped
 from worldstereo_jax.sampling.warp_reading import (
     UNSEEN_LOG_WEIGHT,
     CandidatePictures,
     candidate_features,
+    divide,
+    path_views,
+    stored_views,
 )
+from worldstereo_jax.sampling.world import Cameras
+
+LENS = jnp.array([[40.0, 0, 32], [0, 40.0, 8], [0, 0, 1]])
+ONE_CAMERA = Cameras(w2c=jnp.eye(4)[None], intrinsics=LENS[None])
+geometry_of = jax.jit(lambda views: token_geometry(views, views))
+
+
+def _sizes(geometry):
+    """Volumes of the tokens' fields."""
+    xx, yy, zz, xy, xz, yz = np.moveaxis(np.asarray(geometry.metric[0], np.float64), -1, 0)
+    matrix = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+    return np.linalg.det(np.moveaxis(matrix, -1, 0)) ** -0.5
+
+
+@pytest.mark.row("S15")
+@pytest.mark.row("S19")
+def test_of_a_path_tokens_are_wider_and_weigh_less_the_less_sure_their_depth_is():
+    """One token seen by a sure view, one by a doubtful one, one of points, one of nothing."""
+    token = jnp.arange(64)[None, None] // 16 + jnp.zeros((1, 16, 1), jnp.int32)
+    seen, depth = token < 2, jnp.full((1, 16, 64), 3.0)
+    black = jnp.zeros((1, 16, 64, 3))
+    sure = jnp.where(seen, jnp.where(token == 0, 1.0, 0.3), 0.0)
+    warped = Warped(black, 1.0 - seen, jnp.where(seen, depth, 0.0), sure, sure)
+    points = jnp.where(token == 2, depth, 0.0)
+    known = divide(warped, Render(black, 1.0 * (points > 0), 1.0 * (points == 0), points))
+    expected = np.array([1.0, 0.3, POINT_CONFIDENCE, 0.0], np.float32)
+    np.testing.assert_array_equal(known.confidence[0, 0, ::16], expected)
+    geometry = geometry_of(path_views(known.depth, known.confidence, ONE_CAMERA))
+    doubt = 0.5 + 0.5 * expected
+    np.testing.assert_array_equal(geometry.valid[0], [True, True, True, False])
+    weight = np.exp(np.asarray(geometry.log_weight[0]))
+    # Both tokens in the middle are seen at one angle.
+    np.testing.assert_allclose(weight[2] / weight[1], doubt[2] / doubt[1], rtol=0.01)
+    assert weight[2] < weight[1] < weight[0]
+    sizes = _sizes(geometry)
+    growth = (2 - doubt[2]) / (2 - doubt[1])
+    np.testing.assert_allclose(sizes[2] / sizes[1], growth**3, rtol=0.02)
+    assert sizes[1] > 1.3 * sizes[0]
+
+
+@pytest.mark.row("S15")
+@pytest.mark.row("S19")
+def test_of_stored_views_the_angle_counts_once_and_doubt_is_heard():
+    """A wall seen at a slant: its confidence is low for that alone, which tokens know."""
+    x = jnp.broadcast_to(jnp.arange(64)[None] + 0.5, (16, 64))
+    depth = (3.0 / (1.0 - 0.6 * (x - 32) / 40.0))[None]
+    memory = insert_keyframes(
+        init_spatial_memory(2, 16, 64), jnp.zeros((1, 16, 64, 3)), depth,
+        ONE_CAMERA.w2c, ONE_CAMERA.intrinsics,
+    )  # fmt: skip
+    assert float(memory.confidence[0, 8, 50]) < 0.75
+    one, valid = jnp.array([0]), jnp.array([True])
+    views = stored_views(memory, one, valid)
+    plain = geometry_of(views._replace(confidence=jnp.ones_like(depth)))
+    told = geometry_of(views)
+    for a, b in zip(jax.tree.leaves(told), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    doubtful = memory.replace(confidence=0.2 * memory.confidence)
+    told = geometry_of(stored_views(doubtful, one, valid))
+    fall = np.asarray(told.log_weight - plain.log_weight)[0]
+    np.testing.assert_allclose(fall, np.log(0.6), atol=1e-3)
+    assert (_sizes(told) > 1.2 * _sizes(plain)).all()
 
 
 @pytest.mark.row("S18")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.memory.entry_update import EntryRule
 from worldstereo_jax.memory.spatial_stereo import keyframes_at
 from worldstereo_jax.sampling.world import (
     Cameras,
@@ -53,6 +54,14 @@ def test_frames_to_remember_must_be_as_many_as_their_cameras():
     cameras = Cameras(w2c=FRAME["w2c"][None], intrinsics=LENS[None])
     with pytest.raises(InputError, match=r"image must lie in \[-1, 1\]"):
         remember_frames(CONFIG, empty_memory(CONFIG), 100 * frames[0], frames[1], cameras, 0)
+    for inherited, said in (
+        (frames[1][0], r"inherited must have shape \[1, 16, 32\], got \[16, 32\]"),
+        (frames[1], "inherited must hold confidences between 0 and 1"),
+    ):
+        with pytest.raises(InputError, match=said):
+            remember_frames(
+                CONFIG, empty_memory(CONFIG), *frames, cameras, 0, inherited=jnp.asarray(inherited)
+            )
 
 
 @pytest.mark.parametrize(
@@ -62,6 +71,27 @@ def test_frames_to_remember_must_be_as_many_as_their_cameras():
 def test_sizes_that_no_clip_can_have_are_refused(wrong):
     with pytest.raises(InputError, match=f"^{next(iter(wrong))} must be"):
         RolloutConfig(**wrong)
+
+
+@pytest.mark.row("S6")
+@pytest.mark.row("S12")
+def test_depth_that_was_read_is_stored_as_such_and_teaches_entries_nothing():
+    config = dataclasses.replace(CONFIG, entry_rule=EntryRule(stride=2))
+    begun = init_memory(config, **FRAME)
+    # The rule is heard: every second pixel, row by row.
+    assert int(begun.entries.count) == 8 * 16
+    image, depth = (jnp.asarray(FRAME[name])[None] for name in ("image", "depth"))
+    cameras = Cameras(w2c=jnp.eye(4)[None], intrinsics=jnp.asarray(LENS)[None])
+    inherited = jnp.zeros((1, 16, 32)).at[:, :, 16:].set(0.4)
+    grown = remember_frames(config, begun, image, depth, cameras, 1, inherited=inherited)
+    np.testing.assert_array_equal(grown.stereo.measured[1], inherited[0] == 0)
+    before, after = np.asarray(grown.stereo.confidence[:2])
+    np.testing.assert_array_equal(after[:, :16], before[:, :16])
+    np.testing.assert_allclose(after[:, 16:], np.minimum(before[:, 16:], 0.4))
+    old, new = (np.asarray(x.entries.support)[: 8 * 16].reshape(8, 16) for x in (begun, grown))
+    np.testing.assert_array_equal(new[:, 8:], old[:, 8:])
+    np.testing.assert_allclose(new[:, :8], 2 * old[:, :8], rtol=1e-5)
+    assert (np.asarray(grown.entries.views)[: 8 * 16, 0] == 0b11).all()
 
 
 @pytest.mark.row("S38")

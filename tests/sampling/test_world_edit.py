@@ -30,9 +30,13 @@ from worldstereo_jax.sampling.world_edit import (
 def remembered(scene, memory, frames, source):
     part = jnp.asarray(frames)
     cameras = Cameras(w2c=scene["w2c"][part], intrinsics=scene["intrinsics"][part])
-    return remember_frames(
-        ROLLOUT, memory, scene["image"][part], scene["depth"][part], cameras, source
-    )
+    depth = scene["depth"][part]
+    # From the second clip on a third of the depth is the memory's own.
+    inherited = jnp.zeros_like(depth)
+    if isinstance(source, int) and source > 1:
+        inherited = inherited.at[:, :16].set(0.5)
+    frames = scene["image"][part], depth, cameras
+    return remember_frames(ROLLOUT, memory, *frames, source, inherited=inherited)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +82,8 @@ def test_all_parts_grow_by_the_same_frames(begun, first):
 @pytest.mark.row("S33")
 def test_the_last_clip_is_undone_bit_by_bit_from_the_keyframes_alone(begun, first, second):
     assert int(second.entries.count) > int(first.entries.count)
+    assert np.asarray(second.entries.inherited).any()
+    assert not np.asarray(second.stereo.measured).all()
     assert_same(forget_last_clip(ROLLOUT, second), first)
     assert_same(forget_last_clip(ROLLOUT, forget_last_clip(ROLLOUT, second)), begun)
     assert_same(replay_keyframes(ROLLOUT, second, np.asarray(second.stereo.valid)), second)
@@ -118,14 +124,17 @@ def _goes_on(scene, memory, frame: int) -> list[WorldMemory]:
     config = dataclasses.replace(ROLLOUT, frames=2, keyframes=1)
     cameras = Cameras(w2c=scene["w2c"][part], intrinsics=scene["intrinsics"][part])
     video, depth = scene["image"][part], scene["depth"][part]
-    clip = Clip(video, depth, cameras, None)
+    nothing = jnp.zeros_like(depth)
+    clip = Clip(video, depth, cameras, None, nothing)
     world = dataclasses.replace(WORLD, rollout=config)
     compiled = types.SimpleNamespace(config=config)
     official = types.SimpleNamespace(world=world)
     return [
         write_back(world, memory, clip),
         CompiledRollout.remember(compiled, memory, clip),
-        OfficialRollout.remember(official, memory, OfficialClip(video, depth, cameras, None, None)),
+        OfficialRollout.remember(
+            official, memory, OfficialClip(video, depth, cameras, None, None, nothing)
+        ),
     ]
 
 

@@ -119,7 +119,8 @@ def test_a_training_clip_is_what_a_rollout_hands_to_the_model(params, stride, at
         raise Handed(conditions, image)
 
     rollout = dataclasses.replace(preparation.rollout, denoise=hand_over)
-    earlier = OfficialClip(EARLIER.images, EARLIER.depth, EARLIER.cameras, None, None)
+    nothing = jnp.zeros_like(EARLIER.depth)
+    earlier = OfficialClip(EARLIER.images, EARLIER.depth, EARLIER.cameras, None, None, nothing)
     remembered = rollout.remember(begun, earlier)
     with pytest.raises(Handed) as handed:
         rollout.clip(

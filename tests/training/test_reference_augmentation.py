@@ -28,7 +28,7 @@ def view() -> Reference:
     """A wall whose colours say where in the world it is, 4 m away."""
     depth = jnp.full((HEIGHT, WIDTH), 4.0)
     points = unproject(pixel_grid(HEIGHT, WIDTH).reshape(-1, 2), depth.reshape(-1), jnp.eye(4), K)
-    return Reference(0.2 * points.reshape(HEIGHT, WIDTH, 3), depth, K)
+    return Reference(0.2 * points.reshape(HEIGHT, WIDTH, 3), depth, K, jnp.zeros_like(depth))
 
 
 def test_a_crop_shows_each_point_where_its_camera_puts_it():

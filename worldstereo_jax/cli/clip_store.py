@@ -13,7 +13,7 @@ import numpy as np
 
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.safetensors_io import SafetensorsFile, write_safetensors
-from worldstereo_jax.sampling.official_conditions import ChosenViews, Renders
+from worldstereo_jax.sampling.official_conditions import ChosenViews, Renders, point_confidence
 from worldstereo_jax.sampling.official_rollout import OfficialClip
 from worldstereo_jax.sampling.world import Cameras
 
@@ -48,6 +48,8 @@ class ClipStore:
             cameras=Cameras(w2c=found["w2c"], intrinsics=found["intrinsics"]),
             guidance=Renders(found["render_image"], found["render_mask"], found["render_depth"]),
             views=ChosenViews(found["view_index"], found["view_position"], found["view_valid"]),
+            # Files from before lack it; it follows from what the memory knew.
+            inherited=found.get("inherited", point_confidence(found["render_depth"])),
         )
 
     def check(self, names: Iterable[str]) -> None:
@@ -89,6 +91,7 @@ class ClipStore:
             "view_index": clip.views.index,
             "view_position": clip.views.position,
             "view_valid": clip.views.valid,
+            "inherited": clip.inherited,
         }
         tensors = {key: np.asarray(array) for key, array in arrays.items()}
         write_safetensors(self._path(name), tensors, {_RUN: json.dumps(self._run)})

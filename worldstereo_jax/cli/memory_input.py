@@ -115,6 +115,8 @@ def _entries_of_views(config: RolloutConfig, stereo: SpatialStereoMemory, views:
             stereo.intrinsics[number],
             view=number,
             source=stereo.source[number],
+            confidence=stereo.confidence[number],
+            inherited=jnp.where(stereo.measured[number], 0.0, stereo.confidence[number]),
         )
         return update_entries(bank, frame), None
 

@@ -133,9 +133,11 @@ class AlternativeRollout:
         video = generate(params, told(alternative, conditions), guidance, key)
         if alternative != ONE_OR_NONE[NO_MEMORY]:
             depth = self.rollout.complete_depth(params, video, guidance.depth)
+            inherited = guidance.confidence
         else:
             depth = self.memoryless_depth(params, video, guidance.depth[0])
-        return Clip(video=video, depth=depth, cameras=cameras, guidance=guidance)
+            inherited = jnp.zeros_like(guidance.confidence).at[0].set(guidance.confidence[0])
+        return Clip(video, depth, cameras, guidance, inherited)
 
     def gather(
         self, params: WorldParams, memory: WorldMemory, cameras: Cameras

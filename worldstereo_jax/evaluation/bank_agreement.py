@@ -74,7 +74,7 @@ def entry_agreement(bank: EntryBank) -> EntryAgreement:
     total = bank.feature_variance
     colour = jnp.sqrt(left)
     distance = jnp.where(bank.distance > 0, bank.distance, 1.0)
-    votes = bank.support + bank.against
+    votes = bank.backing + bank.against
     against = bank.against / jnp.where(votes > 0, votes, 1.0)
     still = jnp.sqrt(total) <= _STILL
     follows = (left <= (1.0 - _FOLLOWS) * total) | (colour <= _STILL)

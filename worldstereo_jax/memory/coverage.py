@@ -27,6 +27,10 @@ from worldstereo_jax.memory.visibility import refuted_points, stored_surfaces
 
 _SAME = 0.02  # share of depth within which two views show one surface, as in `warping.warp_views`
 
+# What a view shows with depth that it read from the memory counts this much: of equals the one that
+# measured comes first, since only such views vote against each other's errors.
+_READ = 0.9
+
 
 class Retrieved(typing.NamedTuple):
     """Chosen views, best first.
@@ -62,8 +66,9 @@ def view_coverage(
     Returns:
         0 where a view does not show the cell, or only the back of its surface, or what other views
         refute as they do for the warp (row S12); else the view's resolution there over the
-        target's, at most 1, times its confidence. Resolution is that along the direction in which
-        it is least: of what is seen at a slant, along the slant.
+        target's, at most 1, times its confidence, a little less where its depth was read from the
+        memory. Resolution is that along the direction in which it is least: of what is seen at a
+        slant, along the slant.
     """
     check_cameras(w2c, intrinsics, leading=("f",))
     views, height, width = memory.depth.shape
@@ -75,12 +80,14 @@ def view_coverage(
         memory.intrinsics,
         memory.valid,
         tolerance=_SAME,
+        measured=memory.measured,
     )
     refuted = refuted_points(surfaces, tolerance=_SAME, start=stride // 2, step=stride)
     thin = (..., slice(stride // 2, None, stride), slice(stride // 2, None, stride))
     grid = [part[thin] for part in grid_parts(height, width)]
     slope = [surfaces.table[..., i][thin] for i in (0, 1)]
     inverse, confidence = surfaces.inverse[thin], memory.confidence[thin]
+    confidence = confidence * jnp.where(memory.measured[thin], 1.0, _READ)
     usable = (inverse > 0) & (confidence > 0) & ~refuted
     view = jnp.broadcast_to(jnp.arange(views)[:, None, None], inverse.shape)
 

@@ -61,12 +61,14 @@ class EntryBank:
     the cameras. distance [n]: mean distance to them. views [n, words]: bitset of the views that saw
     it; denied [n, words]: of those whose depth speaks against it (row S5). confidence [n]: 0 .. 1
     (row S6), from support [n] and against [n], the summed confidence of either, and from the
-    variances. through [n]: the part of against that comes from frames that looked through it at
-    something behind. beyond [n, 4]: the part that comes from frames whose surface lies too far
-    away to be the same one, and the sum of what colours they show there, times their confidence
-    (row S24). observations [n]: int32, frames fused. information [n]: 1 / variance
-    of the position, 1 / world units squared. scatter [n]: weighted variance of the measured
-    positions, world units squared. features: tuple over levels of [n, c], finest first (row S1).
+    variances. inherited [n]: the largest confidence of the frames that show it with depth that they
+    read from the memory itself: it speaks for the entry where no more was measured, once however
+    many such frames come. through [n]: the part of against that comes from frames that looked
+    through it at something behind. beyond [n, 4]: the part that comes from frames whose surface
+    lies too far away to be the same one, and the sum of what colours they show there, times their
+    confidence (row S24). observations [n]: int32, frames fused. information [n]: 1 / variance of
+    the position, 1 / world units squared. scatter [n]: weighted variance of the measured positions,
+    world units squared. features: tuple over levels of [n, c], finest first (row S1).
     feature_weight [n]: sum of their weights, 1 / world units squared. feature_variance [n]:
     weighted variance of the first level, mean over its channels. appearance [n, 18]: how its colour
     goes with the view, see `entry_appearance` (row S24). edge [n]: share of the frames that saw it
@@ -90,6 +92,7 @@ class EntryBank:
     denied: UInt32[Array, "n words"]
     confidence: Float[Array, "n"]
     support: Float[Array, "n"]
+    inherited: Float[Array, "n"]
     against: Float[Array, "n"]
     through: Float[Array, "n"]
     beyond: Float[Array, "n 4"]
@@ -113,6 +116,14 @@ class EntryBank:
     def capacity(self) -> int:
         """Most entries the bank can hold."""
         return self.position.shape[0]
+
+    @property
+    def backing(self) -> Float[Array, "n"]:
+        """Confidence that speaks for each entry: what was measured, or, if more, inherited.
+
+        What was read from the memory repeats what was measured already, so it adds nothing to it.
+        """
+        return jnp.maximum(self.support, self.inherited)
 
     @property
     def config(self) -> EntryConfig:
@@ -141,6 +152,7 @@ def init_entries(config: EntryConfig) -> EntryBank:
         denied=jnp.zeros((n, words), jnp.uint32),
         confidence=zeros(n),
         support=zeros(n),
+        inherited=zeros(n),
         against=zeros(n),
         through=zeros(n),
         beyond=zeros(n, 4),

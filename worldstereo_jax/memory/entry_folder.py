@@ -4,7 +4,8 @@ What `folder_format` names is stored under that name: positions, normals, views,
 fusing needs besides, the running weights and votes, is packed side by side into two more arrays,
 `descriptor.state` and `descriptor.record`, whose columns are listed here. Further ones came later,
 and folders without them load too: `descriptor.extent`, `descriptor.appearance`, how colours go with
-the view, and `descriptor.beyond`, what contradicting frames show (row S24).
+the view, `descriptor.beyond`, what contradicting frames show (row S24), and `descriptor.inherited`,
+what frames say that had their depth from the memory.
 """
 
 import dataclasses
@@ -48,7 +49,8 @@ def entry_fields(bank: EntryBank | QuantisedEntries) -> _Fields:
 
     descriptor.state is float32 [n, 13]: anchor, eye, then the columns of `_STATE`.
     descriptor.record is uint32 [n, 7 + words]: the columns of `_RECORD`, then the bitset `denied`.
-    descriptor.extent is float32 [n, 3]: the columns of `_EXTENT`; descriptor.beyond [n, 4].
+    descriptor.extent is float32 [n, 3]: the columns of `_EXTENT`; descriptor.beyond [n, 4];
+    descriptor.inherited [n, 1].
     Quantised features and appearance are stored as they are, 8 or 4 bits, with `pyramid_scale`. An
     empty bank stores one empty slot.
     """
@@ -73,6 +75,7 @@ def entry_fields(bank: EntryBank | QuantisedEntries) -> _Fields:
     fields["descriptor.record"] = np.concatenate([record, np.asarray(rest.denied)[:n]], -1)
     fields["descriptor.extent"] = np.stack([np.asarray(getattr(rest, x))[:n] for x in _EXTENT], -1)
     fields["descriptor.beyond"] = np.asarray(rest.beyond)[:n]
+    fields["descriptor.inherited"] = np.asarray(rest.inherited)[:n, None]
     fields["descriptor.appearance"] = np.asarray(bank.appearance)[:n]
     if isinstance(bank, QuantisedEntries):
         fields["pyramid_scale.appearance"] = np.asarray(bank.appearance_scale)
@@ -88,6 +91,7 @@ def is_entry_field(name: str) -> bool:
         "descriptor.record",
         "descriptor.extent",
         "descriptor.beyond",
+        "descriptor.inherited",
         "descriptor.appearance",
     )
 
@@ -134,14 +138,15 @@ def entries_from_fields(
     values |= {name: state[:, 6 + i] for i, name in enumerate(_STATE)}
     values |= {name: record[:, i] for i, name in enumerate(_ROWS)}
     values["denied"] = record[:, len(_RECORD) :]
-    # Of folders from before: no edges, neighbours a footprint away, no change with the view, and
-    # nothing that would tell panes from contradictions.
+    # Of folders from before: no edges, neighbours a footprint away, no change with the view,
+    # nothing that would tell panes from contradictions, and all depth taken for measured.
     extent = fields.get(
         "descriptor.extent", np.tile(np.array([0, 1, 0], np.float32), (state.shape[0], 1))
     )
     values |= {name: extent[:, i] for i, name in enumerate(_EXTENT)}
     nothing = np.zeros((state.shape[0], 4), np.float32)
     values["beyond"] = fields.get("descriptor.beyond", nothing)
+    values["inherited"] = fields.get("descriptor.inherited", nothing)[:, 0]
     plain = np.pad(fields["direction"], ((0, 0), (0, 15)))
     appearance = fields.get("descriptor.appearance", plain)
 

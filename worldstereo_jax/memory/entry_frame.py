@@ -29,16 +29,18 @@ from worldstereo_jax.memory.surface import (
 class EntryFrame:
     """One frame to be put into an entry bank; with a leading axis on every field, several.
 
-    features: tuple over levels of maps [lh, lw, c] that each cover the whole picture. depth
-    [h, w]: camera z, world units, 0 = unknown. confidence [h, w]: of the depth, 0 .. 1.
-    w2c [4, 4], intrinsics [3, 3]: pixels of the depth map. view []: int32, number of the view,
-    of which no two frames of one bank have the same. source []: int32, number of its clip.
-    colours: static, how many channels of each level are colours; learned ones follow them.
+    features: tuple over levels of maps [lh, lw, c] that each cover the whole picture. depth [h, w]:
+    camera z, world units, 0 = unknown. confidence [h, w]: of the depth, 0 .. 1. measured [h, w]:
+    False where the depth was read from the memory itself. w2c [4, 4], intrinsics [3, 3]: pixels of
+    the depth map. view []: int32, number of the view, of which no two frames of one bank have the
+    same. source []: int32, number of its clip. colours: static, how many channels of each level are
+    colours; learned ones follow them.
     """
 
     features: tuple[Float[Array, "lh lw c"], ...]
     depth: Float[Array, "h w"]
     confidence: Float[Array, "h w"]
+    measured: Bool[Array, "h w"]
     w2c: Float[Array, "4 4"]
     intrinsics: Float[Array, "3 3"]
     view: Int[Array, ""]
@@ -55,6 +57,7 @@ def make_entry_frame(
     view: Int[Array, ""] | int,
     source: Int[Array, ""] | int = 0,
     confidence: Float[Array, "h w"] | None = None,
+    inherited: Float[Array, "h w"] | None = None,
     learned: Float[Array, "lh lw c"] | None = None,
     levels: tuple[Level, ...] = PYRAMID,
 ) -> EntryFrame:
@@ -68,6 +71,9 @@ def make_entry_frame(
         view: number of the view.
         source: number of the clip.
         confidence: of the depth, 0 .. 1; from `depth_confidence` when not given.
+        inherited: where depth was read from the memory, the confidence of what it was read from,
+            above 0; the depth has no more. 0 where it was measured or estimated on its own, as all
+            of it was when not given.
         learned: a learned map over the picture at any resolution (row S2).
         levels: of the pyramid.
 
@@ -82,10 +88,18 @@ def make_entry_frame(
     if confidence is None:
         confidence = depth_confidence(depth, w2c, intrinsics)
     check_shape("confidence", confidence, depth.shape)
+    confidence = jnp.asarray(confidence, jnp.float32)
+    measured = jnp.ones(depth.shape, bool)
+    if inherited is not None:
+        check_shape("inherited", inherited, depth.shape)
+        # What has no confidence says nothing, wherever it comes from.
+        measured = (jnp.asarray(inherited) <= 0) | (confidence <= 0)
+        confidence = jnp.where(measured, confidence, jnp.minimum(confidence, inherited))
     return EntryFrame(
         features=feature_pyramid(image, learned, levels=levels),
         depth=depth,
-        confidence=jnp.asarray(confidence, jnp.float32),
+        confidence=confidence,
+        measured=measured,
         w2c=w2c,
         intrinsics=intrinsics,
         view=jnp.asarray(view, jnp.int32),
@@ -100,15 +114,16 @@ class FrameSurface:
     """What the look-ups read of a frame's depth.
 
     inverse [h, w]: inverse depth, 0 where no surface is known. confidence [h, w]: 0 there too.
-    table [h * w, 9]: side by side the tangent plane (3 numbers, see `surface`), the confidence, the
-    largest inverse depth around, the unit normal, and 1 beside a jump of depth, else 0. w2c,
+    table [h * w, 10]: side by side the tangent plane (3 numbers, see `surface`), the confidence,
+    the largest inverse depth around, the unit normal, 1 beside a jump of depth, else 0, and 1 where
+    the depth was measured, 0 where it was read from the memory. w2c,
     intrinsics, and centre [3], the camera's place. focal []: geometric mean of both focal lengths,
     pixels.
     """
 
     inverse: Float[Array, "h w"]
     confidence: Float[Array, "h w"]
-    table: Float[Array, "p 9"]
+    table: Float[Array, "p 10"]
     w2c: Float[Array, "4 4"]
     intrinsics: Float[Array, "3 3"]
     centre: Float[Array, "3"]
@@ -122,8 +137,8 @@ class SurfaceSample:
 
     pixel [n, 2], depth [n]: of the points themselves. inverse [n]: of the surface on their rays,
     at sub-pixel position. confidence [n]. nearest [n]: largest inverse depth around.
-    normal [n, 3]: of the surface, 0 = unknown. edge [n]: 1 beside a jump of depth, else 0. inside
-    [n]: in front of the camera, in the picture.
+    normal [n, 3]: of the surface, 0 = unknown. edge [n]: 1 beside a jump of depth, else 0. measured
+    [n]: not read from the memory. inside [n]: in front of the camera, in the picture.
     """
 
     pixel: Float[Array, "n 2"]
@@ -133,6 +148,7 @@ class SurfaceSample:
     nearest: Float[Array, "n"]
     normal: Float[Array, "n 3"]
     edge: Float[Array, "n"]
+    measured: Bool[Array, "n"]
     inside: Bool[Array, "n"]
 
     @property
@@ -153,12 +169,12 @@ def frame_surface(frame: EntryFrame, *, jump: float = 0.02) -> FrameSurface:
     normal = normals_from_depth(frame.depth, frame.w2c, frame.intrinsics)
     edge = beside_jump(inverse, tangent_planes(inverse), tolerance=jump).astype(jnp.float32)
     parts = [planes, confidence[..., None], nearest_around(inverse)[..., None], normal]
-    parts.append(edge[..., None])
+    parts += [edge[..., None], frame.measured[..., None].astype(jnp.float32)]
     k = frame.intrinsics
     return FrameSurface(
         inverse=jnp.where(keep, inverse, 0.0),
         confidence=confidence,
-        table=jnp.concatenate(parts, -1).reshape(-1, 9),
+        table=jnp.concatenate(parts, -1).reshape(-1, 10),
         w2c=frame.w2c,
         intrinsics=k,
         centre=camera_centers(frame.w2c),
@@ -186,6 +202,7 @@ def sample_surface_at(surface: FrameSurface, points: Float[Array, "n 3"]) -> Sur
         nearest=jnp.where(inside, found[:, 4], 0.0),
         normal=found[:, 5:8],
         edge=jnp.where(known, found[:, 8], 0.0),
+        measured=known & (found[:, 9] > 0),
         inside=inside,
     )
 

@@ -38,7 +38,7 @@ def entry_gain(
     """
     column = jnp.clip(pixel[:, 0] * (TILES / width), 0, TILES - 1).astype(jnp.int32)
     row = jnp.clip(pixel[:, 1] * (TILES / height), 0, TILES - 1).astype(jnp.int32)
-    weight = jnp.where(seen & (known.observations > 0), known.confidence * shown.support, 0.0)
+    weight = jnp.where(seen & (known.observations > 0), known.confidence * shown.backing, 0.0)
     return frame_gain(_mean(shown), _mean(known), weight, row * TILES + column)
 
 

@@ -33,10 +33,11 @@ _BISECT = 6  # halvings of the step in which that line meets a surface
 class Sighting:
     """What the frame says of n entries.
 
-    agrees [n]: it shows the entry's surface where the entry lies. denies [n]: it looks through the
-    entry at something behind, or shows a surface across the line along which the entry was seen.
-    through [n]: the former of the two. apart [n]: either, by so much that entry and surface are
-    two things and not one whose depth was told badly. weight [n]: confidence of the statement.
+    agrees [n]: it shows the entry's surface where the entry lies. through [n]: it looks through the
+    entry at something behind. denies [n]: it does so, or shows a surface across the line along
+    which the entry was seen, and measured that. apart [n]: either, by so much that entry and
+    surface are two things and not one whose depth was told badly. weight [n]: confidence of the
+    statement. measured [n]: the frame's depth there is its own and was not read from the memory.
     point [n, 3]: where the entry's ray meets the frame's surface. normal [n, 3]: of that surface.
     pixel [n, 2]. depth [n]: of that point. edge [n]: 1 beside a jump of its depth. footprint [n]:
     world size of one pixel there. direction [n, 3]: unit, to the camera. distance [n]: to it.
@@ -50,6 +51,7 @@ class Sighting:
     through: Bool[Array, "n"]
     apart: Bool[Array, "n"]
     weight: Float[Array, "n"]
+    measured: Bool[Array, "n"]
     point: Float[Array, "n 3"]
     normal: Float[Array, "n 3"]
     pixel: Float[Array, "n 2"]
@@ -69,8 +71,9 @@ def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sig
     of it by more than that it is looked through, which denies it: depth a little too near would
     otherwise be neither corrected nor doubted, and hide what is there. Behind the surface it is
     hidden, which says nothing, unless the surface also lies across the line along which the entry
-    is said to have been seen: then one of the two is wrong. Beside a jump of depth it is open
-    which side of it a pixel shows, and only what is in front of all around is looked through.
+    is said to have been seen: then one of the two is wrong. Beside a jump of depth it is open which
+    side of it a pixel shows, and only what is in front of all around is looked through. Depth that
+    was read from the memory itself is no witness against another part of it: it denies nothing.
     """
     sample = sample_surface_at(surface, bank.anchor)
     known = bank.valid & (sample.confidence > 0)
@@ -89,9 +92,10 @@ def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sig
     depth = 1.0 / jnp.where(known, sample.inverse, 1.0)
     return Sighting(
         agrees=agrees,
-        denies=through | blocked,
+        denies=(through & sample.measured) | (blocked & line.measured),
         through=through,
         apart=(through & (before_all * far < 1.0)) | (blocked & (ratio > far)),
+        measured=sample.measured,
         weight=jnp.where(
             blocked, line.confidence, jnp.where(agrees | through, sample.confidence, 0.0)
         ),
@@ -111,11 +115,13 @@ def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sig
 class _Crossing(typing.NamedTuple):
     """Where n lines of sight cross a surface: `pixel` and `along` as in `Sighting`.
 
-    confidence: of the surface there, 0 where the line crosses none.
+    confidence: of the surface there, 0 where the line crosses none. measured: as in `Sighting`, of
+    the surface there.
     """
 
     crossed: Bool[Array, "n"]
     confidence: Float[Array, "n"]
+    measured: Bool[Array, "n"]
     pixel: Float[Array, "n 2"]
     along: Float[Array, "n"]
 
@@ -162,6 +168,7 @@ def _line_is_crossed(
     return _Crossing(
         crossed=crossed,
         confidence=jnp.where(crossed, jnp.minimum(before.confidence, after.confidence), 0.0),
+        measured=before.measured & after.measured,
         pixel=jnp.where(crossed[:, None], after.pixel, 0.0),
         along=jnp.where(crossed, 1.0 - high, 1.0),
     )

@@ -11,7 +11,8 @@ from worldstereo_jax.memory.entries import EntryBank, append_entries, init_entri
 from worldstereo_jax.memory.entry_appearance import first_appearance
 from worldstereo_jax.memory.entry_features import PYRAMID, Level
 
-_POINT_CONFIDENCE = 0.2  # a bare point has been seen by no view that could be asked
+POINT_CONFIDENCE = 0.2
+"""Of a bare point: it has been seen by no view that could be asked."""
 
 
 def entry_colors(bank: EntryBank, *, levels: tuple[Level, ...] = PYRAMID) -> Float[Array, "n 3"]:
@@ -83,14 +84,14 @@ def entries_from_points(
         normal=normal,
         normal_agreement=normal.any(-1).astype(jnp.float32),
         footprint=size,
-        confidence=jnp.full((m,), _POINT_CONFIDENCE, jnp.float32),
+        confidence=jnp.full((m,), POINT_CONFIDENCE, jnp.float32),
         # What a point is known to lies within its own size, and with little weight.
-        information=_POINT_CONFIDENCE / jnp.square(size),
+        information=POINT_CONFIDENCE / jnp.square(size),
         features=tuple(features),
-        feature_weight=0.01 * _POINT_CONFIDENCE / jnp.square(size),
+        feature_weight=0.01 * POINT_CONFIDENCE / jnp.square(size),
         appearance=first_appearance(jnp.zeros((m, 3))),
         spacing=jnp.ones((m,)),
-        support=jnp.full((m,), 0.25 * _POINT_CONFIDENCE / (1.0 - _POINT_CONFIDENCE), jnp.float32),
+        support=jnp.full((m,), 0.25 * POINT_CONFIDENCE / (1.0 - POINT_CONFIDENCE), jnp.float32),
         valid=jnp.ones((m,), bool),
         source=jnp.broadcast_to(jnp.asarray(source, jnp.int32), (m,)),
     )

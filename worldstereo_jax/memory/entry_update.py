@@ -90,11 +90,13 @@ def update_entries(
 
     Entries that the frame shows are fused with it (row S12): position, normal and features are
     means weighted by what each frame knows, so errors fall as one over the root of their number.
-    Entries that it contradicts lose confidence. What lies within the footprint of no such entry is
-    inserted, in one scatter (row S11), with what stored entries say against it (`entry_witness`);
-    what finds no room is counted. A frame whose view an entry has already answered changes nothing
-    there, so the same frame twice changes nothing. That needs a bit for the view: frames whose
-    number is beyond the bitset are counted in `uncounted`.
+    Entries that it contradicts lose confidence. Where its depth was read from the memory itself it
+    only adds to colours and to the views that saw an entry: no position, no confidence, no vote,
+    and what it inserts has the confidence of what it was read from. What lies within the footprint
+    of no such entry is inserted, in one scatter (row S11), with what stored entries say against it
+    (`entry_witness`); what finds no room is counted. A frame whose view an entry has already
+    answered changes nothing there, so the same frame twice changes nothing. That needs a bit for
+    the view: frames whose number is beyond the bitset are counted in `uncounted`.
 
     Args:
         bank: may be donated by the caller's jit.
@@ -172,7 +174,7 @@ def rate_entries(bank: EntryBank, rule: EntryRule) -> EntryBank:
     changes along with the direction of view counts for a part only (row S24).
     """
     confidence = entry_confidence(
-        bank.support,
+        bank.backing,
         standing_against(bank),
         bank.scatter,
         doubtful_variance(bank),
@@ -209,7 +211,10 @@ def combine_entries(
 def _combine(left: EntryBank, right: EntryBank, where: Bool[Array, " n"]) -> EntryBank:
     """Weighted means and variances of both, entry by entry (Chan et al. 1979 for variances)."""
     count = left.observations + jnp.where(where, right.observations, 0)
-    by_position = _Mix(left.information, jnp.where(where, right.information, 0.0))
+    # A position that was read from the memory gives way to one that was measured, and never moves.
+    information = jnp.where(where & (right.support > 0), right.information, 0.0)
+    held = jnp.where((left.support > 0) | (information == 0), left.information, 0.0)
+    by_position = _Mix(held, information)
     by_feature = _Mix(left.feature_weight, jnp.where(where, right.feature_weight, 0.0))
     by_view = _Mix(left.observations, jnp.where(where, right.observations, 0))
     by_support = _Mix(left.support, jnp.where(where, right.support, 0.0))
@@ -239,6 +244,7 @@ def _combine(left: EntryBank, right: EntryBank, where: Bool[Array, " n"]) -> Ent
         direction=by_view.mean(left.direction, right.direction),
         distance=by_view.mean(left.distance, right.distance),
         support=by_support.total,
+        inherited=jnp.maximum(left.inherited, jnp.where(where, right.inherited, 0.0)),
         observations=count,
         features=tuple(features),
         feature_weight=by_feature.total,
@@ -295,7 +301,8 @@ def _measure(
         views=views,
         denied=views,
         confidence=weight,
-        support=weight,
+        support=jnp.where(sighting.measured, weight, 0.0),
+        inherited=jnp.where(sighting.measured, 0.0, weight),
         against=jnp.zeros_like(weight),
         through=jnp.zeros_like(weight),
         beyond=jnp.zeros((n, 4), jnp.float32),
@@ -344,12 +351,14 @@ def _propose(
     distance = jnp.linalg.norm(away, axis=-1)
     normal = surface.table[:, 5:8].reshape(*surface.inverse.shape, 3)
     edge = surface.table[:, 8].reshape(surface.inverse.shape)
+    measured = frame.measured[start::step, start::step].reshape(-1)
     own = Sighting(
         agrees=known,
         denies=jnp.zeros_like(known),
         through=jnp.zeros_like(known),
         apart=jnp.zeros_like(known),
         weight=confidence.reshape(-1),
+        measured=measured,
         point=point,
         normal=normal[start::step, start::step].reshape(-1, 3),
         pixel=pixel,

@@ -112,7 +112,7 @@ def two_depths(bank: EntryBank) -> Bool[Array, " n"]:
     seen, denied = bank.observations, count_views(bank.denied & ~bank.views)
     far = bank.beyond[:, 0]
     often = (seen >= _TWICE) & (denied >= _TWICE) & (far > 0.5 * bank.against)
-    balanced = jnp.maximum(bank.support, far) <= _BALANCE * jnp.minimum(bank.support, far)
+    balanced = jnp.maximum(bank.backing, far) <= _BALANCE * jnp.minimum(bank.backing, far)
     shown = bank.beyond[:, 1:] / jnp.where(far > 0, far, 1.0)[:, None]
     away = jnp.square(shown - entry_colour(bank)).mean(-1)
     n, m = (jnp.maximum(x, 1).astype(jnp.float32) for x in (seen, denied))
@@ -125,7 +125,7 @@ def standing_against(bank: EntryBank) -> Float[Array, " n"]:
 
     All of it but at a pane and behind it, where every view for an entry answers for two against.
     """
-    answered = jnp.where(two_depths(bank), _ANSWERED * bank.support, 0.0)
+    answered = jnp.where(two_depths(bank), _ANSWERED * bank.backing, 0.0)
     return jnp.maximum(bank.against - answered, 0.0)
 
 

@@ -258,11 +258,14 @@ def _draw(
     start = jnp.zeros((height, width, channels), jnp.float32)
     total, _ = lax.scan(add, start, (jnp.moveaxis(entry, -1, 0), jnp.moveaxis(best, -1, 0)))
     share = 1.0 / jnp.maximum(best.sum(-1), 1e-20)
+    # At most what speaks for an entry, or reading it again and again would make it surer.
+    sure = jnp.minimum(bank.confidence, bank.backing)[entry]
     return Warped(
         features=jnp.where(covered[..., None], total * share[..., None], 0.0),
         mask=1.0 - covered.astype(jnp.float32),
         depth=depth,
         weight=held,
+        confidence=(best * sure).sum(-1) * share,
     )
 
 
@@ -337,7 +340,7 @@ def _refuted(
     farther surface that is trusted. What no view looked through is shown, however few saw it, and
     so is what one alone did: of two views that contradict each other, either may be wrong.
     """
-    doubtful = bank.through > _OUTVOTED * bank.support
+    doubtful = bank.through > _OUTVOTED * bank.backing
     # One vote is 1 at most, which tells two views where there are no bits for them.
     doubtful &= (count_views(bank.denied) > 1) | (bank.through > 1.0)
     trusted = ~doubtful & (bank.confidence >= _TRUSTED) & (splats.inverse > 0)

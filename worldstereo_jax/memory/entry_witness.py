@@ -73,7 +73,8 @@ def _contradictions(
 ) -> tuple[Bool[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]]:
     """Which stored entries contradict the frame's surface; as seen through it; and by far."""
     seen = stored.valid & (stored.observations > 0) & ~has_view(stored.views, view)
-    seen &= stored.edge < _EDGE
+    # Of what was only read from the memory those that measured it speak.
+    seen &= (stored.edge < _EDGE) & (stored.support > 0)
     # Both from the nearer to the farther of entry and surface, as shares of the latter's distance,
     # and with the mean of what all views of the entry measured.
     first = _length(stored.anchor - stored.eye)

@@ -207,9 +207,10 @@ def _read_header(folder: Path) -> dict:
         raise InputError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(header, dict) or header.get("format") != NAME:
         raise InputError(f"{path} does not describe a memory: its format must be {NAME!r}")
-    if header.get("version") != VERSION:
+    version = header.get("version")
+    if version not in range(1, VERSION + 1):
         raise InputError(
-            f"{path} has format version {header.get('version')!r}, but version {VERSION} is read"
+            f"{path} has format version {version!r}, but versions 1 to {VERSION} are read"
         )
     for name in FILES:
         part = header.get(name)
@@ -231,7 +232,7 @@ def _read_arrays(folder: Path, header: dict, name: str) -> dict[str, np.ndarray]
         arrays = load_file(path)
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"{path} cannot be read as safetensors: {error}") from error
-    sizes = _check_fields(str(path), name, arrays)
+    sizes = _check_fields(str(path), name, arrays, version=header["version"])
     for field, value in arrays.items():
         if value.dtype.name.startswith(("float", "bfloat")) and not np.isfinite(value).all():
             raise InputError(f"{path}: field {field!r} holds numbers that are not finite")
@@ -242,10 +243,12 @@ def _read_arrays(folder: Path, header: dict, name: str) -> dict[str, np.ndarray]
     return arrays
 
 
-def _check_fields(where: str, file: str, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Check names, types and shapes against the format; sizes of the axes."""
+def _check_fields(
+    where: str, file: str, arrays: Mapping[str, np.ndarray], version: int = VERSION
+) -> dict[str, int]:
+    """Check names, types and shapes against the format of a version; sizes of the axes."""
     for name, field in FILES[file].items():
-        if not field.optional and name not in arrays:
+        if not field.optional and field.since <= version and name not in arrays:
             raise InputError(f"{where} has no field {name!r}, so it is no {file} memory")
     sizes: dict[str, int] = {}
     # Required fields first: they fix the sizes that the optional ones must fit.

@@ -4,10 +4,11 @@
     spatial_stereo.safetensors    the keyframe bank, and whatever of rows S1 to S8 is stored
     global_geometric.safetensors  the point bank
 
-Only filled slots are written; capacities and counters stand in memory.json. Fields marked optional
-may be absent: a bank that has none of them loads, and one that has them loads too, since their
-names, types and shapes are fixed here from version 1 on. A name may end in `.<key>`, for the level
-of a pyramid or the kind of a descriptor.
+Only filled slots are written; capacities and counters stand in memory.json. What a folder of an
+earlier version lacks loads as it is in an empty memory. Fields marked optional may be absent: a
+bank that has none of them loads, and one that has them loads too, since their names, types and
+shapes are fixed here from version 1 on. A name may end in `.<key>`, for the level of a pyramid or
+the kind of a descriptor.
 
 Axes: v keyframes, h w pixels, lh lw latent pixels, n entries (surface patches), words 32-bit words,
 c channels, p stored pairs of views, m sparse matches, t tokens per view; numbers are themselves.
@@ -16,12 +17,16 @@ c channels, p stored pairs of views, m sparse matches, t tokens per view; number
 import dataclasses
 
 NAME = "worldstereo-memory"
-VERSION = 1
+VERSION = 2
+"""What is written; earlier versions are read too. 2 has `measured`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One array of a file: safetensors types allowed, axes, meaning, row of the specification."""
+    """One array of a file: safetensors types allowed, axes, meaning, row of the specification.
+
+    since: the version of the format that first had it.
+    """
 
     types: tuple[str, ...]
     axes: tuple[str, ...]
@@ -29,16 +34,20 @@ class Field:
     row: str
     optional: bool = False
     keyed: bool = False
+    since: int = 1
 
 
-def _field(types: str, axes: str, meaning: str, row: str, **kind: bool) -> Field:
-    return Field(tuple(types.split()), tuple(axes.split()), meaning, row, **kind)
+def _field(types: str, axes: str, meaning: str, row: str, since: int = 1, **kind: bool) -> Field:
+    return Field(tuple(types.split()), tuple(axes.split()), meaning, row, since=since, **kind)
 
 
 SPATIAL_STEREO = {
     "images": _field("F32", "v h w 3", "keyframes, RGB in [-1, 1]", "S7"),
     "depth": _field("F32", "v h w", "camera z in world units, 0 = unknown", "S7"),
     "confidence": _field("F32", "v h w", "of the depth, in [0, 1]", "S6"),
+    "measured": _field(
+        "BOOL", "v h w", "the depth was measured, not read from the memory", "S6", since=2
+    ),
     "w2c": _field("F32", "v 4 4", "world to camera, OpenCV axes", "S7"),
     "intrinsics": _field("F32", "v 3 3", "in pixels, pixel centres at +0.5", "S7"),
     "valid": _field("BOOL", "v", "the slot holds a view", "S7"),

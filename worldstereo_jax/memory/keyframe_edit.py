@@ -24,6 +24,7 @@ from worldstereo_jax.memory.entry_update import DEFAULT_RULE, EntryRule
 from worldstereo_jax.memory.entry_views import move_views, used_views
 from worldstereo_jax.memory.spatial_stereo import (
     SpatialStereoMemory,
+    init_spatial_memory,
     insert_keyframes,
     same_cameras,
     scene_scale,
@@ -109,11 +110,9 @@ def keep_keyframes(
         found = field[safe]
         return jnp.where(filled.reshape((-1,) + (1,) * (found.ndim - 1)), found, empty)
 
-    eye = {"w2c": jnp.eye(4)[None], "intrinsics": jnp.eye(3)[None]}
-    fields = {
-        name: take(getattr(stereo, name), eye.get(name, jnp.zeros((), getattr(stereo, name).dtype)))
-        for name in ("images", "depth", "confidence", "w2c", "intrinsics", "valid", "source")
-    }
+    empty = init_spatial_memory(1, 1, 1)
+    names = ("images", "depth", "confidence", "measured", "w2c", "intrinsics", "valid", "source")
+    fields = {name: take(getattr(stereo, name), getattr(empty, name)) for name in names}
     kept = dataclasses.replace(stereo, **fields, count=count)
     slot = jnp.where(keep, jnp.cumsum(keep, dtype=jnp.int32) - 1, -1)
     return _renumber_clips(Views(kept, _with_slots(entries, slot, capacity)))
@@ -197,6 +196,7 @@ def merge_keyframes(
         other.w2c,
         other.intrinsics,
         confidence=other.confidence,
+        measured=other.measured,
         source=jnp.where(other.source > 0, other.source + after, -1),
         wanted=new,
     )

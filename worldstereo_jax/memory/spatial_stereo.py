@@ -40,15 +40,18 @@ _EDGE_CONFIDENCE = 0.25  # silhouette pixels mix two surfaces' colours
 class SpatialStereoMemory:
     """At most v keyframes; slots below `count` were filled in order of arrival.
 
-    images [v, h, w, 3]: in [-1, 1]. depth [v, h, w]: camera z, world units, 0 = unknown.
-    confidence [v, h, w]: 0 .. 1 (row S6). w2c [v, 4, 4]: world to camera. intrinsics [v, 3, 3]:
-    pixels. valid [v]: the slot holds a view. source [v]: int32, number of the clip that the view
-    comes from. count []: int32, slots used. overflow []: int32, keyframes that found no room.
+    images [v, h, w, 3]: in [-1, 1]. depth [v, h, w]: camera z, world units, 0 = unknown. confidence
+    [v, h, w]: 0 .. 1 (row S6). measured [v, h, w]: False where depth was read from the memory
+    itself, which repeats what other views say (True in empty slots). w2c [v, 4, 4]: world to
+    camera. intrinsics [v, 3, 3]: pixels. valid [v]: the slot holds a view. source [v]: int32,
+    number of the clip that the view comes from. count []: int32, slots used. overflow []: int32,
+    keyframes that found no room.
     """
 
     images: Float[Array, "v h w 3"]
     depth: Float[Array, "v h w"]
     confidence: Float[Array, "v h w"]
+    measured: Bool[Array, "v h w"]
     w2c: Float[Array, "v 4 4"]
     intrinsics: Float[Array, "v 3 3"]
     valid: Bool[Array, "v"]
@@ -77,6 +80,7 @@ def init_spatial_memory(capacity: int, height: int, width: int) -> SpatialStereo
         images=jnp.zeros((capacity, height, width, 3), jnp.float32),
         depth=jnp.zeros((capacity, height, width), jnp.float32),
         confidence=jnp.zeros((capacity, height, width), jnp.float32),
+        measured=jnp.ones((capacity, height, width), bool),
         # Copies: a donated bank must own each of its buffers.
         w2c=jnp.tile(jnp.eye(4, dtype=jnp.float32)[None], (capacity, 1, 1)),
         intrinsics=jnp.tile(jnp.eye(3, dtype=jnp.float32)[None], (capacity, 1, 1)),
@@ -100,6 +104,34 @@ def depth_confidence(
         w2c: world to camera.
         intrinsics: pixels.
     """
+    inverse = inverse_depth(depth)
+    edge = nearest_around(inverse) > (1.0 + _EDGE_JUMP) * farthest_around(inverse)
+    value = _viewing_cosine(depth, w2c, intrinsics) * jnp.where(edge, _EDGE_CONFIDENCE, 1.0)
+    return jnp.where((inverse > 0) & ~between_surfaces(inverse), value, 0.0)
+
+
+def frontal_confidence(
+    confidence: Float[Array, "h w"],
+    depth: Float[Array, "h w"],
+    w2c: Float[Array, "4 4"],
+    intrinsics: Float[Array, "3 3"],
+) -> Float[Array, "h w"]:
+    """Confidence as in `depth_confidence`, at most 1, without the cosine of the viewing angle.
+
+    For who counts the angle by himself.
+
+    Args:
+        confidence: of the depth, with that cosine in it.
+        depth: camera z, 0 = unknown.
+        w2c: world to camera.
+        intrinsics: pixels.
+    """
+    return jnp.minimum(confidence / _viewing_cosine(depth, w2c, intrinsics), 1.0)
+
+
+def _viewing_cosine(
+    depth: Float[Array, "h w"], w2c: Float[Array, "4 4"], intrinsics: Float[Array, "3 3"]
+) -> Float[Array, "h w"]:
     points = depth_to_points(depth, w2c, intrinsics)
     normals = normals_from_depth(depth, w2c, intrinsics)
     ray = points - camera_centers(w2c)[None, None, :]
@@ -107,10 +139,7 @@ def depth_confidence(
     cosine = jnp.abs((normals * ray).sum(-1))
     # Where no normal can be told the surface is taken to be moderately slanted.
     cosine = jnp.where(jnp.abs(normals).sum(-1) > 0, cosine, 0.5)
-    inverse = inverse_depth(depth)
-    edge = nearest_around(inverse) > (1.0 + _EDGE_JUMP) * farthest_around(inverse)
-    value = jnp.clip(cosine, 0.05, 1.0) * jnp.where(edge, _EDGE_CONFIDENCE, 1.0)
-    return jnp.where((inverse > 0) & ~between_surfaces(inverse), value, 0.0)
+    return jnp.clip(cosine, 0.05, 1.0)
 
 
 @jax.jit
@@ -122,6 +151,7 @@ def insert_keyframes(
     intrinsics: Float[Array | ndarray, "f 3 3"],
     *,
     confidence: Float[Array, "f h w"] | None = None,
+    measured: Bool[Array, "f h w"] | None = None,
     source: Int[Array, ""] | Int[Array, " f"] | int = 0,
     wanted: Bool[Array, " f"] | None = None,
 ) -> SpatialStereoMemory:
@@ -139,6 +169,7 @@ def insert_keyframes(
         w2c: world to camera.
         intrinsics: pixels.
         confidence: 0 .. 1 per pixel; from `depth_confidence` when not given.
+        measured: False where depth was read from the memory; all was measured when not given.
         source: number of the clip the frames come from, one for all or one each.
         wanted: False for frames to be passed over; all are added when not given.
 
@@ -155,6 +186,7 @@ def insert_keyframes(
     depth = jnp.where(valid_depth(depth), depth, 0.0)
     if confidence is None:
         confidence = jax.vmap(depth_confidence)(depth, w2c, intrinsics)
+    measured = jnp.ones(depth.shape, bool) if measured is None else measured
     source = jnp.broadcast_to(jnp.asarray(source, jnp.int32), (frames,))
     wanted = jnp.ones((frames,), bool) if wanted is None else wanted
     scale = jax.vmap(scene_scale)(depth)
@@ -176,6 +208,7 @@ def insert_keyframes(
         images=put(memory.images, images),
         depth=put(memory.depth, depth),
         confidence=put(memory.confidence, confidence),
+        measured=put(memory.measured, measured),
         w2c=put(memory.w2c, w2c),
         intrinsics=put(memory.intrinsics, intrinsics),
         valid=put(memory.valid, fits),

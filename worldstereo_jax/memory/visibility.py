@@ -58,15 +58,15 @@ _HIGHEST = lax.Precision.HIGHEST
 class SurfaceViews:
     """What of a bank's views does not depend on the target: made once for a whole path.
 
-    inverse [v, h, w]: inverse depth, 0 where not used. table [v, h, w, 5]: what a look-up reads,
-    side by side: the tangent plane (3 numbers, see `surface`), the confidence (0 where not used)
-    and the inverse depth of a nearer surface beside the pixel (0 where there is none, see
-    `surface.nearer_beside`). smooth [v, h, w]: the 5x5 neighbourhood lies on one surface.
-    w2c [v, 4, 4], intrinsics [v, 3, 3].
+    inverse [v, h, w]: inverse depth, 0 where not used. table [v, h, w, 6]: what a look-up reads,
+    side by side: the tangent plane (3 numbers, see `surface`), the confidence (0 where not used),
+    the inverse depth of a nearer surface beside the pixel (0 where there is none, see
+    `surface.nearer_beside`), and 1 where depth was measured, else 0. smooth [v, h, w]: the 5x5
+    neighbourhood lies on one surface. w2c [v, 4, 4], intrinsics [v, 3, 3].
     """
 
     inverse: Float[Array, "v h w"]
-    table: Float[Array, "v h w 5"]
+    table: Float[Array, "v h w 6"]
     smooth: Bool[Array, "v h w"]
     w2c: Float[Array, "v 4 4"]
     intrinsics: Float[Array, "v 3 3"]
@@ -102,13 +102,16 @@ def prepare_views(
     valid: Bool[Array, "v"],
     *,
     tolerance: float,
+    measured: Bool[Array, "v h w"] | None = None,
 ) -> SurfaceViews:
     """Surfaces of the views, without pixels between two surfaces, refuted ones and invalid views.
 
     Arguments as in `warping.warp_views`; `tolerance` is the share of depth within which two
     neighbouring pixels continue one surface, and two views show the same one.
     """
-    views = stored_surfaces(depth, confidence, w2c, intrinsics, valid, tolerance=tolerance)
+    views = stored_surfaces(
+        depth, confidence, w2c, intrinsics, valid, tolerance=tolerance, measured=measured
+    )
     stands = ~refuted_points(views, tolerance=tolerance)
     return dataclasses.replace(
         views,
@@ -125,6 +128,7 @@ def stored_surfaces(
     valid: Bool[Array, "v"],
     *,
     tolerance: float,
+    measured: Bool[Array, "v h w"] | None = None,
 ) -> SurfaceViews:
     """`prepare_views` before the views judge each other: refuted pixels are still there."""
     # Single precision, as everything that loops over the views carries.
@@ -136,10 +140,11 @@ def stored_surfaces(
     planes = jnp.where(keep[..., None], planes, 0.0)
     smooth = jax.vmap(functools.partial(one_surface, tolerance=2.0 * tolerance))(inverse, planes)
     beside = jax.vmap(functools.partial(nearer_beside, tolerance=2.0 * tolerance))(inverse, planes)
-    held = [planes, jnp.where(keep, confidence, 0.0)[..., None], beside[..., None]]
+    measured = jnp.ones(inverse.shape, bool) if measured is None else measured
+    held = [jnp.where(keep, confidence, 0.0), beside, measured.astype(jnp.float32)]
     return SurfaceViews(
         inverse=inverse,
-        table=jnp.concatenate(held, -1),
+        table=jnp.concatenate([planes, jnp.stack(held, -1)], -1),
         smooth=smooth,
         w2c=jnp.asarray(w2c, jnp.float32),
         intrinsics=jnp.asarray(intrinsics, jnp.float32),
@@ -151,8 +156,9 @@ def refuted_points(
 ) -> Bool[Array, "v rows columns"]:
     """Points which more confidence looks through than shows, their own view's included.
 
-    So wrong depth in one view is voted down wherever two others look there (row S12). Asked of
-    every `step`-th pixel from `start` on, along both axes.
+    So wrong depth in one view is voted down wherever two others look there (row S12). Depth that
+    was read from the memory speaks once, for what it was read from: see `_votes`. Asked of every
+    `step`-th pixel from `start` on, along both axes.
     """
     thin = (..., slice(start, None, step), slice(start, None, step))
     grid = [part[thin] for part in grid_parts(*views.inverse.shape[1:])]
@@ -297,12 +303,21 @@ def _votes(
     inverse: Float[Array, "h w"],
     tolerance: float,
 ) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
-    """Confidence of the views that show the surface, and of those that see through it."""
+    """Confidence of the views that show the surface, and of those that see through it.
+
+    Views that measured it add up. Those whose depth was read from the memory stand for what it was
+    read from, which may not be among the views: the surest of them counts, if it says more.
+    """
     q = carry(*transfer, grid, inverse[None])
     found = _read(views, q, (inverse > 0)[None])
     agrees, violates, _ = _compare(q, found, inverse, tolerance)
-    support = jnp.where(agrees, found.confidence, 0.0).sum(0)
-    return support, jnp.where(violates, found.confidence, 0.0).sum(0)
+
+    def total(voters: Bool[Array, "v h w"]) -> Float[Array, "h w"]:
+        vote = jnp.where(voters, found.confidence, 0.0)
+        own = jnp.where(found.measured, vote, 0.0).sum(0)
+        return jnp.maximum(own, jnp.where(found.measured, 0.0, vote).max(0))
+
+    return total(agrees), total(violates)
 
 
 def _look(
@@ -345,6 +360,7 @@ class _Found(typing.NamedTuple):
     plane: Parts
     confidence: Float[Array, "v h w"]
     beside: Float[Array, "v h w"]
+    measured: Bool[Array, "v h w"]
 
 
 def _read(views: SurfaceViews, q: Parts, wanted: Bool[Array, "#v h w"]) -> _Found:
@@ -358,10 +374,11 @@ def _read(views: SurfaceViews, q: Parts, wanted: Bool[Array, "#v h w"]) -> _Foun
     index = (jnp.arange(v, dtype=jnp.int32)[:, None, None] * h + row) * w + column
     # Barriers keep the gather from being fused into, and repeated by, each of its readers.
     index = lax.optimization_barrier(index)
-    entry = views.table.reshape(v * h * w, 5).at[index].get(mode="promise_in_bounds")
+    entry = views.table.reshape(v * h * w, 6).at[index].get(mode="promise_in_bounds")
     entry = lax.optimization_barrier(entry)
     plane = [entry[..., i] for i in range(3)]
-    return _Found((x, y), plane, jnp.where(inside, entry[..., 3], 0.0), entry[..., 4])
+    confidence = jnp.where(inside, entry[..., 3], 0.0)
+    return _Found((x, y), plane, confidence, entry[..., 4], entry[..., 5] > 0)
 
 
 def _compare(

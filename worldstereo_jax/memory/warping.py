@@ -34,13 +34,15 @@ class Warped:
 
     features [h, w, c]: fused features, 0 in holes. mask [h, w]: 1 = hole, 0 = covered.
     depth [h, w]: camera z of the surface seen, world units, 0 in holes. weight [h, w]: sum of the
-    views' weights, 0 in holes; at most the number of views.
+    views' weights, 0 in holes; at most the number of views. confidence [h, w]: of the depth, that
+    of the surest view that shows the surface, 0 in holes.
     """
 
     features: Float[Array, "*f h w c"]
     mask: Float[Array, "*f h w"]
     depth: Float[Array, "*f h w"]
     weight: Float[Array, "*f h w"]
+    confidence: Float[Array, "*f h w"]
 
 
 @typing.no_type_check
@@ -50,7 +52,8 @@ class Candidates:
 
     features [h, w, k, c] (0 where there is none), log_weight [h, w, k] (-inf where there is
     none; best first), view [h, w, k] int32 index into the bank, cosine [h, w, k] of the angle
-    between the view's and the target's line of sight, mask and depth as in `Warped`.
+    between the view's and the target's line of sight, mask, depth and confidence as in
+    `Warped`.
     """
 
     features: Float[Array, "*f h w k c"]
@@ -59,6 +62,7 @@ class Candidates:
     cosine: Float[Array, "*f h w k"]
     mask: Float[Array, "*f h w"]
     depth: Float[Array, "*f h w"]
+    confidence: Float[Array, "*f h w"]
 
 
 def splat_depth(
@@ -100,6 +104,7 @@ def candidate_warp(
     height: int | None = None,
     width: int | None = None,
     tolerance: float = 0.02,
+    measured: Bool[Array, "v h w"] | None = None,
 ) -> Callable[[Float[Array, "4 4"], Float[Array, "3 3"]], Candidates]:
     """The function from a target camera to what the bank shows it (rows S15, S18).
 
@@ -108,9 +113,13 @@ def candidate_warp(
 
     features [v, h, w, c], depth and confidence [v, h, w] and intrinsics belong to the same
     resolution; the target's is (height, width), by default the same. `tolerance` is the share of
-    depth by which a view may differ from the surface and still be held to see it.
+    depth by which a view may differ from the surface and still be held to see it. `measured` is
+    False where depth was read from the memory (see `SpatialStereoMemory`); None means all was
+    measured.
     """
-    views = prepare_views(depth, confidence, w2c, intrinsics, valid, tolerance=tolerance)
+    views = prepare_views(
+        depth, confidence, w2c, intrinsics, valid, tolerance=tolerance, measured=measured
+    )
     return functools.partial(
         _candidates,
         views,
@@ -223,6 +232,7 @@ def fuse_candidates(found: Candidates) -> Warped:
         mask=found.mask,
         depth=found.depth,
         weight=jnp.exp(found.log_weight).sum(-1),
+        confidence=found.confidence,
     )
 
 
@@ -291,4 +301,5 @@ def _candidates(
         cosine=cosine,
         mask=1.0 - covered.astype(jnp.float32),
         depth=jnp.where(covered, inverse_depth(inverse), 0.0),
+        confidence=jnp.where(look.agrees, look.confidence, 0.0).max(0),
     )

@@ -79,12 +79,15 @@ class CompiledRollout:
         conditions, guidance = gathered
         video = self.generate_clip(params, conditions, guidance, key)
         depth = self.complete_depth(params, video, guidance.depth)
-        return Clip(video=video, depth=depth, cameras=cameras, guidance=guidance)
+        return Clip(video, depth, cameras, guidance, inherited=guidance.confidence)
 
     def remember(self, memory: WorldMemory, clip: Clip) -> WorldMemory:
         """The memory after a clip, as `write_back` leaves it."""
-        frames = keyframes_of(self.config, clip)
-        return remember_frames(self.config, memory, *frames, next_clip(memory))
+        number = next_clip(memory)
+        images, depth, cameras, inherited = keyframes_of(self.config, clip)
+        return remember_frames(
+            self.config, memory, images, depth, cameras, number, inherited=inherited
+        )
 
 
 def compile_rollout(

@@ -18,14 +18,16 @@ from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.geometry.splat import solid_image
 from worldstereo_jax.memory.entry_tokens import EntryTokens
 from worldstereo_jax.memory.hole_filling import fill_holes
-from worldstereo_jax.memory.masks import ViewSet, token_geometries
+from worldstereo_jax.memory.masks import token_geometries
 from worldstereo_jax.memory.spatial_stereo import keyframes_at
 from worldstereo_jax.models.vae_tiny import encode_frames
 from worldstereo_jax.sampling.warp_reading import (
     candidate_features,
     candidate_pictures,
     divide,
+    path_views,
     read_warps,
+    stored_views,
     surroundings,
 )
 from worldstereo_jax.sampling.world import (
@@ -97,6 +99,7 @@ class Guidance:
         warped_image: warp of the stereo bank with holes filled [f, h, w, 3].
         warped_mask: holes before filling [f, h, w], 1 = hole.
         depth: depth known from the memories [f, h, w], 0 where neither knows it.
+        confidence: of that depth, in (0, 1] where it is known [f, h, w], 0 elsewhere.
     """
 
     render_image: jax.Array
@@ -104,6 +107,7 @@ class Guidance:
     warped_image: jax.Array
     warped_mask: jax.Array
     depth: jax.Array
+    confidence: jax.Array
 
 
 def without_stereo(conditions: Conditions) -> Conditions:
@@ -180,10 +184,8 @@ def gather_conditions(
 
     attended = chosen[: config.references]
     attended_valid = retrieved.valid[: config.references]
-    target_views = ViewSet(depth, cameras.w2c, cameras.intrinsics, jnp.ones((config.frames,), bool))
-    reference_views = ViewSet(
-        stereo.depth[attended], stereo.w2c[attended], stereo.intrinsics[attended], attended_valid
-    )
+    target_views = path_views(depth, known.confidence, cameras)
+    reference_views = stored_views(stereo, attended, attended_valid)
 
     # One call for all pictures, again for the compiler's sake.
     pictures = (first_image[None], render_filled, stereo.images[attended])
@@ -225,6 +227,7 @@ def gather_conditions(
         warped_image=fused,
         warped_mask=warped.mask,
         depth=depth,
+        confidence=known.confidence,
     )
     return conditions, guidance
 

@@ -17,6 +17,7 @@ from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.geometry.cameras import camera_vector, plucker_rays, polar_places
 from worldstereo_jax.geometry.normalisation import normalise_unified
 from worldstereo_jax.geometry.splat import Render
+from worldstereo_jax.memory.entry_points import POINT_CONFIDENCE
 from worldstereo_jax.memory.entry_tokens import EntryTokens
 from worldstereo_jax.memory.masks import TOKEN, ViewSet, token_geometries
 from worldstereo_jax.memory.retrieval import (
@@ -37,7 +38,9 @@ from worldstereo_jax.sampling.warp_reading import (
     candidate_pictures,
     divide,
     fill_along,
+    path_views,
     read_warps,
+    stored_views,
 )
 from worldstereo_jax.sampling.world import Cameras, WorldMemory, render_points
 
@@ -275,7 +278,7 @@ def encode_conditions(
     if choices.attention == "correspondence" or tokens is not None:
         wanted, seen = token_geometries(
             _target_views(world, cameras, renders),
-            ViewSet(stereo.depth[at], stereo.w2c[at], stereo.intrinsics[at], views.valid),
+            stored_views(stereo, at, views.valid),
         )
     entries = entry_geometry = None
     if tokens is not None and wanted is not None:
@@ -311,7 +314,12 @@ def encode_conditions(
 def _target_views(world: OfficialWorld, cameras: Cameras, renders: Renders) -> ViewSet:
     """The latent frames, with the depth that is known of them."""
     targets, known = latent_cameras(world, cameras), renders.depth[:: world.frame_stride]
-    return ViewSet(known, targets.w2c, targets.intrinsics, jnp.ones(known.shape[:1], bool))
+    return path_views(known, point_confidence(known), targets)
+
+
+def point_confidence(depth: Float[Array, "f h w"]) -> Float[Array, "f h w"]:
+    """Confidence of depth that is known from points, 0 where it is not known."""
+    return jnp.where(depth > 0, POINT_CONFIDENCE, 0.0)
 
 
 def encode_images(

@@ -27,6 +27,7 @@ from worldstereo_jax.sampling.official_conditions import (
     draw_renders,
     encode_conditions,
     latent_cameras,
+    point_confidence,
     read_stereo,
 )
 from worldstereo_jax.sampling.official_world import OfficialParams, OfficialWorld, Prompt
@@ -50,6 +51,8 @@ class OfficialClip:
         cameras: the path it was made along.
         guidance: what the global memory showed of it beforehand.
         views: the stored views that it attended to.
+        inherited: where `depth` is the memory's own, its confidence; 0 elsewhere [f, h, w]. What
+            was only read tells the memory nothing new when it is written back.
     """
 
     video: jax.Array
@@ -57,6 +60,7 @@ class OfficialClip:
     cameras: Cameras
     guidance: Renders
     views: ChosenViews
+    inherited: jax.Array
 
 
 class Told(typing.NamedTuple):
@@ -159,7 +163,8 @@ class OfficialRollout:
         latent = self.denoise(params.denoiser, conditions, prompt, image, key)
         video = self.decode(params.vae, latent)
         depth = self.complete_depth(params.depth, video, drawn.depth)
-        return OfficialClip(video=video, depth=depth, cameras=cameras, guidance=drawn, views=views)
+        inherited = point_confidence(drawn.depth)
+        return OfficialClip(video, depth, cameras, drawn, views, inherited)
 
     def estimate_depth(
         self, depth_params: PyTree, images: Float[Array, "n h w 3"]
@@ -196,7 +201,8 @@ class OfficialRollout:
         chosen = jnp.asarray(keyframe_indices(config.frames, config.keyframes))
         cameras = Cameras(w2c=clip.cameras.w2c[chosen], intrinsics=clip.cameras.intrinsics[chosen])
         frames = clip.video[chosen], clip.depth[chosen], cameras
-        return remember_frames(config, memory, *frames, next_clip(memory))
+        inherited = clip.inherited[chosen]
+        return remember_frames(config, memory, *frames, next_clip(memory), inherited=inherited)
 
 
 def make_official_rollout(

@@ -49,12 +49,15 @@ class Clip:
         depth: camera z of every pixel in world units, [f, h, w].
         cameras: the path it was made along.
         guidance: what the memories showed of it beforehand.
+        inherited: where `depth` is the memories' own, its confidence; 0 where it was estimated
+            [f, h, w]. What was only read tells the memories nothing new when it is written back.
     """
 
     video: jax.Array
     depth: jax.Array
     cameras: Cameras
     guidance: Guidance
+    inherited: jax.Array
 
 
 def generate_clip(
@@ -166,15 +169,16 @@ def write_back(
     clip: Clip,
 ) -> WorldMemory:
     """Let `keyframes` frames of a finished clip into both memories, spread as officially."""
-    frames = keyframes_of(world.rollout, clip)
-    return remember(world.rollout, memory, *frames, next_clip(memory))
+    config, number = world.rollout, next_clip(memory)
+    images, depth, cameras, inherited = keyframes_of(config, clip)
+    return remember(config, memory, images, depth, cameras, number, inherited=inherited)
 
 
-def keyframes_of(config: RolloutConfig, clip: Clip) -> tuple[Array, Array, Cameras]:
-    """Images, depth and cameras of the frames of a clip that enter the memories."""
+def keyframes_of(config: RolloutConfig, clip: Clip) -> tuple[Array, Array, Cameras, Array]:
+    """Images, depth, cameras and `inherited` of a clip's frames that enter the memories."""
     chosen = jnp.asarray(keyframe_indices(config.frames, config.keyframes))
     cameras = Cameras(w2c=clip.cameras.w2c[chosen], intrinsics=clip.cameras.intrinsics[chosen])
-    return clip.video[chosen], clip.depth[chosen], cameras
+    return clip.video[chosen], clip.depth[chosen], cameras, clip.inherited[chosen]
 
 
 def make_rollout(
@@ -201,7 +205,7 @@ def make_rollout(
         conditions, guidance = gather_conditions(world, params.vae, memory, cameras)
         video = generate_clip(world, params, conditions, guidance, key, on_step=on_step)
         depth = complete_depth(world, params, video, guidance.depth)
-        clip = Clip(video=video, depth=depth, cameras=cameras, guidance=guidance)
+        clip = Clip(video, depth, cameras, guidance, inherited=guidance.confidence)
         return clip, write_back(world, memory, clip)
 
     return rollout

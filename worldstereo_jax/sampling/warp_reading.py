@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 from einops import reduce
 
-from worldstereo_jax.array_types import Array, Bool, Float
+from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.geometry.splat import Render, solid_image
 from worldstereo_jax.memory.coverage import Retrieved
 from worldstereo_jax.memory.entry_completion import entries_beyond
+from worldstereo_jax.memory.entry_points import POINT_CONFIDENCE
 from worldstereo_jax.memory.environment import mirrored_environment
 from worldstereo_jax.memory.hole_filling import fill_holes
-from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
+from worldstereo_jax.memory.masks import ViewSet
+from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory, frontal_confidence
 from worldstereo_jax.memory.surface import inverse_depth, shines_through
 from worldstereo_jax.memory.warping import Warped, fuse_candidates
 from worldstereo_jax.models.control import LATENT_STRIDE
@@ -57,11 +59,13 @@ class Division(typing.NamedTuple):
 
     image [f, h, w, 3]: the fused warp, and the points where these are to be taken. hole [f, h, w]:
     1 where neither says anything. depth [f, h, w]: known from either, world units, 0 = unknown.
+    confidence [f, h, w]: of the depth, in (0, 1] where it is known, 0 elsewhere.
     """
 
     image: Float[Array, "f h w 3"]
     hole: Float[Array, "f h w"]
     depth: Float[Array, "f h w"]
+    confidence: Float[Array, "f h w"]
 
 
 class CandidatePictures(typing.NamedTuple):
@@ -99,7 +103,9 @@ def read_warps(
         retrieved.valid,
     )
 
-    warp = reading.warp(*bank, k=max(FUSED_VIEWS, config.candidates))
+    warp = reading.warp(
+        *bank, k=max(FUSED_VIEWS, config.candidates), measured=stereo.measured[chosen]
+    )
 
     def one(camera: tuple[Array, Array]) -> tuple[Warped, Array, Array]:
         # Fused here: a clip's candidates together would take gigabytes at full size.
@@ -126,7 +132,53 @@ def divide(warped: Warped, render: Render) -> Division:
     """
     depth, by_points = where_points_speak(warped, render)
     image = jnp.where(by_points[..., None], solid_image(render), warped.features)
-    return Division(image, jnp.where(by_points, 0.0, warped.mask), depth)
+    confidence = jnp.where(warped.mask < 0.5, warped.confidence, POINT_CONFIDENCE)
+    return Division(
+        image=image,
+        hole=jnp.where(by_points, 0.0, warped.mask),
+        depth=depth,
+        confidence=jnp.where(depth > 0, confidence, 0.0),
+    )
+
+
+def path_views(
+    depth: Float[Array, "f h w"], confidence: Float[Array, "f h w"], cameras: Cameras
+) -> ViewSet:
+    """The frames of a path with what is known of their depth, for `token_geometry` (row S19).
+
+    Args:
+        depth: camera z, world units, 0 = unknown.
+        confidence: of the depth, 0 .. 1, as in `Division`.
+        cameras: f of them.
+    """
+    valid = jnp.ones(depth.shape[:1], bool)
+    return ViewSet(depth, cameras.w2c, cameras.intrinsics, valid, _half_doubt(confidence))
+
+
+def stored_views(
+    stereo: SpatialStereoMemory, index: Int[Array, "r"], valid: Bool[Array, "r"]
+) -> ViewSet:
+    """Views of the bank with what is known of their depth, for `token_geometry` (row S19).
+
+    Tokens count the angle at which they are seen by themselves: it is taken out of the confidence.
+
+    Args:
+        stereo: the bank.
+        index: the views' places in it.
+        valid: which of them are meant.
+    """
+    views = stereo.depth[index], stereo.w2c[index], stereo.intrinsics[index]
+    confidence = jax.vmap(frontal_confidence)(stereo.confidence[index], *views)
+    return ViewSet(*views, valid, _half_doubt(confidence))
+
+
+def _half_doubt(confidence: Float[Array, "f h w"]) -> Float[Array, "f h w"]:
+    """Confidence as tokens take it: depth of any is there, and doubted by no more than half.
+
+    A token is looked up where its depth says; doubt makes its field wider and lets it weigh less,
+    but only what nothing is known of should find nothing.
+    """
+    return jnp.where(confidence > 0, 0.5 + 0.5 * confidence, 0.0)
 
 
 def where_points_speak(
@@ -169,7 +221,8 @@ def fill_along(
         image, hole, depth, w2c, intrinsics = frame
         return fill_holes(image, hole, depth, surroundings(stereo, w2c, intrinsics))
 
-    return jax.lax.map(one, (*known, cameras.w2c, cameras.intrinsics))
+    parts = known.image, known.hole, known.depth, cameras.w2c, cameras.intrinsics
+    return jax.lax.map(one, parts)
 
 
 def candidate_pictures(filled: Float[Array, "f h w 3"], read: WarpRead) -> CandidatePictures:

@@ -7,6 +7,7 @@ import typing
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.core import Tracer
 
 from worldstereo_jax.array_types import Array, Float, Int, PyTree, ndarray
 from worldstereo_jax.errors import InputError
@@ -14,7 +15,7 @@ from worldstereo_jax.geometry.frame_check import check_frame, check_shape, check
 from worldstereo_jax.geometry.splat import Render, pixel_radius
 from worldstereo_jax.memory.entries import EntryBank, EntryConfig, init_entries
 from worldstereo_jax.memory.entry_frame import make_entry_frame
-from worldstereo_jax.memory.entry_update import update_entries
+from worldstereo_jax.memory.entry_update import DEFAULT_RULE, EntryRule, update_entries
 from worldstereo_jax.memory.global_geometric import (
     GlobalGeometricMemory,
     init_global_memory,
@@ -53,6 +54,7 @@ class RolloutConfig:
         bank_capacity: keyframes the stereo memory holds.
         point_capacity: points the global memory holds.
         entry_capacity: surface entries the stereo memory holds.
+        entry_rule: how frames become such entries.
         point_radius: radius of a rendered point in pixels.
         point_edges: which depth edges the global memory drops, see `update_global_memory`.
         steps: denoising steps.
@@ -72,6 +74,7 @@ class RolloutConfig:
     bank_capacity: int = 24
     point_capacity: int = 131_072
     entry_capacity: int = 65_536
+    entry_rule: EntryRule = DEFAULT_RULE
     point_radius: float = 1.0
     point_edges: str = "surface"
     steps: int = 1
@@ -158,6 +161,8 @@ def remember(
     depth: Float[Array, "f h w"],
     cameras: Cameras,
     source: Int[Array, ""] | int,
+    *,
+    inherited: Float[Array, "f h w"] | None = None,
 ) -> WorldMemory:
     """Write frames into both memories, one after the other (row S26: one rollout updates both).
 
@@ -170,6 +175,9 @@ def remember(
         depth: camera z of every pixel in world units, 0 where unknown.
         cameras: the frames' cameras.
         source: number of the clip the frames come from, kept with each keyframe.
+        inherited: where depth was read from the memory itself, the confidence of what it was read
+            from, above 0: so much it has at most, and to what is known already it adds pictures
+            alone. 0 where it was measured or estimated on its own, as all was when None.
 
     Returns:
         The extended memories; what no longer fits is counted in their `overflow`.
@@ -177,12 +185,12 @@ def remember(
     Raises:
         InputError: when an array has another shape, or does not hold floats.
     """
-    _check_frames(memory, images, depth, cameras)
+    inherited = _check_frames(memory, images, depth, cameras, inherited)
 
-    def add(memory: WorldMemory, frame: tuple[Array, Array, Array, Array]):
+    def add(memory: WorldMemory, frame: tuple[Array, ...]):
         return _remember_frame(config, memory, *frame, jnp.asarray(source, jnp.int32)), None
 
-    frames = (images, depth, cameras.w2c, cameras.intrinsics)
+    frames = (images, depth, inherited, cameras.w2c, cameras.intrinsics)
     return jax.lax.scan(add, memory, frames)[0]
 
 
@@ -193,24 +201,37 @@ def remember_frames(
     depth: Float[Array, "f h w"],
     cameras: Cameras,
     source: Int[Array, ""] | int,
+    *,
+    inherited: Float[Array, "f h w"] | None = None,
 ) -> WorldMemory:
     """`remember`, frame by frame from plain Python: one small program for any number of frames.
 
     Args and what is raised as in `remember`, and, since values are known here, InputError where
-    they break the conventions: see `check_values`.
+    they break the conventions: see `check_values`; `inherited` must lie between 0 and 1.
     """
-    _check_frames(memory, images, depth, cameras)
+    inherited = _check_frames(memory, images, depth, cameras, inherited)
     for frame in zip(images, depth, cameras.w2c, cameras.intrinsics, strict=True):
         check_values(*frame)
-    for frame in zip(images, depth, cameras.w2c, cameras.intrinsics, strict=True):
+    known = not isinstance(inherited, Tracer)
+    if known and not bool(((inherited >= 0) & (inherited <= 1)).all()):
+        raise InputError("inherited must hold confidences between 0 and 1")
+    frames = (images, depth, inherited, cameras.w2c, cameras.intrinsics)
+    for frame in zip(*frames, strict=True):
         memory = _remember_frame(config, memory, *frame, jnp.asarray(source, jnp.int32))
     return memory
 
 
-def _check_frames(memory: WorldMemory, images: Array, depth: Array, cameras: Cameras) -> None:
+def _check_frames(
+    memory: WorldMemory, images: Array, depth: Array, cameras: Cameras, inherited: Array | None
+) -> Array:
+    """`inherited`, 0 everywhere when None, once all fit each other and the memory."""
     check_shape("cameras.w2c", cameras.w2c, ("f", 4, 4))
     size, frames = memory.stereo.images.shape[1:3], cameras.w2c.shape[0]
     check_frame(images, depth, cameras.w2c, cameras.intrinsics, size=size, frames=frames)
+    if inherited is None:
+        return jnp.zeros(depth.shape, jnp.float32)
+    check_shape("inherited", inherited, depth.shape)
+    return jnp.asarray(inherited, jnp.float32)
 
 
 @jax.jit
@@ -231,6 +252,7 @@ def _remember_frame(
     memory: WorldMemory,
     image: Float[Array, "h w 3"],
     depth: Float[Array, "h w"],
+    inherited: Float[Array, "h w"],
     w2c: Float[Array, "4 4"],
     intrinsics: Float[Array, "3 3"],
     source: Int[Array, ""],
@@ -243,7 +265,13 @@ def _remember_frame(
     known = same & stereo.valid & (stereo.source == source)
     slot = jnp.where(known.any(), jnp.argmax(known), next_number(stereo, memory.entries))
     frame = make_entry_frame(
-        image, depth, w2c, intrinsics, view=slot.astype(jnp.int32), source=source
+        image,
+        depth,
+        w2c,
+        intrinsics,
+        view=slot.astype(jnp.int32),
+        source=source,
+        inherited=inherited,
     )
     return WorldMemory(
         points=update_global_memory(
@@ -262,9 +290,10 @@ def _remember_frame(
             w2c[None],
             intrinsics[None],
             confidence=frame.confidence[None],
+            measured=frame.measured[None],
             source=source,
         ),
-        entries=update_entries(memory.entries, frame),
+        entries=update_entries(memory.entries, frame, rule=config.entry_rule),
     )
 
 

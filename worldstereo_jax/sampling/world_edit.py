@@ -11,6 +11,7 @@ import typing
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.array_types import Array, Bool, Float, ndarray
@@ -89,7 +90,7 @@ def replay_keyframes(
     its keyframes: none found no room, none was pruned.
 
     Args:
-        config: how its points are made; sizes are taken from the memory itself.
+        config: how its points and entries are made; sizes are taken from the memory itself.
         memory: any.
         keep: which of the slots.
     """
@@ -100,8 +101,10 @@ def replay_keyframes(
     for slot in held:
         part = slice(slot, slot + 1)
         cameras = Cameras(w2c=stereo.w2c[part], intrinsics=stereo.intrinsics[part])
+        # Its confidence is that of what it was read from, or already less.
+        inherited = jnp.where(stereo.measured[part], 0.0, stereo.confidence[part])
         frames = stereo.images[part], stereo.depth[part], cameras
-        found = remember_frames(config, found, *frames, stereo.source[slot])
+        found = remember_frames(config, found, *frames, stereo.source[slot], inherited=inherited)
     return found
 
 
@@ -143,7 +146,7 @@ def merge_worlds(config: RolloutConfig, left: WorldMemory, right: WorldMemory) -
     Keyframes that are new add their points as a rollout would have done.
 
     Args:
-        config: how points are made; sizes are taken from `left`.
+        config: how points and entries are made; sizes are taken from `left`.
         left: gives the capacities.
         right: in the same world frame.
 
@@ -151,7 +154,9 @@ def merge_worlds(config: RolloutConfig, left: WorldMemory, right: WorldMemory) -
         InputError: when image sizes or pyramids differ.
     """
     merged, new = merge_keyframes(
-        Views(left.stereo, left.entries), Views(right.stereo, right.entries)
+        Views(left.stereo, left.entries),
+        Views(right.stereo, right.entries),
+        rule=config.entry_rule,
     )
     update = _point_update(_own_sizes(config, left))
     points, other = left.points, right.stereo

@@ -124,7 +124,10 @@ def prepare_pair(
         key,
     )
     cameras = Cameras(w2c=first.w2c[chosen], intrinsics=first.intrinsics[chosen])
-    memory = remember_frames(world.rollout, memory, image, depth, cameras, source=1)
+    inherited = guidance.confidence[chosen]
+    memory = remember_frames(
+        world.rollout, memory, image, depth, cameras, source=1, inherited=inherited
+    )
     revisit_conditions, _ = _gather(world, vae_params, memory, second)
 
     videos = jnp.stack([scene["image"], scene["revisit_image"]])
@@ -173,7 +176,15 @@ def long_world_clips(
                 jax.random.fold_in(key, path),
             )
             cameras = Cameras(w2c=w2c[chosen], intrinsics=intrinsics[chosen])
-            memory = remember_frames(sizes, memory, image, depth, cameras, path + 1)
+            memory = remember_frames(
+                sizes,
+                memory,
+                image,
+                depth,
+                cameras,
+                path + 1,
+                inherited=guidance.confidence[chosen],
+            )
 
     return clips
 

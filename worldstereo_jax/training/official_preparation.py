@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from worldstereo_jax.array_types import Array, Float, Int, Key, PyTree
-from worldstereo_jax.sampling.official_conditions import encode_video
+from worldstereo_jax.sampling.official_conditions import encode_video, point_confidence
 from worldstereo_jax.sampling.official_rollout import OfficialRollout, make_official_rollout
 from worldstereo_jax.sampling.official_world import OfficialParams, OfficialWorld
 from worldstereo_jax.sampling.precision import autoencoder_precision, jit_at
@@ -32,11 +32,14 @@ class PosedFrames:
         images: [n, h, w, 3] in [-1, 1].
         depth: camera z in world units [n, h, w], 0 = unknown.
         cameras: n of them.
+        inherited: confidence of depth that was read from the memory, 0 elsewhere [n, h, w]; None
+            where none was.
     """
 
     images: jax.Array
     depth: jax.Array
     cameras: Cameras
+    inherited: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,34 +103,45 @@ class Preparation:
         views = jax.tree.map(lambda a: a[chosen], references)
         if self.rollout.world.depth is None:
             return views
-        depth = []
+        depth, inherited = [], []
         for number in range(len(views.images)):
             image, own = views.images[number], views.depth[number][None]
             camera = jax.tree.map(lambda a, number=number: a[number : number + 1], views.cameras)
-            known = own
+            known, read = own, jnp.zeros_like(own)
             if not bool((own > 0).any()):
                 known = self.rollout.draw(memory, camera, image).depth
+                read = point_confidence(known)
+            inherited.append(read)
             depth.append(self.rollout.complete_depth(params.depth, image[None], known))
-        return dataclasses.replace(views, depth=jnp.concatenate(depth) if depth else views.depth)
+        if not depth:
+            return views
+        found = jnp.concatenate(depth), jnp.concatenate(inherited)
+        return PosedFrames(views.images, found[0], views.cameras, found[1])
 
     def augmented(self, views: PosedFrames, key: Key[Array, ""]) -> PosedFrames:
         """Views made worse, each in its own way; see `reference_augmentation`."""
-        parts = zip(views.images, views.depth, views.cameras.intrinsics, strict=True)
+        inherited = views.inherited
+        inherited = jnp.zeros_like(views.depth) if inherited is None else inherited
+        parts = zip(views.images, views.depth, views.cameras.intrinsics, inherited, strict=True)
         worse = [
             self.augment(Reference(*part), jax.random.fold_in(key, number))
             for number, part in enumerate(parts)
         ]
         if not worse:
             return views
-        images, depth, intrinsics = (jnp.stack(part) for part in zip(*worse, strict=True))
-        return PosedFrames(images, depth, dataclasses.replace(views.cameras, intrinsics=intrinsics))
+        images, depth, intrinsics, inherited = (
+            jnp.stack(part) for part in zip(*worse, strict=True)
+        )
+        cameras = dataclasses.replace(views.cameras, intrinsics=intrinsics)
+        return PosedFrames(images, depth, cameras, inherited)
 
     def remember(self, memory: WorldMemory, views: PosedFrames) -> WorldMemory:
         """The memory with views of an earlier clip, if there are any."""
         if len(views.images) == 0:
             return memory
         config, number = self.rollout.world.rollout, memory.stereo.count
-        return remember_frames(config, memory, views.images, views.depth, views.cameras, number)
+        frames = views.images, views.depth, views.cameras
+        return remember_frames(config, memory, *frames, number, inherited=views.inherited)
 
     def told(
         self,

@@ -31,12 +31,13 @@ class Reference(typing.NamedTuple):
     """A view as it enters the memory.
 
     image [h, w, 3] in [-1, 1]. depth [h, w]: camera z, world units, 0 = unknown. intrinsics [3, 3]:
-    pixels.
+    pixels. inherited [h, w]: confidence of depth that was read from the memory, 0 elsewhere.
     """
 
     image: Float[Array, "h w 3"]
     depth: Float[Array, "h w"]
     intrinsics: Float[Array, "3 3"]
+    inherited: Float[Array, "h w"]
 
 
 def augment_reference(view: Reference, key: Key[Array, ""]) -> Reference:
@@ -73,7 +74,8 @@ def crop(view: Reference, share: Float[Array, ""], place: Float[Array, "2"]) -> 
     column = (start[1] + share * (jnp.arange(width) + 0.5)).astype(jnp.int32)
     moved = view.intrinsics - jnp.zeros((3, 3)).at[:2, 2].set(start[::-1])
     scale = jnp.stack([1 / share, 1 / share, jnp.ones(())])
-    return Reference(image, view.depth[row][:, column], moved * scale[:, None])
+    depth, inherited = (x[row][:, column] for x in (view.depth, view.inherited))
+    return Reference(image, depth, moved * scale[:, None], inherited)
 
 
 def gaussian_blur(image: Float[Array, "h w 3"], sigma: Float[Array, ""]) -> Float[Array, "h w 3"]:
