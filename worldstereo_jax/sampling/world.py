@@ -14,7 +14,7 @@ from worldstereo_jax.geometry.frame_check import check_frame, check_shape, check
 from worldstereo_jax.geometry.splat import Render, pixel_radius
 from worldstereo_jax.memory.entries import EntryBank, EntryConfig, init_entries
 from worldstereo_jax.memory.entry_frame import make_entry_frame
-from worldstereo_jax.memory.entry_update import update_entries
+from worldstereo_jax.memory.entry_scope import update_in_view
 from worldstereo_jax.memory.global_geometric import (
     GlobalGeometricMemory,
     init_global_memory,
@@ -53,6 +53,8 @@ class RolloutConfig:
         bank_capacity: keyframes the stereo memory holds.
         point_capacity: points the global memory holds.
         entry_capacity: surface entries the stereo memory holds.
+        entry_candidates: entries in view that are looked at alone. Where more are in view, or where
+            there is room for no more, all are: what comes out is the same.
         point_radius: radius of a rendered point in pixels.
         point_edges: which depth edges the global memory drops, see `update_global_memory`.
         steps: denoising steps.
@@ -72,6 +74,7 @@ class RolloutConfig:
     bank_capacity: int = 24
     point_capacity: int = 131_072
     entry_capacity: int = 65_536
+    entry_candidates: int = 131_072
     point_radius: float = 1.0
     point_edges: str = "surface"
     steps: int = 1
@@ -264,7 +267,7 @@ def _remember_frame(
             confidence=frame.confidence[None],
             source=source,
         ),
-        entries=update_entries(memory.entries, frame),
+        entries=update_in_view(memory.entries, frame, most=config.entry_candidates),
     )
 
 
