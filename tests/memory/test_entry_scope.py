@@ -28,18 +28,18 @@ def stacked(room, path):
     return es.frames(images, es.noisy(depth), path)
 
 
+def moved(bank, away):
+    places = {name: getattr(bank, name) + away for name in ("position", "anchor", "eye")}
+    return dataclasses.replace(bank, **places)
+
+
 @pytest.fixture(scope="module")
 def wide(stacked):
     """What the first frame shows, between two copies of it that lie behind the cameras."""
     bank = es.build(stacked, [0])
-    behind = [
-        dataclasses.replace(
-            bank, **{name: getattr(bank, name) - 30.0 for name in ("position", "anchor", "eye")}
-        )
-        for _ in range(2)
-    ]
+    behind = moved(bank, -30.0)
     extend = jax.jit(lambda bank, other: append_entries(bank, other, other.valid))
-    return extend(extend(behind[0], bank), behind[1])
+    return extend(extend(behind, bank), behind)
 
 
 def test_in_view_is_what_projects_into_a_picture(path):
@@ -59,7 +59,7 @@ def test_in_view_is_what_projects_into_a_picture(path):
     found = look(position, valid, path, lenses, most=3000)
     count = int(found.count)
     slot = np.asarray(found.slot)
-    assert 300 < seen.sum() <= count <= near.sum() < 2000
+    assert 100 < seen.sum() <= count <= near.sum() < 2000
     assert set(np.flatnonzero(seen)) <= set(slot[:count]) <= set(np.flatnonzero(near))
     assert (np.diff(slot[:count]) > 0).all()
     assert (slot[count:] == 4000).all()
@@ -71,18 +71,16 @@ def test_in_view_is_what_projects_into_a_picture(path):
 @pytest.mark.row("S10")
 def test_an_update_of_what_is_in_view_is_that_of_the_whole_bank(wide, stacked):
     frame = es.one(stacked, 1)
-    shown = int(es.build(stacked, [0]).count)
-    whole = update_entries(wide, frame, rule=es.RULE)
-    assert int(whole.count) > int(wide.count) == 3 * shown
-    part = update_in_view(wide, frame, rule=es.RULE, most=2000)
+    shown = int(wide.count) // 3
     assert shown < 2000 < int(wide.count)
-    for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    # Too many to be looked at alone, or a bank that is small: nothing is passed over.
-    for most in (64, wide.capacity):
-        same = update_in_view(wide, frame, rule=es.RULE, most=most)
-        assert int(same.count) == int(whole.count)
-        np.testing.assert_array_equal(same.observations, whole.observations)
+    # In the last bank the copies stand where the camera looks: more than are looked at alone.
+    for bank in (wide, moved(wide, jnp.where(wide.anchor[:, 2:] < 0, 30.0, 0.0))):
+        whole = update_entries(bank, frame, rule=es.RULE)
+        part = update_in_view(bank, frame, rule=es.RULE, most=2000)
+        assert int(part.count) == int(whole.count) > int(wide.count)
+        assert part.observations.sum() > 1.2 * shown
+        for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.row("S10")
