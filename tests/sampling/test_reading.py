@@ -17,7 +17,58 @@ from worldstereo_jax.sampling.conditions import gather_conditions
 from worldstereo_jax.sampling.denoise import model_inputs
 from worldstereo_jax.sampling.reading import READING
 from worldstereo_jax.sampling.token_reading import MOST_NUMBERS, evaluated
-from worldstereo_jax.sampling.world import Cameras
+from worldstereo_jax.sampling.world import Cameras, next_clip, remember
+
+CANDIDATES = 7000
+"""Fewer than the bank has slots, more than it holds."""
+
+
+@pytest.mark.row("S10")
+def test_what_no_camera_of_the_path_sees_is_not_read(world, params, memory, cameras):
+    """By tracing alone: the functions are offered the entries in view, or all of a small bank."""
+    capacities = []
+
+    def complete(warped, entries, w2c, intrinsics):
+        capacities.append(entries.capacity)
+        return warped
+
+    def select(bank, *rest, count):
+        capacities.append(bank.capacity)
+        return select_entry_tokens(bank, *rest, count=count)
+
+    reading = READING._replace(complete_warp=complete, select_entries=select)
+    whole = memory.entries.capacity
+    for most, offered in ((CANDIDATES, [CANDIDATES, whole]), (whole, [whole])):
+        config = dataclasses.replace(world.rollout, entry_candidates=most)
+        some = dataclasses.replace(world, reading=reading, rollout=config)
+        capacities.clear()
+        jax.eval_shape(functools.partial(gather_conditions, some), params.vae, memory, cameras)
+        assert capacities == 2 * offered
+
+
+@pytest.mark.slow
+@pytest.mark.row("S10")
+def test_a_clip_of_what_is_in_view_is_that_of_the_whole_bank(world, params, finished, scene):
+    clip, memory = finished
+    path = Cameras(w2c=scene["revisit_w2c"], intrinsics=scene["revisit_intrinsics"])
+    seen = clip.video[1:2], clip.depth[1:2]
+    cameras = jax.tree.map(lambda x: x[1:2], path)
+
+    def run(most):
+        config = dataclasses.replace(world.rollout, entry_candidates=most)
+        some = dataclasses.replace(world, rollout=config)
+
+        @jax.jit
+        def clip(memory):
+            read = gather_conditions(some, params.vae, memory, path)
+            return read, remember(config, memory, *seen, cameras, next_clip(memory)).entries
+
+        return clip(memory)
+
+    whole, part = run(memory.entries.capacity), run(CANDIDATES)
+    assert int(whole[1].count) > int(memory.entries.count)
+    for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
