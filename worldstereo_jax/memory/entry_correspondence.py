@@ -67,7 +67,7 @@ def pattern_code(
 @functools.partial(jax.jit, static_argnames=("height", "width", "levels"))
 def match_entries(
     bank: EntryBank,
-    features: tuple[Float[Array, "lh lw _"], ...],
+    features: tuple[Float[Array, "..."], ...],
     pixels: Float[Array, "p 2"],
     *,
     height: int,
@@ -86,7 +86,7 @@ def match_entries(
     Args:
         bank: any, of the same levels; of a large one the part that may be in view
             (`entry_scope.read_in_view`).
-        features: of the picture, from `feature_pyramid`.
+        features: of the picture, from `feature_pyramid`: per level [rows, columns, width].
         pixels: (x, y), centres at +0.5.
         height, width: of the picture.
         camera: its w2c and intrinsics, if they are known.
