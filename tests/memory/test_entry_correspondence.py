@@ -60,6 +60,7 @@ def test_pixels_find_the_entries_they_show_by_looks_alone(memory, scene, pixels,
         np.testing.assert_array_equal(np.asarray(found.weight) > 0, valid)
 
 
+@pytest.mark.row("S10")
 @pytest.mark.row("S37")
 def test_what_looks_alike_elsewhere_is_no_match_unless_a_camera_tells(memory, scene, pixels, find):
     """The world and a copy of it ten metres above: each pixel may show either."""
