@@ -1,9 +1,9 @@
 """Work on the part of a bank that cameras see: what lies elsewhere costs next to nothing (row S10).
 
 Those in view are taken out as a small bank, in the order of their slots, and read or updated there;
-of all others only the place is looked at, in one pass: a hundredth of what an update or a warp
-would spend on them. That pass is why a rollout keeps no index of its entries: up to some millions
-it is done before an index (`entry_store`) has taken up what one clip adds.
+of all others only the place is looked at, in one pass. That pass is why a rollout keeps no index of
+its entries: over a million of them and 21 cameras it takes 25 ms on one core, less than it takes an
+index (`entry_store`) to merge what a clip adds. Beyond some millions the index is faster.
 """
 
 import functools
