@@ -25,17 +25,19 @@ def _relief(x: jax.Array, y: jax.Array) -> jax.Array:
     return 5 + 0.3 * jnp.sin(2 * x) + 0.2 * jnp.cos(3 * y)
 
 
-def clip_frames() -> EntryFrame:
-    """21 frames of 480 x 832 on an orbit before the relief, stacked."""
-    w2c = jnp.asarray(make_path("orbit", FRAMES, amplitude=0.5, pivot_depth=5.0))
-    intrinsics = jnp.array([[600.0, 0, WIDTH / 2], [0, 600, HEIGHT / 2], [0, 0, 1]])
+def clip_frames(frames: int = FRAMES, *, height: int = HEIGHT, width: int = WIDTH) -> EntryFrame:
+    """Frames of one field of view on an orbit before the relief, stacked."""
+    w2c = jnp.asarray(make_path("orbit", frames, amplitude=0.5, pivot_depth=5.0))
+    focal = 600.0 * width / WIDTH
+    intrinsics = jnp.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
 
     def frame(w2c: jax.Array, view: jax.Array) -> EntryFrame:
-        y, x = jnp.mgrid[:HEIGHT, :WIDTH] + 0.5
-        rays = jnp.stack([(x - WIDTH / 2) / 600, (y - HEIGHT / 2) / 600, jnp.ones_like(x)], -1)
+        y, x = jnp.mgrid[:height, :width] + 0.5
+        x, y = (x - width / 2) / focal, (y - height / 2) / focal
+        rays = jnp.stack([x, y, jnp.ones_like(x)], -1)
         c2w = jnp.linalg.inv(w2c)
         ray, eye = rays @ c2w[:3, :3].T, c2w[:3, 3][None, None]
-        depth = jnp.full((HEIGHT, WIDTH), 5.0)
+        depth = jnp.full((height, width), 5.0)
         for _ in range(12):
             point = eye + depth[..., None] * ray
             depth = depth + (_relief(point[..., 0], point[..., 1]) - point[..., 2]) / ray[..., 2]
@@ -43,7 +45,7 @@ def clip_frames() -> EntryFrame:
         image = 0.8 * jnp.stack([jnp.sin(7 * x), jnp.sin(9 * y), jnp.cos(5 * (x + y))], -1)
         return make_entry_frame(image, depth, w2c, intrinsics, view=view)
 
-    return jax.jit(jax.vmap(frame))(w2c, jnp.arange(FRAMES, dtype=jnp.int32))
+    return jax.jit(jax.vmap(frame))(w2c, jnp.arange(frames, dtype=jnp.int32))
 
 
 def full_bank(size: int) -> EntryBank:

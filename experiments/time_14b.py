@@ -80,7 +80,7 @@ def real_sizes() -> Sizes:
     """The published model at its working size."""
     rollout = RolloutConfig(
         frames=21, height=480, width=832, references=8, bank_capacity=16,
-        point_capacity=4_000_000, entry_capacity=1_000_000,
+        point_capacity=4_000_000, entry_capacity=1_000_000, entry_candidates=1 << 20,
     )  # fmt: skip
     denoiser = get_preset("wan_14b_memory")
     text = UMT5Config(dtype="bfloat16")

@@ -210,7 +210,7 @@ PRESERVED = (
     ),
     mutation(
         26,
-        "sampling.world:update_entries",
+        "sampling.world:update_in_view",
         "frames do not update the entries",
         gives_back(0),
         "sampling/test_world_edit.py::test_all_parts_grow_by_the_same_frames",

@@ -240,6 +240,27 @@ STORED = (
         "memory/test_entry_match.py",
     ),
     mutation(
+        2,
+        "memory.entry_correspondence:pattern_code",
+        "entries have no code of their pattern",
+        then(zeros),
+        "memory/test_entry_correspondence.py",
+    ),
+    mutation(
+        10,
+        "memory.entry_correspondence:project",
+        "a picture's camera does not tell where entries lie in it",
+        then(lambda found: (jnp.full_like(found[0], 1e6), found[1])),
+        "memory/test_entry_correspondence.py::test_what_looks_alike_elsewhere_is_no_match_unless_a_camera_tells",
+    ),
+    mutation(
+        10,
+        "memory.entry_scope:slots_in_view",
+        "every bank is looked at as a whole",
+        then(lambda found: found._replace(count=found.count + (1 << 30))),
+        "memory/test_entry_scope.py::test_only_entries_in_view_are_read_while_they_are_few",
+    ),
+    mutation(
         10,
         "memory.entry_store:query_frustum",
         "no candidates are found",

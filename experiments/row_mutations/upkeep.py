@@ -342,6 +342,13 @@ UPKEEP = (
     ),
     mutation(
         37,
+        "memory.entry_correspondence:match_entries",
+        "what looks alike elsewhere is a match as well",
+        then(lambda found: replaced(found, valid=jnp.ones_like(found.valid))),
+        "memory/test_entry_correspondence.py::test_what_looks_alike_elsewhere_is_no_match_unless_a_camera_tells",
+    ),
+    mutation(
+        37,
         "memory.matching:match_codes",
         "matches do not tell how ambiguous they are",
         without("ambiguity"),

@@ -11,6 +11,7 @@ import pytest
 import pallas_kernels as pk
 from pallas_kernels.fills import BitFill, GeometryFill
 from pallas_kernels.soft_fill import SoftFill
+from tests import small_world
 from worldstereo_jax.memory.entry_tokens import entry_block_mask, select_entry_tokens
 from worldstereo_jax.memory.masks import reference_block_mask
 from worldstereo_jax.sampling.conditions import gather_conditions
@@ -18,6 +19,45 @@ from worldstereo_jax.sampling.denoise import model_inputs
 from worldstereo_jax.sampling.reading import READING
 from worldstereo_jax.sampling.token_reading import MOST_NUMBERS, evaluated
 from worldstereo_jax.sampling.world import Cameras
+
+CANDIDATES = 7000
+"""Fewer than the bank has slots, more than it holds."""
+
+
+@pytest.mark.row("S10")
+def test_what_no_camera_of_the_path_sees_is_not_read(world, params, memory, cameras):
+    """By tracing alone: the functions are offered the entries in view, or else all."""
+    capacities = []
+
+    def complete(warped, entries, w2c, intrinsics):
+        capacities.append(entries.capacity)
+        return warped
+
+    def select(bank, *rest, count):
+        capacities.append(bank.capacity)
+        return select_entry_tokens(bank, *rest, count=count)
+
+    reading = READING._replace(complete_warp=complete, select_entries=select)
+    config = dataclasses.replace(world.rollout, entry_candidates=CANDIDATES)
+    some = dataclasses.replace(world, reading=reading, rollout=config)
+    jax.eval_shape(functools.partial(gather_conditions, some), params.vae, memory, cameras)
+    assert capacities == 2 * [CANDIDATES, memory.entries.capacity]
+
+
+@pytest.mark.slow
+@pytest.mark.row("S10")
+def test_what_a_clip_reads_of_the_entries_in_view_is_what_it_reads_of_all(
+    world, params, finished, scene
+):
+    memory = finished[1]
+    path = Cameras(w2c=scene["revisit_w2c"], intrinsics=scene["revisit_intrinsics"])
+    config = dataclasses.replace(world.rollout, entry_candidates=CANDIDATES)
+    some = dataclasses.replace(world, rollout=config)
+    part = jax.jit(functools.partial(gather_conditions, some))(params.vae, memory, path)
+    whole = small_world.gather()(memory, path)
+    assert whole[0].entries.valid.any()
+    for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -341,6 +341,8 @@ def _rollout_config(
         point_radius=max(1.0, OFFICIAL_RADIUS_NDC * min(height, width) / 2),
         point_edges=choices.quirks.point_edges,
         entry_tokens=min(ENTRY_TOKENS, frames * height * width // TOKEN_SIDE**2),
+        # One picture of full size shows nearly half of as many: looking at fewer saves little.
+        entry_candidates=_MOST_ENTRIES,
     )
     config = with_capacity(config, views, points, clips)
     if not sees_depth:

@@ -8,11 +8,13 @@ that is done with them are pure functions, which can be traced, scanned over and
     init        spatial_stereo.init_spatial_memory,     entries.init_entries,
                 global_geometric.init_global_memory     entry_store.init_store
     update      spatial_stereo.insert_keyframes,        entry_update.update_entries,
-                global_geometric.update_global_memory   entry_store.update_store
+                global_geometric.update_global_memory   entry_store.update_store,
+                                                        entry_scope.update_in_view
     query       coverage.retrieve_by_coverage,          entry_index.query_radius,
-                retrieval.select_references             entry_index.query_frustum
-    correspond  correspondence.dense_correspondence,    entry_match.sight_entries
-                correspondence.patch_correspondence,
+                retrieval.select_references             entry_index.query_frustum,
+                                                        entry_scope.slots_in_view
+    correspond  correspondence.dense_correspondence,    entry_match.sight_entries,
+                correspondence.patch_correspondence,    entry_correspondence.match_entries
                 matching.match_images
     warp        warping.warp_views,                     entry_warp.warp_entries,
                 global_geometric.render_global_memory   entry_warp.warp_layers

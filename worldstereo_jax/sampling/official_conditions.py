@@ -18,6 +18,7 @@ from worldstereo_jax.geometry.cameras import camera_vector, plucker_rays, polar_
 from worldstereo_jax.geometry.normalisation import normalise_unified
 from worldstereo_jax.geometry.splat import Render
 from worldstereo_jax.memory.entry_points import POINT_CONFIDENCE
+from worldstereo_jax.memory.entry_scope import read_in_view
 from worldstereo_jax.memory.entry_tokens import EntryTokens
 from worldstereo_jax.memory.masks import TOKEN, ViewSet, token_geometries
 from worldstereo_jax.memory.retrieval import (
@@ -227,12 +228,17 @@ def read_stereo(
         known = divide(read.fused, renders.points)
         pictures = candidate_pictures(fill_along(known, memory.stereo, cameras), read)
     if world.denoiser.entry_width > 0:
-        entries = world.reading.select_entries(
+        config, targets = world.rollout, _target_views(world, cameras, renders)
+        entries = read_in_view(
+            lambda bank: world.reading.select_entries(
+                bank, targets, views.index, views.valid, count=config.entry_tokens
+            ),
             memory.entries,
-            _target_views(world, cameras, renders),
-            views.index,
-            views.valid,
-            count=world.rollout.entry_tokens,
+            targets.w2c,
+            targets.intrinsics,
+            height=config.height,
+            width=config.width,
+            most=config.entry_candidates,
         )
     return StereoRead(pictures, entries)
 

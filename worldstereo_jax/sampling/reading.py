@@ -33,7 +33,8 @@ class Reading(typing.NamedTuple):
     warp: from stored views the function that carries them into one camera, as `candidate_warp`
         (row S18); called with its keywords `k` and `measured`.
     complete_warp: what entries add to the fused warp, as `add_entries` (row S28).
-    select_entries: which entries become tokens, as `select_entry_tokens` (row S28).
+    select_entries: which entries become tokens, as `select_entry_tokens` (row S28). Either is given
+        a bank without what no camera of the path sees where that saves time (row S10).
     reference_mask: (reference geometry, target geometry) -> block mask over both, in this order,
         as `reference_block_mask` (rows S14, S20).
     entry_mask: (entries' geometry, target geometry) -> block mask of the target by the entries,

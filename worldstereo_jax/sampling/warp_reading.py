@@ -18,6 +18,7 @@ from worldstereo_jax.geometry.splat import Render, solid_image
 from worldstereo_jax.memory.coverage import Retrieved
 from worldstereo_jax.memory.entry_completion import entries_beyond
 from worldstereo_jax.memory.entry_points import POINT_CONFIDENCE
+from worldstereo_jax.memory.entry_scope import read_in_view
 from worldstereo_jax.memory.environment import mirrored_environment
 from worldstereo_jax.memory.hole_filling import fill_holes
 from worldstereo_jax.memory.masks import ViewSet
@@ -86,7 +87,8 @@ def read_warps(
     """Warp the bank's best views into every camera of a path (rows S18, S26, S28).
 
     Args:
-        config: `warp_views` views are warped, `candidates` single ones kept.
+        config: `warp_views` views are warped, `candidates` single ones kept, and at most
+            `entry_candidates` entries read without the others.
         reading: its functions choose the views, warp them and complete their fusion.
         memory: at least one keyframe must be stored.
         cameras: the path.
@@ -114,11 +116,14 @@ def read_warps(
         return fuse_candidates(found), best, found.log_weight[..., : config.candidates]
 
     fused, single, log_weight = jax.lax.map(one, (cameras.w2c, cameras.intrinsics))
-    completed = reading.complete_warp(
-        fused,
+    path = (cameras.w2c, cameras.intrinsics)
+    completed = read_in_view(
+        lambda entries: reading.complete_warp(fused, entries, *path),
         entries_beyond(memory.entries, chosen, retrieved.valid),
-        cameras.w2c,
-        cameras.intrinsics,
+        *path,
+        height=config.height,
+        width=config.width,
+        most=config.entry_candidates,
     )
     return WarpRead(retrieved, completed, single, log_weight)
 

@@ -15,7 +15,8 @@ from worldstereo_jax.geometry.frame_check import check_frame, check_shape, check
 from worldstereo_jax.geometry.splat import Render, pixel_radius
 from worldstereo_jax.memory.entries import EntryBank, EntryConfig, init_entries
 from worldstereo_jax.memory.entry_frame import make_entry_frame
-from worldstereo_jax.memory.entry_update import DEFAULT_RULE, EntryRule, update_entries
+from worldstereo_jax.memory.entry_scope import update_in_view
+from worldstereo_jax.memory.entry_update import DEFAULT_RULE, EntryRule
 from worldstereo_jax.memory.global_geometric import (
     GlobalGeometricMemory,
     init_global_memory,
@@ -55,6 +56,8 @@ class RolloutConfig:
         point_capacity: points the global memory holds.
         entry_capacity: surface entries the stereo memory holds.
         entry_rule: how frames become such entries.
+        entry_candidates: entries in view that are looked at alone. Where more are in view, or where
+            there is room for no more, all are: what comes out is the same.
         point_radius: radius of a rendered point in pixels.
         point_edges: which depth edges the global memory drops, see `update_global_memory`.
         steps: denoising steps.
@@ -75,6 +78,7 @@ class RolloutConfig:
     point_capacity: int = 131_072
     entry_capacity: int = 65_536
     entry_rule: EntryRule = DEFAULT_RULE
+    entry_candidates: int = 131_072
     point_radius: float = 1.0
     point_edges: str = "surface"
     steps: int = 1
@@ -293,7 +297,9 @@ def _remember_frame(
             measured=frame.measured[None],
             source=source,
         ),
-        entries=update_entries(memory.entries, frame, rule=config.entry_rule),
+        entries=update_in_view(
+            memory.entries, frame, rule=config.entry_rule, most=config.entry_candidates
+        ),
     )
 
 
