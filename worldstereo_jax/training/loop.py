@@ -96,7 +96,11 @@ def train(
             _Profiler(out / PROFILE, begun + 2, profile_steps) as profiler,
         ):
             while done < steps:
-                profiler.at(done)
+                if profiler.acts(done):
+                    # Else the steps recorded would not be these.
+                    window.settle()
+                    with window.apart():
+                        profiler.act()
                 with jax.profiler.StepTraceAnnotation("train", step_num=done):
                     with window.waiting():
                         batch = place(next(batches))
@@ -147,12 +151,12 @@ class _Window:
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
         """Take a step's metrics, and wait for those of the step before it."""
-        self._fetch()
+        self.settle()
         self._running = metrics
 
     def close(self) -> dict[str, float]:
         """The record of the steps since `open`."""
-        self._fetch()
+        self.settle()
         seconds = time.perf_counter() - self._since
         kept = [each for each in self._fetched if _is_finite(each)]
         names = kept[0] if kept else {}
@@ -189,7 +193,8 @@ class _Window:
             yield
         self._compiled = time.perf_counter() - start
 
-    def _fetch(self) -> None:
+    def settle(self) -> None:
+        """Wait for the step that runs, if one does."""
         if self._running is None:
             return
         found = jax.device_get(self._running)
@@ -213,27 +218,28 @@ class _Profiler:
     """Records steps from `first` on, `count` of them; also when the run ends among them."""
 
     def __init__(self, folder: Path, first: int, count: int) -> None:
-        self._folder, self._first, self._last = folder, first, first + count
-        self._wanted, self._running = count > 0, False
+        self._folder = folder
+        self._ends = {first, first + count} if count > 0 else set()
+        self._running = False
 
     def __enter__(self) -> "_Profiler":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        if self._running:
+            self.act()
 
-    def at(self, done: int) -> None:
-        """Called before each step."""
-        if self._wanted and done == self._first:
-            jax.profiler.start_trace(str(self._folder))
-            self._running = True
-        elif done == self._last:
-            self._stop()
+    def acts(self, done: int) -> bool:
+        """Whether to begin or to end behind so many steps."""
+        return done in self._ends
 
-    def _stop(self) -> None:
+    def act(self) -> None:
+        """Begin, or end."""
         if self._running:
             jax.profiler.stop_trace()
-            self._running = False
+        else:
+            jax.profiler.start_trace(str(self._folder))
+        self._running = not self._running
 
 
 @contextlib.contextmanager
