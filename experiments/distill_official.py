@@ -3,7 +3,7 @@
     python experiments/build_official_cache.py --clips videos --model TEACHER --base BASE \
         --depth-model DEPTH --out runs/clips
     python experiments/distill_official.py --cache runs/clips --model TEACHER --base BASE \
-        --out runs/few --steps 1000 --batch 32 --mesh data=4,fsdp=16
+        --out runs/few --steps 1000 --batch 32 --mesh fsdp=8,model=8
     worldstereo generate photo.png --camera left --model runs/few/worldstereo --base BASE ...
 
 The teacher is a model of some 40 steps with guidance, such as the published `worldstereo-memory` or

@@ -3,7 +3,8 @@
     python experiments/build_official_cache.py --clips videos --model CKPT --base BASE \
         --depth-model DEPTH --out runs/clips
     python experiments/train_official.py --cache runs/clips --model CKPT --base BASE \
-        --out runs/memory --stage memory --steps 6000 --batch 32 --mesh data=4,fsdp=16,model=1
+        --out runs/memory --stage memory --steps 6000 --batch 32 --accumulate 4 \
+        --mesh fsdp=8,model=8
     worldstereo generate photo.png --model runs/memory/worldstereo --base BASE ...
 
 Stages as published: "camera" trains the control branch over the frozen video model, "keyframes"
@@ -17,7 +18,8 @@ they train with the rest. The clips must hold what they read:
     python experiments/build_official_cache.py --clips videos --model CKPT --base BASE \
         --depth-model DEPTH --out runs/clips --stereo
     python experiments/train_official.py --cache runs/clips --model CKPT --base BASE \
-        --out runs/stereo --stage stereo --steps 3000 --batch 32 --mesh data=4,fsdp=16
+        --out runs/stereo --stage stereo --steps 3000 --batch 32 --accumulate 4 \
+        --mesh fsdp=8,model=8
 
 What trains is kept in float32 and brought into `--dtype` once a step; what is frozen is kept in
 `--dtype` alone, has no average, and is no part of the checkpoints: `--resume` reads it from the
@@ -33,10 +35,14 @@ key value out ffn` for the feed-forward parts, too) train beside the model, whic
     worldstereo generate photo.png --model CKPT --base BASE \
         --lora runs/lora/pytorch_lora_weights.safetensors ...
 
-Seeded and resumable (`--resume`; SIGTERM saves first). Writes the averaged weights: of a stage
-under official names into `--out`/worldstereo, which `worldstereo generate --model` and the official
-code read; adapters into a file that diffusers and PEFT read, too, and `--from-lora` goes on from.
+Seeded and resumable (`--resume`; SIGTERM saves first), also on another mesh or number of hosts;
+`run.json` keeps the options. `--held-out CACHE` logs, every `--evaluate-every` steps, the averaged
+model's loss on clips that do not train, with the memories and without them. Writes the averaged
+weights: of a stage under official names into `--out`/worldstereo, which `worldstereo generate
+--model` and the official code read; adapters into a file that diffusers and PEFT read, too, and
+`--from-lora` goes on from.
 On several hosts start the same command on each with `--distributed`, `--out` on shared storage.
+`JAX_COMPILATION_CACHE_DIR` names a folder in which a resumed run finds its compiled step again.
 
 Record, 2026-11-27, at toy size alone (32 thousand random parameters in the official layout, clips
 of 5 keyframes of 48 x 80 pixels), on one shared core of an AMD EPYC, jax 0.10.2:

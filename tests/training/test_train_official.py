@@ -1,6 +1,7 @@
 """From posed video to a trained checkpoint by the two commands, at toy size."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -104,6 +105,19 @@ def test_video_becomes_clips_and_clips_a_checkpoint(cache, run, trained):
     assert (run / "curves.png").is_file()
     loaded = from_pretrained(run / "worldstereo", progress=False)
     assert loaded.settings.frames == toy.FRAMES
+
+
+def test_documented_batches_fit_their_meshes():
+    root, found = Path(__file__).parents[2], []
+    for source in ("README.md", *(f"experiments/{x}_official.py" for x in ("train", "distill"))):
+        text = (root / source).read_text().replace("\\\n", " ")
+        pattern = r"--batch (\d+)(?: +--accumulate (\d+))? +--mesh (\S*=\d\S*)"
+        found += [(source, *each) for each in re.findall(pattern, text)]
+    assert len(found) >= 6
+    for source, batch, parts, mesh in found:
+        sizes = dict(part.split("=") for part in mesh.split(","))
+        at_once = int(sizes.get("data", 1)) * int(sizes.get("fsdp", 1)) * int(parts or 1)
+        assert int(batch) % at_once == 0, (source, batch, parts, mesh)
 
 
 def test_a_run_is_not_resumed_as_another(weights, cache, run, capsys):
