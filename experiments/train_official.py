@@ -227,8 +227,8 @@ def run(options: argparse.Namespace) -> None:
     rows = batch_rows(options, layout)
     held_out = None
     if options.held_out is not None:
-        judged = opened_caches(options.held_out, config, recipe)
-        held_out = HeldOutClips(judged, options.batch, rows=rows)
+        others = opened_caches(options.held_out, config, recipe)
+        held_out = HeldOutClips(others, options.batch, rows=rows)
     record_run(options.out, vars(options), fixed=FIXED, resume=options.resume)
     sizes = {name: recipe[name] for name in SIZES}
     init_key, key = jax.random.split(jax.random.key(options.seed))
@@ -261,10 +261,8 @@ def run(options: argparse.Namespace) -> None:
     evaluate = None
     if held_out is not None:
         place = (lambda batch: batch) if layout is None else layout.batch
-        evaluation = make_evaluation(losses, held_out, jax.random.key(0), place=place)
-
-        def evaluate(state: TrainState) -> dict[str, float]:
-            return evaluation((averaged(state), frozen))
+        judge = make_evaluation(losses, held_out, jax.random.key(0), place=place)
+        evaluate = functools.partial(judged_average, judge=judge, frozen=frozen)
 
     optimizer = _optimizer(options)
     if jax.process_index() == 0:
@@ -308,6 +306,13 @@ def run(options: argparse.Namespace) -> None:
     if jax.process_index() == 0:
         draw_curves(options.out / "log.jsonl", options.out / "curves.png")
         print(written)
+
+
+def judged_average(
+    state: TrainState, judge: Callable[[PyTree], dict[str, float]], frozen: PyTree
+) -> dict[str, float]:
+    """What the averaged parameters make, beside the frozen ones, of held-out clips."""
+    return judge((averaged(state), frozen))
 
 
 def opened_caches(

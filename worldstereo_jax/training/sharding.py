@@ -28,7 +28,12 @@ from pallas_kernels import AttentionSharding
 from worldstereo_jax.array_types import PyTree
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.models.placement import axis_size, fully_sharded, tensor_parallel
+from worldstereo_jax.models.placement import (
+    axis_size,
+    fully_sharded,
+    lay_out,
+    tensor_parallel,
+)
 from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.training.state import TrainState, init_train_state
 
@@ -220,8 +225,7 @@ def _lay_out(x: typing.Any, sharding: NamedSharding) -> jax.Array:
     """An array that every host has as one that lies on all their devices."""
     if isinstance(x, jax.Array) and x.sharding == sharding:
         return x
-    value = np.asarray(x)
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+    return lay_out(np.asarray(x), sharding)
 
 
 def join_hosts(given: Sequence[str]) -> None:
