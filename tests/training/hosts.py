@@ -56,7 +56,8 @@ def check_loading(layout, folder):
     loaded = stream_params([source], *table, placement=layout.place_parameter)
     kernel = loaded.params["blocks"]["layers"]["backbone"]["ffn"]["up"]["kernel"]
     assert kernel.sharding.spec == PartitionSpec(None, "fsdp", "model")
-    expected = source["blocks.0.ffn.net.0.proj.weight"].T
+    # The first layers run with the control branch, in a stack of their own.
+    expected = source[f"blocks.{SMALL.controlled_layers}.ffn.net.0.proj.weight"].T
     np.testing.assert_array_equal(layout.gather(kernel)[0], expected)
     print("loaded", flush=True)
 
