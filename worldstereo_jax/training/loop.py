@@ -205,8 +205,7 @@ class _Window:
         if self._skipped == MOST_SKIPPED:
             raise InputError(
                 f"steps {self._done - MOST_SKIPPED + 1} to {self._done} had no finite loss and "
-                "gradient, and the run was given up; its newest checkpoint is from before. Look at "
-                "the clips, or lower the learning rate"
+                "gradient, and the run was given up: look at the clips, or lower the learning rate"
             )
 
 
