@@ -1,6 +1,7 @@
 """The 14B memory model at its working size, compiled ahead of time for chips that are not here.
 
     python experiments/aot_14b.py [--slices 0 1 ...] [--patterns dense correspondence]
+    python experiments/aot_14b.py --slices 0 --patterns dense+slots
     python experiments/aot_14b.py --h200
 
 One denoising step: 21 latent frames of 60 x 104 (32,760 target tokens), 8 references (12,480), 512
@@ -14,7 +15,8 @@ per chip are the compiled program's.
 Two patterns in every layer: dense, which the official model has, and correspondence, whose mask is
 an argument of the program: its lists and the bits of its partial tiles, once for all layers. How
 much it leaves of dense attention's work is counted on a procedural scene: the token pairs of the
-active tiles, over all pairs.
+active tiles, over all pairs. "+slots" behind a pattern is a model with modules for warped views
+(two candidates for each latent pixel) and surface entries (2048, under a mask of their own).
 
 Record (2026-11-26): on eight chips dense attention takes 8.4 GB per chip of v5e and 8.6 of v6e and
 v5p, the correspondence pattern 8.4, 8.6 and 9.0; on one H200 38.2 and 39.0 GB.
@@ -45,13 +47,23 @@ import pallas_kernels as pk
 from worldstereo_jax.config import get_preset
 from worldstereo_jax.evaluation.report import Table, kept_rows, write_section
 from worldstereo_jax.interop.layer_stacks import from_flat
+from worldstereo_jax.interop.memory_slots import read_widths
 from worldstereo_jax.interop.official import parameter_shapes
 from worldstereo_jax.models.placement import tensor_parallel
-from worldstereo_jax.models.worldstereo import ControlInput, References, WorldStereo
+from worldstereo_jax.models.worldstereo import (
+    ControlInput,
+    MemoryEntries,
+    References,
+    WarpedMemory,
+    WorldStereo,
+)
+from worldstereo_jax.sampling.official_world import ENTRY_TOKENS
+from worldstereo_jax.sampling.token_reading import token_pattern
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 CONFIG = get_preset("wan_14b_memory")
-PATTERNS = ("dense", "correspondence")
+PATTERNS = ("dense", "correspondence", "dense+slots", "correspondence+slots")
+CANDIDATES = 2
 FRAMES, ROWS, COLUMNS, VIEWS = 21, 60, 104, 8
 TARGET, REFERENCE = FRAMES * ROWS * COLUMNS // 4, VIEWS * ROWS * COLUMNS // 4
 
@@ -120,6 +132,36 @@ def mask_shapes(tiles: pk.TileSizes) -> pk.BlockMask:
     return jax.eval_shape(build, tokens(REFERENCE, FRAMES), tokens(TARGET, VIEWS))
 
 
+def slot_inputs() -> dict:
+    """Abstract inputs of the modules for warped views and entries."""
+    widths = read_widths()
+
+    def array(*shape: int, dtype=jnp.float32) -> typing.Any:
+        return jax.ShapeDtypeStruct((1, *shape), dtype)
+
+    def tokens(length: int, views: int) -> typing.Any:
+        return jax.eval_shape(
+            lambda x: pk.make_token_geometry(x, radius=1.0, views=views), array(length, 3)
+        )
+
+    pattern = jax.eval_shape(
+        lambda wanted, entries: token_pattern(wanted, None, entries),
+        tokens(TARGET, VIEWS),
+        tokens(ENTRY_TOKENS, FRAMES),
+    )
+    latent = (FRAMES, ROWS, COLUMNS, CANDIDATES)
+    return {
+        "warped": WarpedMemory(array(*latent, widths["warped_width"]), array(*latent)),
+        "entries": MemoryEntries(
+            features=array(ENTRY_TOKENS, widths["entry_width"]),
+            place=array(ENTRY_TOKENS, 3),
+            target_place=array(TARGET, 3),
+            valid=array(ENTRY_TOKENS, dtype=jnp.bool_),
+        ),
+        "entry_mask": pattern.entry_mask,
+    }
+
+
 class Work(typing.NamedTuple):
     """The joint pattern of a scene in tiles: shares of all tile pairs."""
 
@@ -165,17 +207,19 @@ def compile_for(mesh: Mesh, pattern: str, **options: typing.Any) -> dict[str, ty
     """Compile the step for a mesh with axes "model" and "rows"; gigabytes per chip and seconds."""
     rows = "rows" if mesh.shape["rows"] > 1 else None
     sharding = pk.AttentionSharding(mesh, heads="model", queries=rows)
-    model = WorldStereo(CONFIG.replace(attention_pattern=pattern), sharding)
+    base, _, slots = pattern.partition("+")
+    config = CONFIG.replace(attention_pattern=base, **(read_widths() if slots else {}))
+    model = WorldStereo(config, sharding)
     place = tensor_parallel(mesh, "model")
     whole = NamedSharding(mesh, PartitionSpec())
     params = from_flat(
         {
             path: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place(path, shape))
-            for path, shape in parameter_shapes(CONFIG).items()
+            for path, shape in parameter_shapes(config).items()
         }
     )
-    given = inputs()
-    if pattern != "dense":
+    given = inputs() | (slot_inputs() if slots else {})
+    if base != "dense":
         given["block_mask"] = mask_shapes(pk.best_tiles(pk.target_of(mesh).kind))
     given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), given)
     start = time.perf_counter()
@@ -227,6 +271,7 @@ def facts(seconds: float, billions: float, tiles: Sequence[tuple[int, int]]) -> 
         f"{REFERENCE // VIEWS} tokens each, {billions:.2f} B parameters in bfloat16. Traced on "
         f"abstract values in {seconds:.1f} s. Gigabytes (10^9) per chip as the compiled program "
         "states them; `attention` is what the lowered program calls, once for all scanned layers. "
+        "With slots: modules for warped views and surface entries, of some 2.5 B parameters more. "
         "The machine was shared with other jobs."
     )
     for each in tiles:
@@ -244,7 +289,7 @@ def main() -> None:
     """Trace, compile, record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--slices", type=int, nargs="*", default=list(range(len(SLICES))))
-    parser.add_argument("--patterns", nargs="*", choices=PATTERNS, default=list(PATTERNS))
+    parser.add_argument("--patterns", nargs="*", choices=PATTERNS, default=list(PATTERNS[:2]))
     parser.add_argument("--h200", action="store_true", help="one H200 instead of TPU slices")
     options = parser.parse_args()
     seconds, billions = trace()

@@ -1,6 +1,7 @@
 """A training step of the 14B memory model at its working size, compiled for pods that are not here.
 
     python experiments/aot_train_14b.py [--pods 0 1 ...] [--patterns dense correspondence]
+    python experiments/aot_train_14b.py --pods 1 --patterns dense+slots
 
 One step of the "memory" stage (all but cross-attention trains), as `train_official.py` makes it:
 flow-matching loss, gradients, clipping, AdamW, a running average; float32 for what trains and its
@@ -10,6 +11,9 @@ Per sample 21 latent frames of 60 x 104 (32,760 target tokens), 8 references (12
 step whole (jax 0.10.2 with libtpu), and the bytes per chip are the compiled program's. The
 correspondence pattern builds its masks in the step, from the geometry of the samples' tokens.
 Unlike there the batch holds the rays of its cameras, in bfloat16: the step does not draw them.
+"+slots" behind a pattern is a model with modules for warped views and surface entries, which train
+with the rest, as with `--attach warped entries`: two candidates for each latent pixel, and at most
+2048 entries.
 
 Nothing is timed: there is no pod.
 """
@@ -38,9 +42,11 @@ import pallas_kernels as pk
 from worldstereo_jax.config import get_preset
 from worldstereo_jax.evaluation.report import Table, kept_rows, write_section
 from worldstereo_jax.interop.layer_stacks import from_flat
+from worldstereo_jax.interop.memory_slots import read_widths
 from worldstereo_jax.interop.official import parameter_shapes
-from worldstereo_jax.models.worldstereo import WorldStereo
+from worldstereo_jax.models.worldstereo import MemoryEntries, WarpedMemory, WorldStereo
 from worldstereo_jax.sampling.official_conditions import OfficialConditions
+from worldstereo_jax.sampling.official_world import ENTRY_TOKENS
 from worldstereo_jax.training.official_objective import (
     TrainingClip,
     in_compute_type,
@@ -60,7 +66,8 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 TITLE = "A training step of the 14B memory model, ahead of time"
 FRAMES, ROWS, COLUMNS, VIEWS = 21, 60, 104, 8
 STAGE = "memory"
-PATTERNS = ("dense", "correspondence")
+PATTERNS = ("dense", "correspondence", "dense+slots", "correspondence+slots")
+CANDIDATES = 2
 
 
 class Pod(typing.NamedTuple):
@@ -84,6 +91,12 @@ HEADER = (
 )  # fmt: skip
 
 
+def with_slots(pattern: str) -> tuple[str, bool]:
+    """The attention pattern, and whether the model has modules for warped views and entries."""
+    base, _, slots = pattern.partition("+")
+    return base, slots == "slots"
+
+
 def abstract_clip(batch: int, pattern: str) -> TrainingClip:
     """Shapes of a batch."""
 
@@ -91,13 +104,28 @@ def abstract_clip(batch: int, pattern: str) -> TrainingClip:
         return jax.ShapeDtypeStruct((batch, *shape), dtype)
 
     latent, pixels = (FRAMES, ROWS, COLUMNS), (FRAMES, 8 * ROWS, 8 * COLUMNS)
+    page = ROWS * COLUMNS // 4
 
-    def geometry(frames: int, views: int) -> typing.Any:
-        tokens = jax.ShapeDtypeStruct((1, frames * ROWS * COLUMNS // 4, 3), jnp.float32)
+    def geometry(count: int, views: int) -> typing.Any:
+        tokens = jax.ShapeDtypeStruct((1, count, 3), jnp.float32)
         one = jax.eval_shape(lambda x: pk.make_token_geometry(x, radius=1.0, views=views), tokens)
         return jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype), one)
 
-    masked = pattern == "correspondence"
+    base, slots = with_slots(pattern)
+    masked = base == "correspondence"
+    warped = entries = None
+    if slots:
+        widths = read_widths()
+        warped = WarpedMemory(
+            features=array(*latent, CANDIDATES, widths["warped_width"]),
+            log_weight=array(*latent, CANDIDATES),
+        )
+        entries = MemoryEntries(
+            features=array(ENTRY_TOKENS, widths["entry_width"]),
+            place=array(ENTRY_TOKENS, 3),
+            target_place=array(FRAMES * page, 3),
+            valid=array(ENTRY_TOKENS, dtype=jnp.bool_),
+        )
     conditions = OfficialConditions(
         condition=array(*latent, 20),
         render_latent=array(*latent, 16),
@@ -108,8 +136,11 @@ def abstract_clip(batch: int, pattern: str) -> TrainingClip:
         reference_index=array(VIEWS, dtype=jnp.int32),
         reference_camera=array(VIEWS, 7),
         reference_valid=array(VIEWS, dtype=jnp.bool_),
-        target_geometry=geometry(FRAMES, VIEWS) if masked else None,
-        reference_geometry=geometry(VIEWS, FRAMES) if masked else None,
+        target_geometry=geometry(FRAMES * page, VIEWS) if masked or slots else None,
+        reference_geometry=geometry(VIEWS * page, FRAMES) if masked else None,
+        entry_geometry=geometry(ENTRY_TOKENS, FRAMES) if slots else None,
+        warped=warped,
+        entries=entries,
     )
     return TrainingClip(
         conditions=conditions,
@@ -139,7 +170,10 @@ class Parts(typing.NamedTuple):
 
 def stage_parts(layout: TrainLayout, pattern: str) -> Parts:
     """What trains in the stage, and the rest."""
-    config = get_preset("wan_14b_memory").replace(attention_pattern=pattern)
+    base, slots = with_slots(pattern)
+    config = get_preset("wan_14b_memory").replace(attention_pattern=base)
+    if slots:
+        config = config.replace(**read_widths())
     shapes = parameter_shapes(config)
     params = from_flat({k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()})
     chosen = stage_parameters(params, STAGE)
@@ -222,7 +256,7 @@ def main() -> None:
     """Compile, record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--pods", type=int, nargs="*", default=list(range(len(PODS))))
-    parser.add_argument("--patterns", nargs="*", choices=PATTERNS, default=list(PATTERNS))
+    parser.add_argument("--patterns", nargs="*", choices=PATTERNS, default=list(PATTERNS[:2]))
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     pods = " ".join(map(str, options.pods))
@@ -237,7 +271,8 @@ def main() -> None:
                 f"The stage {STAGE!r} of {FRAMES} latent frames and {VIEWS} references, one sample "
                 "for every chip along data and fsdp. Gigabytes (10^9) per chip as the compiled "
                 "program states them; the state is given back in place. Kernels are counted in the "
-                "lowered program, where a scanned layer stands once. Nothing was timed."
+                "lowered program, where a scanned layer stands once. With slots: modules for "
+                "warped views and entries, which train with the rest. Nothing was timed."
             )
             # After every program: a later one may take the whole machine down.
             table = Table(HEADER, rows)

@@ -3,7 +3,7 @@
     python experiments/build_official_cache.py --clips videos --model TEACHER --base BASE \
         --depth-model DEPTH --out runs/clips
     python experiments/distill_official.py --cache runs/clips --model TEACHER --base BASE \
-        --out runs/few --steps 1000 --batch 32 --mesh data=4,fsdp=16
+        --out runs/few --steps 1000 --batch 32 --mesh fsdp=8,model=8
     worldstereo generate photo.png --camera left --model runs/few/worldstereo --base BASE ...
 
 The teacher is a model of some 40 steps with guidance, such as the published `worldstereo-memory` or
@@ -64,9 +64,12 @@ from worldstereo_jax.training.official_distill import (
 )
 from worldstereo_jax.training.official_fields import check_recipe, read_negative_text
 from worldstereo_jax.training.official_objective import DROP_REFERENCES, SHIFT, in_compute_type
-from worldstereo_jax.training.sharding import TrainLayout, parse_mesh
+from worldstereo_jax.training.run_folder import open_folder, record_run
+from worldstereo_jax.training.sharding import join_hosts, open_layout
 from worldstereo_jax.training.state import join, split
 
+FIXED = ("model", "guidance", "dmd_steps", "dmd_start", "gen_shift", "dtype")
+"""Options that a resumed run may not change."""
 EXPORT = "worldstereo"
 """Folder of the distilled checkpoint within --out."""
 
@@ -96,9 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--export-dtype", choices=("bfloat16", "float32"), default="bfloat16")
     add("--remat", choices=REMAT_POLICIES, default="full", help="what layers keep")
     add("--mesh", help="such as data=2,fsdp=-1,model=4 (default: one device)")
-    add("--distributed", action="store_true", help="one of several hosts")
+    add(
+        "--distributed", nargs="*", metavar="HOST", help="one of several hosts; where jax does not "
+        "find them out, then the first one's address:port, how many, and this one's number from 0",
+    )  # fmt: skip
     add("--seed", type=int, default=0)
     add("--save-every", type=int, default=100)
+    add("--profile", type=int, default=0, metavar="STEPS", help="record so many in OUT/profile")
     add("--log-every", type=int, default=10)
     add("--resume", action="store_true")
     options = parser.parse_args(arguments)
@@ -110,8 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Distil as the options say."""
-    if options.distributed:
-        jax.distributed.initialize()
+    if options.distributed is not None:
+        join_hosts(options.distributed)
+    layout = open_layout(options.mesh)
+    open_folder(options.out, resume=options.resume)
     if options.fake_updates < 1:
         raise InputError(f"--fake-updates is {options.fake_updates}, expected at least 1")
     few = DMDSettings(options.dmd_steps, options.dmd_start, shift=options.gen_shift)
@@ -122,7 +131,6 @@ def run(options: argparse.Namespace) -> None:
     for folder in options.cache:
         check_recipe(read_index(folder)["recipe"], opened.config, str(folder))
     negative = read_negative_text(options.cache[0])
-    layout = None if options.mesh is None else TrainLayout(parse_mesh(options.mesh))
     # The clips of all updates of a step at once; each update takes whole shares of every device.
     clips = options.batch * (options.fake_updates + 1)
     rows = None
@@ -130,6 +138,7 @@ def run(options: argparse.Namespace) -> None:
         layout.rows(options.batch)
         rows = layout.rows(clips)
 
+    record_run(options.out, vars(options), fixed=FIXED, resume=options.resume)
     loaded = from_pretrained(
         options.model,
         base=options.base,
@@ -183,6 +192,7 @@ def run(options: argparse.Namespace) -> None:
         save_every=options.save_every,
         log_every=options.log_every,
         layout=layout,
+        profile_steps=options.profile,
     )
     export_official(
         options.out / EXPORT,

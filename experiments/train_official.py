@@ -3,7 +3,8 @@
     python experiments/build_official_cache.py --clips videos --model CKPT --base BASE \
         --depth-model DEPTH --out runs/clips
     python experiments/train_official.py --cache runs/clips --model CKPT --base BASE \
-        --out runs/memory --stage memory --steps 6000 --batch 32 --mesh data=4,fsdp=16,model=1
+        --out runs/memory --stage memory --steps 6000 --batch 32 --accumulate 4 \
+        --mesh fsdp=8,model=8
     worldstereo generate photo.png --model runs/memory/worldstereo --base BASE ...
 
 Stages as published: "camera" trains the control branch over the frozen video model, "keyframes"
@@ -17,7 +18,8 @@ they train with the rest. The clips must hold what they read:
     python experiments/build_official_cache.py --clips videos --model CKPT --base BASE \
         --depth-model DEPTH --out runs/clips --stereo
     python experiments/train_official.py --cache runs/clips --model CKPT --base BASE \
-        --out runs/stereo --stage stereo --steps 3000 --batch 32 --mesh data=4,fsdp=16
+        --out runs/stereo --stage stereo --steps 3000 --batch 32 --accumulate 4 \
+        --mesh fsdp=8,model=8
 
 What trains is kept in float32 and brought into `--dtype` once a step; what is frozen is kept in
 `--dtype` alone, has no average, and is no part of the checkpoints: `--resume` reads it from the
@@ -33,10 +35,14 @@ key value out ffn` for the feed-forward parts, too) train beside the model, whic
     worldstereo generate photo.png --model CKPT --base BASE \
         --lora runs/lora/pytorch_lora_weights.safetensors ...
 
-Seeded and resumable (`--resume`; SIGTERM saves first). Writes the averaged weights: of a stage
-under official names into `--out`/worldstereo, which `worldstereo generate --model` and the official
-code read; adapters into a file that diffusers and PEFT read, too, and `--from-lora` goes on from.
+Seeded and resumable (`--resume`; SIGTERM saves first), also on another mesh or number of hosts;
+`run.json` keeps the options. `--held-out CACHE` logs, every `--evaluate-every` steps, the averaged
+model's loss on clips that do not train, with the memories and without them. Writes the averaged
+weights: of a stage under official names into `--out`/worldstereo, which `worldstereo generate
+--model` and the official code read; adapters into a file that diffusers and PEFT read, too, and
+`--from-lora` goes on from.
 On several hosts start the same command on each with `--distributed`, `--out` on shared storage.
+`JAX_COMPILATION_CACHE_DIR` names a folder in which a resumed run finds its compiled step again.
 
 Record, 2026-11-27, at toy size alone (32 thousand random parameters in the official layout, clips
 of 5 keyframes of 48 x 80 pixels), on one shared core of an AMD EPYC, jax 0.10.2:
@@ -96,8 +102,10 @@ from worldstereo_jax.interop.weights import count_parameters
 from worldstereo_jax.models.placement import one_device
 from worldstereo_jax.models.quantised import KINDS, quantised_model
 from worldstereo_jax.models.worldstereo import WorldStereo
+from worldstereo_jax.training.batches import part_of
 from worldstereo_jax.training.clip_cache import ClipCache, cached_batches, read_index
 from worldstereo_jax.training.curves import draw_curves
+from worldstereo_jax.training.held_out import HeldOutClips, held_out_losses, make_evaluation
 from worldstereo_jax.training.loop import train
 from worldstereo_jax.training.lora import ATTENTION, LoraConfig, init_adapters, scaled
 from worldstereo_jax.training.official_fields import check_recipe, from_fields, read_null_text
@@ -110,8 +118,10 @@ from worldstereo_jax.training.official_objective import (
     official_loss,
     stage_parameters,
 )
-from worldstereo_jax.training.sharding import TrainLayout, parse_mesh
+from worldstereo_jax.training.run_folder import open_folder, record_run
+from worldstereo_jax.training.sharding import TrainLayout, join_hosts, open_layout
 from worldstereo_jax.training.state import (
+    TrainState,
     averaged,
     init_train_state,
     join,
@@ -119,6 +129,12 @@ from worldstereo_jax.training.state import (
     split,
 )
 
+FIXED = (
+    "model", "stage", "attach", "lora", "lora_alpha", "lora_modules", "weights", "dtype"
+)  # fmt: skip
+"""Options that a resumed run may not change: checkpoints hold what trains, and not what that is."""
+SIZES = ("height", "width", "ray_x_offset")
+"""Of clips, as their recipe names them."""
 ATTACHED = {"warped": "warped_width", "entries": "entry_width"}
 """What can be attached to a checkpoint, with the name of its width in the config."""
 EXPORT = "worldstereo"
@@ -147,6 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--weights", choices=tuple(KINDS), help="beside adapters, keep matrices in 8 bits")
     add("--steps", type=int, required=True)
     add("--batch", type=int, default=8, help="clips of a step, over all devices")
+    add("--accumulate", type=int, default=1, help="parts of a batch that are taken one by one")
+    add("--held-out", type=Path, nargs="+", metavar="CACHE", help="clips to judge the average by")
+    add("--evaluate-every", type=int, default=500, help="steps between two such judgements")
     add("--learning-rate", type=float, help="default: 1e-5, of adapters 1e-4")
     add("--warmup", type=int, default=100, help="steps until that rate is reached")
     add("--shift", type=float, default=SHIFT, help="flow shift of the noise levels")
@@ -156,9 +175,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--export-dtype", choices=("bfloat16", "float32"), default="bfloat16")
     add("--remat", choices=REMAT_POLICIES, default="full", help="what layers keep")
     add("--mesh", help="such as data=2,fsdp=-1,model=4 (default: one device)")
-    add("--distributed", action="store_true", help="one of several hosts")
+    add(
+        "--distributed", nargs="*", metavar="HOST", help="one of several hosts; where jax does not "
+        "find them out, then the first one's address:port, how many, and this one's number from 0",
+    )  # fmt: skip
     add("--seed", type=int, default=0)
     add("--save-every", type=int, default=500)
+    add("--profile", type=int, default=0, metavar="STEPS", help="record so many in OUT/profile")
     add("--log-every", type=int, default=20)
     add("--resume", action="store_true")
     options = parser.parse_args(arguments)
@@ -189,33 +212,40 @@ class Parts(typing.NamedTuple):
 
 def run(options: argparse.Namespace) -> None:
     """Train as the options say."""
-    if options.distributed:
-        jax.distributed.initialize()
+    if options.distributed is not None:
+        join_hosts(options.distributed)
+    layout = open_layout(options.mesh)
+    open_folder(options.out, resume=options.resume)
     opened = open_model(options.model, base=options.base)
     if opened.settings is None:
         raise InputError(f"{options.model}: is a plain video model; give a WorldStereo checkpoint")
-    caches = [ClipCache(folder) for folder in options.cache]
     recipe = read_index(options.cache[0])["recipe"]
     widths = attached_widths(options, opened.config, recipe)
-    for folder in options.cache:
-        given = read_index(folder)["recipe"]
-        check_recipe(given, opened.config.replace(**widths), str(folder))
+    config = opened.config.replace(**widths)
+    caches = opened_caches(options.cache, config, recipe)
     null_text = read_null_text(options.cache[0])
-    layout = None if options.mesh is None else TrainLayout(parse_mesh(options.mesh))
-    sizes = {name: recipe[name] for name in ("height", "width", "ray_x_offset")}
+    rows = batch_rows(options, layout)
+    held_out = None
+    if options.held_out is not None:
+        others = opened_caches(options.held_out, config, recipe)
+        held_out = HeldOutClips(others, options.batch, rows=rows)
+    record_run(options.out, vars(options), fixed=FIXED, resume=options.resume)
+    sizes = {name: recipe[name] for name in SIZES}
     init_key, key = jax.random.split(jax.random.key(options.seed))
     if options.lora is None:
         parts = stage_parts(options, opened, layout, widths, init_key)
     else:
         parts = adapter_parts(options, opened, layout, init_key)
     model, frozen, applied, write = parts.model, parts.frozen, parts.applied, parts.write
-    dtype = model.config.dtype
+
+    def whole(trained: PyTree, frozen: PyTree) -> PyTree:
+        return join(in_compute_type(applied(trained), model.config.dtype), frozen)
 
     def loss_fn(trained: PyTree, given: tuple[PyTree, PyTree], key: jax.Array):
         frozen, fields = given
         return official_loss(
             model,
-            join(in_compute_type(applied(trained), dtype), frozen),
+            whole(trained, frozen),
             from_fields(fields, **sizes),
             null_text,
             key,
@@ -223,6 +253,16 @@ def run(options: argparse.Namespace) -> None:
             drop_text=options.drop_text,
             drop_references=options.drop_references,
         )
+
+    def losses(given: tuple[PyTree, PyTree], fields: PyTree, key: jax.Array):
+        clip = from_fields(fields, **sizes)
+        return held_out_losses(model, whole(*given), clip, null_text, key, shift=options.shift)
+
+    evaluate = None
+    if held_out is not None:
+        place = (lambda batch: batch) if layout is None else layout.batch
+        judge = make_evaluation(losses, held_out, jax.random.key(0), place=place)
+        evaluate = functools.partial(judged_average, judge=judge, frozen=frozen)
 
     optimizer = _optimizer(options)
     if jax.process_index() == 0:
@@ -235,13 +275,19 @@ def run(options: argparse.Namespace) -> None:
     if layout is None:
         # Bound to its device as what a step returns is: else the second step compiles again.
         state = jax.device_put(init_train_state(parts.trained, optimizer, key), jax.devices()[0])
-        places = rows = None
+        places = None
     else:
-        state, rows = layout.init_state(parts.trained, optimizer, key), layout.rows(options.batch)
+        state = layout.init_state(parts.trained, optimizer, key)
         places = layout.state(state)
     # The state has its own by now, or these very buffers.
     del parts
-    step = make_train_step(loss_fn, optimizer, places=places)
+    step = make_train_step(
+        loss_fn,
+        optimizer,
+        places=places,
+        parts=options.accumulate,
+        part=lambda given, number, parts: (given[0], part_of(given[1], number, parts)),
+    )
     state = train(
         state,
         lambda state, fields: step(state, (frozen, fields)),
@@ -251,12 +297,54 @@ def run(options: argparse.Namespace) -> None:
         resume=options.resume,
         save_every=options.save_every,
         log_every=options.log_every,
+        evaluate=evaluate,
+        evaluate_every=options.evaluate_every,
         layout=layout,
+        profile_steps=options.profile,
     )
     written = write(options.out, averaged(state))
     if jax.process_index() == 0:
         draw_curves(options.out / "log.jsonl", options.out / "curves.png")
         print(written)
+
+
+def judged_average(
+    state: TrainState, judge: Callable[[PyTree], dict[str, float]], frozen: PyTree
+) -> dict[str, float]:
+    """What the averaged parameters make, beside the frozen ones, of held-out clips."""
+    return judge((averaged(state), frozen))
+
+
+def opened_caches(
+    folders: Sequence[Path], config: ModelConfig, recipe: Mapping[str, typing.Any]
+) -> list[ClipCache]:
+    """Caches of clips for a model, all of the sizes of one recipe; InputError for others."""
+    for folder in folders:
+        given = read_index(folder)["recipe"]
+        check_recipe(given, config, str(folder))
+        for name in SIZES:
+            if given[name] != recipe[name]:
+                raise InputError(f"{folder}: {name} is {given[name]}, expected {recipe[name]}")
+    return [ClipCache(folder) for folder in folders]
+
+
+def batch_rows(options: argparse.Namespace, layout: TrainLayout | None) -> tuple[int, ...] | None:
+    """Which clips of a batch this host reads; None for all.
+
+    Raises:
+        InputError: where devices or parts do not divide the batch.
+    """
+    if options.accumulate < 1 or options.batch % options.accumulate:
+        raise InputError(
+            f"--accumulate is {options.accumulate}, expected a divisor of --batch {options.batch}"
+        )
+    if layout is None:
+        if jax.device_count() > 1:
+            print(f"one of {jax.device_count()} devices is used; --mesh fsdp=-1 is on all of them")
+        return None
+    # Each part takes whole shares of every device.
+    layout.rows(options.batch // options.accumulate)
+    return layout.rows(options.batch)
 
 
 def attached_widths(

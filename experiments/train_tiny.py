@@ -4,7 +4,7 @@
     python experiments/train_tiny.py --cache runs/clips --out runs/tiny --steps 3000
 
 Seeded and resumable (`--resume`; SIGTERM saves first); the same command on CPU and GPU, and with
-`--mesh data=8` or the like on several devices. Writes the averaged weights as
+`--mesh data=8 --batch 8` or the like on several devices. Writes the averaged weights as
 `tiny_denoiser.safetensors` and the curves as `curves.png` into `--out`.
 
 Record of the shipped weights, 2026-11-22, on 2 shared cores of an Intel Xeon (no GPU), jax 0.10.2,
@@ -36,6 +36,7 @@ shared with many jobs; the run was stopped after 221 steps of 260, and 78 clips 
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -43,6 +44,7 @@ import jax.numpy as jnp
 import optax
 
 from worldstereo_jax.array_types import PyTree
+from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.shipped import load_denoiser, load_untrained
 from worldstereo_jax.interop.weights import count_parameters, save_weights
 from worldstereo_jax.models.vae_tiny import TinyVae, decode_frames
@@ -52,7 +54,8 @@ from worldstereo_jax.training.clip_objective import clip_loss
 from worldstereo_jax.training.clip_preparation import from_fields
 from worldstereo_jax.training.curves import draw_curves
 from worldstereo_jax.training.loop import train
-from worldstereo_jax.training.sharding import TrainLayout, parse_mesh
+from worldstereo_jax.training.run_folder import open_folder
+from worldstereo_jax.training.sharding import open_layout
 from worldstereo_jax.training.state import (
     init_train_state,
     join,
@@ -78,7 +81,7 @@ def channel_weights(vae: TinyVae, params: PyTree, shape: tuple[int, ...]) -> jax
     return 0.9 * moved / moved.mean() + 0.1
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the training."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cache", type=Path, nargs="+", required=True, help="prepared clips")
@@ -95,10 +98,18 @@ def main() -> None:
         "--mesh", help="lay the run on all devices, such as data=2,fsdp=4 (default: one device)"
     )
     parser.add_argument("--resume", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    try:
+        run(options)
+    except InputError as error:
+        parser.error(str(error))
 
+
+def run(options: argparse.Namespace) -> None:
+    """Train as the options say."""
+    open_folder(options.out, resume=options.resume)
     init_key, train_key = jax.random.split(jax.random.key(options.seed))
-    layout = None if options.mesh is None else TrainLayout(parse_mesh(options.mesh))
+    layout = open_layout(options.mesh)
     rows = None if layout is None else layout.rows(options.batch)
     world, params = load_untrained("tiny", key=init_key)
     model, denoiser = world.denoiser, params.denoiser
@@ -107,7 +118,7 @@ def main() -> None:
     if options.init is not None:
         denoiser = load_denoiser(options.init, model.config)
     if options.only is not None and options.init is None:
-        parser.error("--only needs --init: the rest would stay untrained")
+        raise InputError("--only needs --init: the rest would stay untrained")
     print(f"{count_parameters(denoiser):,} parameters")
 
     schedule = optax.warmup_cosine_decay_schedule(

@@ -25,6 +25,18 @@ REFUSALS = frozenset(
 """Numbers of the OSErrors by which a disk, or who owns it, refuses a file: nothing is wrong with
 the program."""
 
+
+def refusal(error: BaseException) -> str | None:
+    """Why a disk refused a file, where an error is such a one: in the system's words, else None.
+
+    Libraries in other languages say so in an error of their own, which names no number.
+    """
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in REFUSALS else None
+    words = (os.strerror(number) for number in sorted(REFUSALS))
+    return next((each for each in words if each in str(error)), None)
+
+
 DAMAGED_ARRAYS = (
     OSError,
     ValueError,

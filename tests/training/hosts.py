@@ -16,6 +16,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
+from tests.models.small_model import SMALL
+from worldstereo_jax.interop.official import model_places, parameter_shapes
+from worldstereo_jax.interop.streaming import stream_params
+from worldstereo_jax.interop.tensor_source import open_weights
 from worldstereo_jax.training.batches import SeededBatches
 from worldstereo_jax.training.loop import train
 from worldstereo_jax.training.sharding import TrainLayout, parse_mesh
@@ -45,6 +49,19 @@ class Rows:
         return next(self.inner)[list(self.rows)]
 
 
+def check_loading(layout, folder):
+    """A model's weights arrive on all hosts, each of which reads its parts of every tensor."""
+    source = open_weights(folder)
+    table = model_places(SMALL), parameter_shapes(SMALL)
+    loaded = stream_params([source], *table, placement=layout.place_parameter)
+    kernel = loaded.params["blocks"]["layers"]["backbone"]["ffn"]["up"]["kernel"]
+    assert kernel.sharding.spec == PartitionSpec(None, "fsdp", "model")
+    # The first layers run with the control branch, in a stack of their own.
+    expected = source[f"blocks.{SMALL.controlled_layers}.ffn.net.0.proj.weight"].T
+    np.testing.assert_array_equal(layout.gather(kernel)[0], expected)
+    print("loaded", flush=True)
+
+
 def main(out, steps, resume, port, count, index):
     if count > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -54,6 +71,8 @@ def main(out, steps, resume, port, count, index):
     mesh = Mesh(mesh.devices.swapaxes(0, 1), mesh.axis_names)
     layout = TrainLayout(mesh, smallest=1)
     assert count == 1 or layout.rows(BATCH) in ((0, 1, 4, 5), (2, 3, 6, 7))
+    if "WEIGHTS" in os.environ:
+        check_loading(layout, os.environ["WEIGHTS"])
     rng = np.random.default_rng(1)
     params = {
         "query": {"kernel": rng.normal(size=(16, 32)).astype("float32") / 4},

@@ -1,3 +1,4 @@
+import shutil
 import sys
 from pathlib import Path
 
@@ -63,6 +64,55 @@ def test_half_written_step_is_passed_over(tmp_path):
     (temporary / "half").write_text("x")
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == 2
+
+
+def test_what_is_saved_is_not_what_later_steps_make_of_its_buffers(tmp_path):
+    """Files are written while the state's buffers are given back to the next steps."""
+    state, batches = _after(2)
+    expected = np.asarray(state.params["w"]).copy()
+    step = toy.new_step()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, batches)
+        for _ in range(20):
+            state, _ = step(state, next(batches))
+    with Checkpoints(tmp_path) as checkpoints:
+        like = toy.new_state()
+        restored = checkpoints.restore(like, batches)
+    np.testing.assert_array_equal(restored.params["w"], expected)
+    # The fresh state gave up its room on the devices first.
+    assert like.params["w"].is_deleted()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "full"), ValueError("write: No space left on device")]
+)
+def test_a_full_disk_is_named(tmp_path, monkeypatch, error):
+    state, batches = _after(1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, batches)
+        checkpoints.wait()
+
+        def refuse(*_, **__):
+            raise error
+
+        monkeypatch.setattr(checkpoints._manager, "save", refuse)
+        with pytest.raises(InputError, match=r"\(No space left on device\); the newest .* step 1"):
+            checkpoints.save(*_after(2))
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for steps in (1, 2):
+            checkpoints.save(*_after(steps))
+    files = [path for path in (tmp_path / "2/state").rglob("*") if path.parent.name == "d"]
+    for path in files:
+        path.write_bytes(b"")
+    said = r"2: .* or is damaged; when it is removed"
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match=said):
+        checkpoints.restore(toy.new_state(), toy.new_batches())
+    shutil.rmtree(tmp_path / "2")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert int(checkpoints.restore(toy.new_state(), toy.new_batches()).step) == 1
 
 
 def test_another_model_or_an_empty_folder_is_refused(tmp_path):

@@ -156,6 +156,13 @@ def test_batches_are_a_function_of_the_seed(tmp_path):
     assert first[0] != first[1]
 
 
+@pytest.mark.parametrize("rows", [None, (0,)])
+def test_batches_of_one_clip(tmp_path, rows):
+    _filled(tmp_path, 3)
+    batches = cached_batches([ClipCache(tmp_path)], 1, 0, rows=rows)
+    assert sorted(_numbers(next(batches))[0] for _ in range(3)) == [0, 1, 2]
+
+
 def test_hosts_read_their_rows_of_the_same_batches(tmp_path):
     _filled(tmp_path, 8)
     source = ClipCache(tmp_path)
@@ -186,6 +193,20 @@ def test_a_restored_position_goes_on_as_the_unbroken_run(tmp_path):
     # What a checkpoint holds has gone through JSON.
     resumed.set_state(json.loads(json.dumps(state)))
     assert [_numbers(next(resumed)) for _ in range(6)] == rest
+
+
+def test_a_position_in_another_order_is_refused(tmp_path):
+    writer = _filled(tmp_path, 7)
+    source = ClipCache(tmp_path)
+    state = cached_batches([source], 2, 3).get_state()
+    with pytest.raises(InputError, match="seed: the checkpoint's data has 3, this run 4"):
+        cached_batches([source], 2, 4).set_state(state)
+    with pytest.raises(InputError, match="batch: the checkpoint's data has 2, this run 1"):
+        cached_batches([source], 1, 3).set_state(state)
+    # A cache that has grown is shuffled in another way.
+    writer.append(_clip(7))
+    with pytest.raises(InputError, match=r"clips: the checkpoint's data has \[7\], this run \[8\]"):
+        cached_batches([ClipCache(tmp_path)], 2, 3).set_state(state)
 
 
 def test_several_caches_are_one(tmp_path):

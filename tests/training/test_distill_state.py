@@ -13,13 +13,12 @@ from worldstereo_jax.evaluation.sample_distance import energy_coefficient
 from worldstereo_jax.sampling.loop import make_sampler
 from worldstereo_jax.sampling.schedules import dmd_schedule
 from worldstereo_jax.sampling.solvers import dmd
-from worldstereo_jax.training.batches import SeededBatches
+from worldstereo_jax.training.batches import SeededBatches, part_of
 from worldstereo_jax.training.distill import rollout
 from worldstereo_jax.training.distill_state import (
     Optimizers,
     init_distill_state,
     make_distill_step,
-    part_of,
 )
 from worldstereo_jax.training.loop import train
 from worldstereo_jax.training.sharding import TrainLayout, parse_mesh

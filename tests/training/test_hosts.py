@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.models.small_model import SMALL, random_params
+from worldstereo_jax.interop.official import official_from_params
+from worldstereo_jax.interop.safetensors_io import write_safetensors
 from worldstereo_jax.training.loop import read_log
 
 SCRIPT = Path(__file__).with_name("hosts.py")
@@ -49,8 +52,8 @@ def ends(running):
     return [(code, (out.splitlines() or [err[-2000:]])[-1]) for out, err, code in found]
 
 
-def finished(out, steps, count, resume=False):
-    with hosts(out, steps, count, resume) as running:
+def finished(out, steps, count, resume=False, **environment):
+    with hosts(out, steps, count, resume, **environment) as running:
         said = ends(running)
     assert [code for code, _ in said] == [0] * count, said
     assert len({line for _, line in said}) == 1
@@ -61,7 +64,10 @@ def finished(out, steps, count, resume=False):
 
 @pytest.mark.slow
 def test_two_hosts_train_as_one_and_a_stopped_run_resumes_bitwise(tmp_path):
-    total, digest = finished(tmp_path / "two", 40, 2)
+    weights = tmp_path / "weights"
+    tensors = official_from_params(random_params(SMALL), SMALL)
+    write_safetensors(weights / "model.safetensors", tensors)
+    total, digest = finished(tmp_path / "two", 40, 2, WEIGHTS=str(weights))
     alone, _ = finished(tmp_path / "one", 40, 1)
     # The order of sums across hosts is the network's.
     assert total == pytest.approx(alone, rel=1e-5)

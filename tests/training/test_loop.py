@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -39,7 +40,7 @@ def _run(out, steps, *, resume=False, batches=None, **kwargs):
 
 def _figures(out):
     return [
-        {k: v for k, v in record.items() if k != "seconds_per_step"}
+        {name: value for name, value in record.items() if "seconds" not in name}
         for record in read_log(out / "log.jsonl")
     ]
 
@@ -134,6 +135,62 @@ def test_sigterm_while_figures_are_fetched_is_not_lost(tmp_path):
     with pytest.raises(Stopped):
         _run(tmp_path, 20, evaluate=evaluate, evaluate_every=3)
     assert (tmp_path / "checkpoints/7").is_dir()
+
+
+class _Broken(_Dies):
+    """Batches of NaN at some positions."""
+
+    def __next__(self):
+        batch = next(self.inner)
+        return batch * np.nan if self.inner.get_state()["position"] in self.at else batch
+
+
+def test_a_broken_batch_costs_one_update_and_many_end_the_run(tmp_path):
+    once = _run(tmp_path / "once", 8, batches=_Broken(toy.new_batches(), {7}))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((once.params, once.opt_state)))
+    assert int(once.step) == 8
+    first, second = read_log(tmp_path / "once/log.jsonl")
+    assert (first["skipped"], second["skipped"]) == (0, 1)
+    # The mean is over the other three.
+    assert np.isfinite(second["loss"])
+    always = _Broken(toy.new_batches(), range(7, 1000))
+    with pytest.raises(InputError, match="steps 7 to 26 had no finite loss and gradient"):
+        _run(tmp_path / "always", 100, batches=always)
+    # The records and checkpoints in between hold no NaN.
+    records = read_log(tmp_path / "always/log.jsonl")
+    assert [record["step"] for record in records if "loss" in record] == [4, 8]
+    resumed = _run(tmp_path / "always", 26, resume=True)
+    assert np.isfinite(np.asarray(resumed.params["w"])).all()
+
+
+def test_the_host_runs_one_step_ahead_and_no_more(tmp_path, monkeypatch):
+    fetched, ahead, get = [], [], jax.device_get
+
+    def fetch(metrics):
+        fetched.append(float(metrics["loss"]))
+        return get(metrics)
+
+    def step(state, batch):
+        ahead.append(int(state.step) - len(fetched))
+        return state.replace(step=state.step + 1), {"loss": jnp.asarray(1.0)}
+
+    monkeypatch.setattr(jax, "device_get", fetch)
+    train(toy.new_state(), step, toy.new_batches(), steps=6, out=tmp_path, log_every=6)
+    assert (len(fetched), max(ahead)) == (6, 1)
+
+
+def test_a_new_run_does_not_begin_in_the_folder_of_another(tmp_path):
+    _run(tmp_path, 10)
+    log = (tmp_path / "log.jsonl").read_bytes()
+    with pytest.raises(InputError, match="holds a run of 10 steps; go on with it by --resume"):
+        _run(tmp_path, 5)
+    assert (tmp_path / "log.jsonl").read_bytes() == log
+    assert int(_run(tmp_path, 10, resume=True).step) == 10
+
+
+def test_the_profiler_records_some_steps(tmp_path):
+    _run(tmp_path, 6, profile_steps=2)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 @pytest.mark.slow

@@ -12,7 +12,13 @@ from worldstereo_jax.errors import InputError
 from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.training.batches import SeededBatches
 from worldstereo_jax.training.checkpoint import Checkpoints
-from worldstereo_jax.training.sharding import AXES, TrainLayout, parse_mesh
+from worldstereo_jax.training.sharding import (
+    AXES,
+    TrainLayout,
+    join_hosts,
+    open_layout,
+    parse_mesh,
+)
 from worldstereo_jax.training.state import make_train_step, only, split
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, weight_decay=0.01))
@@ -51,6 +57,17 @@ def test_a_mesh_is_read(text, shape):
 def test_a_mesh_that_cannot_be_is_refused(text, said):
     with pytest.raises(InputError, match=said):
         parse_mesh(text)
+
+
+def test_hosts_without_a_mesh_or_with_half_an_address_are_refused(monkeypatch):
+    assert open_layout(None) is None
+    assert dict(open_layout("fsdp=-1").mesh.shape) == {"data": 1, "fsdp": 8, "model": 1}
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(InputError, match="each of 4 hosts would train for itself"):
+        open_layout(None)
+    for given in (["host:1"], ["host:1", "two", "0"]):
+        with pytest.raises(InputError, match=r"--distributed is 'host:1.*, expected nothing, or"):
+            join_hosts(given)
 
 
 def test_other_axes_and_heads_that_do_not_divide_are_refused():

@@ -28,7 +28,7 @@ def test_steps_count_and_use_another_key_each():
     # Same parameters, same batch: only the noise differs.
     assert first["loss"] != second["loss"]
     assert int(state.step) == 2
-    assert set(first) == {"loss", "grad_norm", "mean_error"}
+    assert set(first) == {"loss", "grad_norm", "skipped", "mean_error"}
 
 
 def test_average_warms_up_then_follows_slowly():
@@ -40,6 +40,45 @@ def test_average_warms_up_then_follows_slowly():
     assert state.ema is not None
     # decay at step 0 is 1/10
     np.testing.assert_allclose(state.ema["w"], 0.1 * start + 0.9 * after, rtol=1e-6)
+
+
+def test_an_accumulated_gradient_is_that_of_the_whole_batch():
+    def loss(params, batch, key):
+        error = batch["x"] @ params["w"] + params["b"][None] - batch["x"].sum(-1, keepdims=True)
+        return jnp.mean(error**2), {"mean_error": jnp.mean(error)}
+
+    batch = {"x": next(toy.new_batches())}
+    found = {
+        parts: make_train_step(loss, toy.OPTIMIZER, parts=parts)(toy.new_state(), batch)
+        for parts in (1, 4)
+    }
+    (whole, expected), (state, metrics) = found[1], found[4]
+    for name in expected:
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+    np.testing.assert_allclose(state.params["w"], whole.params["w"], rtol=1e-6)
+
+
+def test_parts_of_a_batch_have_keys_of_their_own():
+    def loss(params, batch, key):
+        return jnp.sum(params["w"]), {"drawn": jax.random.uniform(key)}
+
+    batch = next(toy.new_batches())
+    drawn = [
+        float(make_train_step(loss, toy.OPTIMIZER, parts=parts)(toy.new_state(), batch)[1]["drawn"])
+        for parts in (1, 2)
+    ]
+    assert drawn[0] != drawn[1]
+
+
+def test_a_step_that_is_not_finite_changes_its_number_alone():
+    step, batch = toy.new_step(), next(toy.new_batches())
+    state, metrics = step(toy.new_state(), batch)
+    assert metrics["skipped"] == 0
+    before = jax.device_get((state.params, state.opt_state, state.ema))
+    state, metrics = step(state, batch * np.inf)
+    assert metrics["skipped"] == 1
+    assert int(state.step) == 2
+    jax.tree.map(np.testing.assert_array_equal, before, (state.params, state.opt_state, state.ema))
 
 
 def test_without_average():

@@ -1,6 +1,7 @@
 """From posed video to a trained checkpoint by the two commands, at toy size."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def train(weights: Path, cache: Path, out: Path, *arguments: object) -> dict[str
 @pytest.fixture(scope="module")
 def run(weights, cache, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "whole"
-    train(weights, cache, folder)
+    held_out = ("--held-out", *[cache] * 4, "--evaluate-every", 1)
+    train(weights, cache, folder, *held_out)
     return folder
 
 
@@ -95,10 +97,36 @@ def test_video_becomes_clips_and_clips_a_checkpoint(cache, run, trained):
     for name, array in trained.items():
         frozen = ".attn2." in name
         assert np.array_equal(array, start[name]) == frozen, name
-    assert [r["step"] for r in read_log(run / "log.jsonl")] == [1, 2]
+    log = read_log(run / "log.jsonl")
+    assert [r["step"] for r in log] == [1, 2]
+    # The same clips as in training, and the average follows.
+    assert log[1]["held_out_loss"] < log[0]["held_out_loss"]
+    assert log[1]["held_out_loss"] != log[1]["held_out_loss_without_memory"]
     assert (run / "curves.png").is_file()
     loaded = from_pretrained(run / "worldstereo", progress=False)
     assert loaded.settings.frames == toy.FRAMES
+
+
+def test_documented_batches_fit_their_meshes():
+    root, found = Path(__file__).parents[2], []
+    for source in ("README.md", *(f"experiments/{x}_official.py" for x in ("train", "distill"))):
+        text = (root / source).read_text().replace("\\\n", " ")
+        pattern = r"--batch (\d+)(?: +--accumulate (\d+))? +--mesh (\S*=\d\S*)"
+        found += [(source, *each) for each in re.findall(pattern, text)]
+    assert len(found) >= 6
+    for source, batch, parts, mesh in found:
+        sizes = dict(part.split("=") for part in mesh.split(","))
+        at_once = int(sizes.get("data", 1)) * int(sizes.get("fsdp", 1)) * int(parts or 1)
+        assert int(batch) % at_once == 0, (source, batch, parts, mesh)
+
+
+def test_a_run_is_not_resumed_as_another(weights, cache, run, capsys):
+    with pytest.raises(SystemExit):
+        train_in(weights, cache, run, "--stage", "camera", "--steps", 3, "--resume")
+    assert "--stage is 'camera', but the run in" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train_in(weights, cache, run, "--stage", "memory", "--steps", 3)
+    assert "holds a run of 2 steps; go on with it by --resume" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_resumed_on_a_mesh_and_written_again_to_the_bit(
@@ -176,6 +204,22 @@ def test_adapters_are_resumed_to_the_bit_and_merged_as_they_were_trained(weights
         np.testing.assert_allclose(merged[1.0][name], array + up @ down, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_adapters_of_8_bit_weights_go_on_from_where_they_stopped_to_the_bit(
+    weights, cache, tmp_path
+):
+    given = ("--lora", 2, "--weights", "int8", "--steps", 2, "--accumulate", 2)
+    train_in(weights, cache, tmp_path / "whole", *given)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "cut" / FILE).unlink()
+    shutil.rmtree(tmp_path / "cut/checkpoints/2")
+    train_in(weights, cache, tmp_path / "cut", *given, "--resume")
+    whole, resumed = (dict(SafetensorsFile(tmp_path / x / FILE)) for x in ("whole", "cut"))
+    for name, array in whole.items():
+        assert array.any(), name
+        np.testing.assert_array_equal(resumed[name], array, err_msg=name)
+
+
 def test_what_does_not_fit_is_refused_in_a_sentence(weights, cache, tmp_path, capsys):
     def refused(*arguments: object, module=train_official) -> str:
         capsys.readouterr()
@@ -186,6 +230,12 @@ def test_what_does_not_fit_is_refused_in_a_sentence(weights, cache, tmp_path, ca
 
     given = ("--model", weights / "model", "--out", tmp_path / "out")
     training = ("--stage", "memory", "--steps", 1)
+    assert "--accumulate is 3, expected a divisor of --batch 8" in refused(
+        "--cache", cache, *given, *training, "--accumulate", 3
+    )
+    assert "2 clips are held out, expected a batch of 8" in refused(
+        "--cache", cache, *given, *training, "--held-out", cache
+    )
     assert "--attach is for --stage" in refused(
         "--cache", cache, *given, "--lora", 2, "--steps", 1, "--attach", "warped"
     )

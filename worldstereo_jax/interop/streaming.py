@@ -25,7 +25,7 @@ from worldstereo_jax.interop.layer_stacks import from_flat
 from worldstereo_jax.interop.official import check_names_and_shapes
 from worldstereo_jax.interop.official_names import Place, is_ignored
 from worldstereo_jax.interop.tensor_source import TensorSource
-from worldstereo_jax.models.placement import Placement, one_device, shared_axes
+from worldstereo_jax.models.placement import Placement, lay_out, one_device, shared_axes
 
 Keep = Callable[[str, jax.Array], PyTree]
 """The form in which a parameter is kept, from its path and its array, of a stack one layer's."""
@@ -78,7 +78,7 @@ def stream_params(
             `quantised.quantiser`; one at a time, so that no other array stands in full. None
             keeps the arrays.
         threads: tensors read at the same time, from any of the files; None for as many as there
-            are processors, within `_THREADS`.
+            are processors, within `_THREADS`. On several hosts one.
         host_bytes: limit of host memory for tensors under way.
         progress: show a bar on standard error, wiped at the end where it stands below another.
         label: what the bar calls the weights.
@@ -109,7 +109,9 @@ def stream_params(
 
     # In the order of the files, so that each is read from front to back.
     order = sorted(chosen, key=lambda name: (str(chosen[name].path(name)), _start(chosen, name)))
-    with bar, ThreadPoolExecutor(threads or _processors()) as pool:
+    # Programs that span hosts are called in the same order on each: there, one after another.
+    threads = 1 if jax.process_count() > 1 else threads or _processors()
+    with bar, ThreadPoolExecutor(threads) as pool:
         # The first fault ends the loading: what has not begun is dropped.
         futures = [pool.submit(load, name) for name in order]
         try:
@@ -223,9 +225,9 @@ class _DeviceArrays:
     def _kept(self, path: str, value: np.ndarray, sharding: Sharding) -> PyTree:
         """An array on the devices, in the form in which it is kept."""
         if self._keep is None:
-            return jax.device_put(value, sharding).block_until_ready()
+            return lay_out(value, sharding).block_until_ready()
         with self._one_in_full:
-            kept = self._keep(path, jax.device_put(value, sharding))
+            kept = self._keep(path, lay_out(value, sharding))
 
             def placed(leaf: jax.Array) -> jax.Array:
                 return jax.device_put(leaf, shared_axes(sharding, value.shape, leaf.shape))

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import jax
+import numpy as np
 from jax.sharding import (
     AbstractMesh,
     Mesh,
@@ -30,6 +31,17 @@ def one_device(path: str, shape: tuple[int, ...]) -> Sharding:
     """Everything on the default device."""
     del path, shape
     return SingleDeviceSharding(jax.devices()[0])
+
+
+def lay_out(value: np.ndarray, sharding: Sharding) -> jax.Array:
+    """An array that every host has as one that lies on all their devices; each gives its part.
+
+    `jax.device_put` compares the array between hosts first, which takes the network for every one,
+    and all hosts to come in the same order.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(value, sharding)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def bytes_per_device(

@@ -3,8 +3,11 @@
 import typing
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from worldstereo_jax.array_types import Array, PyTree
 from worldstereo_jax.errors import InputError
 
 
@@ -57,3 +60,14 @@ class SeededBatches:
                 f"seed: the checkpoint's data has seed {state['seed']}, this run {self._seed}"
             )
         self._position = state["position"]
+
+
+def part_of(batch: PyTree, number: Array, parts: int) -> PyTree:
+    """Every `parts`-th sample of a batch from `number` on; the number may be traced."""
+
+    def take(x: Array) -> Array:
+        x = jnp.asarray(x)
+        x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
+        return jax.lax.dynamic_index_in_dim(x, number, axis=1, keepdims=False)
+
+    return jax.tree.map(take, batch)

@@ -166,9 +166,41 @@ class ClipCache(grain.sources.RandomAccessDataSource):
         return ClipCache, (Path(self.folder),)
 
 
+class CachedBatches:
+    """Batches of `cached_batches`: grain's iterator, whose position says which order it is of.
+
+    A position alone means another clip under another seed, batch or cache, so a run that is resumed
+    with one of these changed would read some clips twice and others never.
+    """
+
+    def __init__(self, inner: grain.DatasetIterator, order: Mapping[str, object]) -> None:
+        self._inner, self._order = inner, dict(order)
+
+    def __iter__(self) -> "CachedBatches":
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch, field name -> array."""
+        return next(self._inner)
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, and what it is a position of."""
+        return {"order": self._order, "position": self._inner.get_state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go to a saved position; raises InputError for that of another order."""
+        for name, value in self._order.items():
+            if state["order"].get(name) != value:
+                raise InputError(
+                    f"{name}: the checkpoint's data has {state['order'].get(name)}, this run "
+                    f"{value}: resume it with the same"
+                )
+        self._inner.set_state(state["position"])
+
+
 def cached_batches(
     sources: Sequence[ClipCache], batch_size: int, seed: int, *, rows: Sequence[int] | None = None
-) -> grain.DatasetIterator:
+) -> CachedBatches:
     """Endless shuffled batches from all caches, whose position can be saved.
 
     A pure function of `seed` and the caches in their order, all made with the same sizes: which
@@ -182,10 +214,9 @@ def cached_batches(
     """
     parts = [grain.MapDataset.source(source) for source in sources]
     data = grain.MapDataset.concatenate(parts).seed(seed).shuffle().repeat()
-    if rows is None:
-        return iter(data.batch(batch_size).to_iter_dataset(_READING))
-    own = _RowsOfBatches(data, batch_size, rows)
-    return iter(own.batch(len(rows)).to_iter_dataset(_READING))
+    order = {"seed": seed, "batch": batch_size, "clips": [len(source) for source in sources]}
+    own = _RowsOfBatches(data, batch_size, range(batch_size) if rows is None else rows)
+    return CachedBatches(iter(own.batch(len(own.rows)).to_iter_dataset(_READING)), order)
 
 
 class _RowsOfBatches(grain.MapDataset):
@@ -193,16 +224,18 @@ class _RowsOfBatches(grain.MapDataset):
 
     def __init__(self, parent: grain.MapDataset, batch_size: int, rows: Sequence[int]) -> None:
         super().__init__(parent)
-        self._batch_size, self._rows = batch_size, tuple(rows)
+        self._batch_size, self.rows = batch_size, tuple(rows)
 
     def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * len(self._rows)
+        # Half of what an endless dataset says, which is the greatest number that has a length:
+        # grain rounds in floating point, and batches of one would be more than that.
+        return len(self._parent) // 2 // self._batch_size * len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.slice(index)
-        batch, place = divmod(index % len(self), len(self._rows))
-        return self._parent[batch * self._batch_size + self._rows[place]]
+        batch, place = divmod(index % len(self), len(self.rows))
+        return self._parent[batch * self._batch_size + self.rows[place]]
 
 
 def _existing(path: Path, shape: tuple[int, ...], mode: Any) -> np.memmap:

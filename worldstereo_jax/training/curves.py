@@ -18,14 +18,14 @@ def draw_curves(
 ) -> None:
     """Draw each metric of a JSON-lines log over the steps, one panel each, into a PNG.
 
-    `names` chooses and orders the panels; without it every metric but the step time is drawn.
+    `names` chooses and orders the panels; without it every metric but times is drawn.
     Raises InputError for a log without records or a name it does not hold.
     """
     records = read_log(log)
     if not records:
         raise InputError(f"{log}: the log holds no records yet")
     present = list(dict.fromkeys(name for record in records for name in record))
-    chosen = names or tuple(n for n in present if n not in ("step", "seconds_per_step"))
+    chosen = names or tuple(n for n in present if n != "step" and "seconds" not in n)
     for name in chosen:
         if name not in present:
             raise InputError(f"{log}: the log holds no metric {name!r}")

@@ -15,6 +15,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from worldstereo_jax.array_types import Array, Key, PyTree
+from worldstereo_jax.training.batches import part_of
 from worldstereo_jax.training.distill import (
     Metrics,
     Networks,
@@ -23,10 +24,11 @@ from worldstereo_jax.training.distill import (
     generator_loss,
 )
 from worldstereo_jax.training.official_objective import SHIFT
-from worldstereo_jax.training.state import join, norm_of, running_average
+from worldstereo_jax.training.state import join, norm_of, running_average, sound, where_sound
 
 FAKE_UPDATES = 5
 """Updates of the fake score for each of the student (DMD2, section 4.2)."""
+_JUDGED = ("loss", "grad_norm")
 
 
 class Optimizers(typing.NamedTuple):
@@ -102,7 +104,9 @@ def make_distill_step(
 
     The fake score is updated `fake_updates` times, each time on clips that the student makes under
     conditions of their own, then the student once. The metrics are those of `generator_loss`, its
-    `loss` and `grad_norm`, and `fake_loss` and `fake_grad_norm`, means over the updates.
+    `loss` and `grad_norm`, and `fake_loss` and `fake_grad_norm`, means over the updates. When any
+    of these losses or gradients is not finite, nothing but the step's number changes; `skipped`
+    says so, as in `state.make_train_step`.
 
     Args:
         networks: what they compute.
@@ -170,28 +174,18 @@ def make_distill_step(
             "fake_loss": fake_loss.mean(),
             "fake_grad_norm": fake_norm.mean(),
         }
+        kept = sound(*(metrics[f"{name}{of}"] for name in ("", "fake_") for of in _JUDGED))
+        metrics["skipped"] = 1.0 - kept
         new_state = state.replace(
             student=trained,
             student_opt=student_opt,
             ema=running_average(state.ema, trained, state.step, ema_decay),
             fake=fake,
             fake_opt=fake_opt,
-            step=state.step + 1,
         )
-        return new_state, metrics
+        return where_sound(kept, new_state, state).replace(step=state.step + 1), metrics
 
     if places is None:
         return jax.jit(step, donate_argnums=0)
     whole = NamedSharding(places.step.mesh, PartitionSpec())
     return jax.jit(step, donate_argnums=0, out_shardings=(places, whole))
-
-
-def part_of(batch: PyTree, number: Array, parts: int) -> PyTree:
-    """Every `parts`-th sample of a batch from `number` on; the number may be traced."""
-
-    def take(x: Array) -> Array:
-        x = jnp.asarray(x)
-        x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
-        return jax.lax.dynamic_index_in_dim(x, number, axis=1, keepdims=False)
-
-    return jax.tree.map(take, batch)

@@ -28,7 +28,12 @@ from pallas_kernels import AttentionSharding
 from worldstereo_jax.array_types import PyTree
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.models.placement import axis_size, fully_sharded, tensor_parallel
+from worldstereo_jax.models.placement import (
+    axis_size,
+    fully_sharded,
+    lay_out,
+    tensor_parallel,
+)
 from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.training.state import TrainState, init_train_state
 
@@ -220,8 +225,44 @@ def _lay_out(x: typing.Any, sharding: NamedSharding) -> jax.Array:
     """An array that every host has as one that lies on all their devices."""
     if isinstance(x, jax.Array) and x.sharding == sharding:
         return x
-    value = np.asarray(x)
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+    return lay_out(np.asarray(x), sharding)
+
+
+def join_hosts(given: Sequence[str]) -> None:
+    """Make this process one of several hosts, before jax is asked for any device.
+
+    Args:
+        given: address of the first host with a port, number of hosts, number of this one; or
+            nothing, where jax finds them out (on a TPU pod, under Slurm or Open MPI).
+
+    Raises:
+        InputError: for anything else.
+    """
+    if not given:
+        jax.distributed.initialize()
+        return
+    if len(given) != 3 or not (given[1].isdecimal() and given[2].isdecimal()):
+        raise InputError(
+            f"--distributed is {' '.join(given)!r}, expected nothing, or the first host's "
+            "address:port, the number of hosts, and this one's number from 0 on"
+        )
+    jax.distributed.initialize(given[0], int(given[1]), int(given[2]))
+
+
+def open_layout(mesh: str | None) -> TrainLayout | None:
+    """The layout on a described mesh of all devices; None for one device.
+
+    Raises:
+        InputError: as `parse_mesh`, or when there are several hosts and no mesh.
+    """
+    if mesh is not None:
+        return TrainLayout(parse_mesh(mesh))
+    if jax.process_count() > 1:
+        raise InputError(
+            f"--mesh is missing: each of {jax.process_count()} hosts would train for itself; "
+            "--mesh fsdp=-1 is one run on all devices"
+        )
+    return None
 
 
 def parse_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:

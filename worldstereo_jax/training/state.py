@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.training.batches import part_of
 
 Params = typing.Any
 Batch = typing.Any
@@ -152,31 +153,103 @@ def norm_of(grads: Params) -> jax.Array:
     return jnp.sqrt(sum(jnp.vdot(grad, grad) for grad in jax.tree.leaves(grads)))
 
 
+def sound(*figures: jax.Array) -> jax.Array:
+    """Whether all of these are finite: a boolean scalar."""
+    return jnp.stack([jnp.isfinite(figure) for figure in figures]).all()
+
+
+def where_sound(kept: jax.Array, new: State, old: State) -> State:
+    """`new` where `kept` (a boolean scalar), else `old`, for all but the run's typed key."""
+    # Outside the tree: `where` takes no typed keys on a mesh of several hosts.
+    key = old.key
+    chosen = jax.tree.map(
+        lambda a, b: jnp.where(kept, a, b), new.replace(key=None), old.replace(key=None)
+    )
+    return chosen.replace(key=key)
+
+
+def accumulated_gradients(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    parts: int,
+    part: Callable[[Batch, jax.Array, int], Batch] = part_of,
+    places: Params | None = None,
+) -> tuple[jax.Array, Metrics, Params]:
+    """Loss, metrics and gradients as means over parts of a batch that are taken one by one.
+
+    So a batch costs no more memory than one of its parts, beside one more copy of the gradients.
+    Each part has a random key of its own, `fold_in(key, number)`.
+
+    Args:
+        loss_fn: of `make_train_step`.
+        params: to differentiate by.
+        batch: as `part` takes it.
+        key: random key.
+        parts: how many; as many samples in each.
+        part: (batch, number, parts) -> the part; the number is traced.
+        places: where the sums of gradients lie on a mesh, a tree of shardings like `params`.
+    """
+
+    def one(number: jax.Array) -> tuple[jax.Array, Metrics, Params]:
+        own = part(batch, number, parts)
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            params, own, jax.random.fold_in(key, number)
+        )
+        return loss, metrics, grads
+
+    def add(total: typing.Any, number: jax.Array) -> tuple[typing.Any, None]:
+        return jax.tree.map(lambda a, b: a + b / parts, total, one(number)), None
+
+    shapes = jax.eval_shape(one, jnp.zeros((), jnp.int32))
+    loss, metrics, grads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    if places is not None:
+        grads = jax.lax.with_sharding_constraint(grads, places)
+    return jax.lax.scan(add, (loss, metrics, grads), jnp.arange(parts))[0]
+
+
 def make_train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     *,
     ema_decay: float = 0.999,
     places: TrainState | None = None,
+    parts: int = 1,
+    part: Callable[[Batch, jax.Array, int], Batch] = part_of,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Return a jitted `step(state, batch) -> (state, metrics)`, which reuses the state's buffers.
 
-    `loss_fn(params, batch, key) -> (loss, metrics)`. The metrics gain `loss` and `grad_norm`.
-    `places` holds the sharding of every array of the state, for a run on a mesh
-    (`sharding.TrainLayout.state`); what goes in must lie so, and comes out so.
+    `loss_fn(params, batch, key) -> (loss, metrics)`. The metrics gain `loss`, `grad_norm` and
+    `skipped`: 1 where loss or gradient was not finite. Such a step changes nothing but its number,
+    so that one bad batch costs one update and not the run; `loop.train` stops when many follow one
+    another. `places` holds the sharding of every array of the state, for a run on a mesh
+    (`sharding.TrainLayout.state`); what goes in must lie so, and comes out so. With `parts` above 1
+    the gradient is accumulated, see `accumulated_gradients`.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch, key)
+        if parts == 1:
+            (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+                state.params, batch, key
+            )
+        else:
+            loss, metrics, grads = accumulated_gradients(
+                loss_fn, state.params, batch, key, parts=parts, part=part,
+                places=None if places is None else places.params,
+            )  # fmt: skip
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
             ema = running_average(ema, params, state.step, ema_decay)
-        metrics = dict(metrics, loss=loss, grad_norm=norm_of(grads))
-        new_state = state.replace(params=params, opt_state=opt_state, step=state.step + 1, ema=ema)
-        return new_state, metrics
+        norm = norm_of(grads)
+        kept = sound(loss, norm)
+        metrics = dict(metrics, loss=loss, grad_norm=norm, skipped=1.0 - kept)
+        new_state = state.replace(params=params, opt_state=opt_state, ema=ema)
+        return where_sound(kept, new_state, state).replace(step=state.step + 1), metrics
 
     if places is None:
         return jax.jit(step, donate_argnums=0)
