@@ -22,12 +22,6 @@ def gradient_loss(
     return vertical + horizontal
 
 
-def psnr(predicted: Float[Array, "b h w c"], target: Float[Array, "b h w c"]) -> Float[Array, " b"]:
-    """Peak signal-to-noise ratio in dB of images in [-1, 1] (peak to peak 2); clips `predicted`."""
-    error = jnp.clip(predicted, -1.0, 1.0) - target
-    return 10.0 * jnp.log10(4.0 / jnp.maximum(jnp.mean(error * error, axis=(1, 2, 3)), 1e-10))
-
-
 def log_depth_loss(
     log_depth: Float[Array, "b h w"],
     target: Float[Array, "b h w"],

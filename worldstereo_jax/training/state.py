@@ -143,7 +143,8 @@ def running_average(ema: Params, params: Params, step: jax.Array, decay: float) 
     It warms up, as min(decay, (1 + step) / (10 + step)), so that a short run's average does not
     remember the initial parameters.
     """
-    kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    taken = jnp.asarray(step, jnp.float32)
+    kept = jnp.minimum(decay, (1.0 + taken) / (10.0 + taken))
     return jax.tree.map(lambda old, new: kept * old + (1.0 - kept) * new, ema, params)
 
 
