@@ -308,12 +308,15 @@ def scanned_gradient():
     return unstack(gradient(params(), SMALL), SMALL)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
-def test_remat_and_stacking_change_neither_output_nor_gradient(remat):
-    config = SMALL.replace(scan_layers=False, remat=remat)
-    unrolled = gradient(unstack(params(), SMALL), config)
+@pytest.mark.parametrize(("remat", "scan"), [("full", False), ("dots", True)])
+def test_remat_and_stacking_change_neither_output_nor_gradient(remat, scan):
+    config = SMALL.replace(scan_layers=scan, remat=remat)
+    if scan:
+        found = unstack(gradient(params(), config), SMALL)
+    else:
+        found = gradient(unstack(params(), SMALL), config)
     compare = functools.partial(np.testing.assert_allclose, atol=1e-5)
-    jax.tree.map(compare, scanned_gradient(), unrolled)
+    jax.tree.map(compare, scanned_gradient(), found)
 
 
 def test_one_text_token_takes_the_short_way_to_the_same_result():
