@@ -383,9 +383,13 @@ def _candidates(
     column = jnp.arange(width, dtype=jnp.int32)[None, :]
     found = []
     for i, (grid, border) in enumerate(zip(grids, _AROUND, strict=True)):
-        steps = range(2 * border + 1)
-        found += [grid[(row >> i) + dy, (column >> i) + dx] for dy in steps for dx in steps]
-    entry = jnp.stack(found).reshape(len(found), _BAND * width)
+        # As one gather: a compiler takes long over one for each step.
+        step = jnp.arange(2 * border + 1, dtype=jnp.int32)
+        rows = (row >> i)[None, None] + step[:, None, None, None]
+        columns = (column >> i)[None, None] + step[None, :, None, None]
+        around = grid.at[rows, columns].get(mode="promise_in_bounds")
+        found.append(around.reshape(-1, _BAND * width))
+    entry = jnp.concatenate(found)
     centre = (cell.astype(jnp.float32) + 0.5 for cell in (column, row))
     pixel = jnp.stack(jnp.broadcast_arrays(*centre), -1).reshape(1, -1, 2)
     safe = jnp.maximum(entry, 0)
