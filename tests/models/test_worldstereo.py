@@ -29,6 +29,7 @@ from tests.models.small_model import (
     memory_entries,
     random_params,
     run,
+    run_alike,
     warped_memory,
 )
 from worldstereo_jax.config import get_preset
@@ -63,7 +64,7 @@ def with_valid(valid):
 
 @functools.cache
 def full_output():
-    return run(params(), **inputs())
+    return run_alike(params(), **inputs())
 
 
 def permutation(seed, count):
@@ -87,11 +88,11 @@ def test_untrained_memory_slots_change_nothing():
         slots = {name: slots[name] for name in ("warped_attention", "entry_attention")}
         layers["backbone"] = {**layers["backbone"], **slots}
         grown[run_name] = {"layers": layers}
-    before = run(old, plain, **inputs())
+    before = run_alike(old, plain, **inputs())
     memory = {"warped": warped_memory(), "entries": memory_entries()}
-    np.testing.assert_array_equal(before, run(grown, **inputs(), **memory))
-    assert differs(run(params(), **inputs(), warped=warped_memory()), full_output())
-    assert differs(run(params(), **inputs(), **memory), full_output())
+    np.testing.assert_array_equal(before, run_alike(grown, **inputs(), **memory))
+    assert differs(run_alike(params(), **inputs(), warped=warped_memory()), full_output())
+    assert differs(run_alike(params(), **inputs(), **memory), full_output())
 
 
 @pytest.mark.row("S28")
@@ -106,13 +107,13 @@ def test_entries_that_are_not_there_contribute_exactly_nothing():
             for name in ("features", "place")
         }
     )
-    some = run(params(), **inputs(), entries=entries, entry_mask=mask)
+    some = run_alike(params(), **inputs(), entries=entries, entry_mask=mask)
     np.testing.assert_array_equal(
-        some, run(params(), **inputs(), entries=poisoned, entry_mask=mask)
+        some, run_alike(params(), **inputs(), entries=poisoned, entry_mask=mask)
     )
     assert differs(some, full_output())
-    assert differs(some, run(params(), **inputs(), entries=memory_entries(), entry_mask=mask))
-    none = run(params(), **inputs(), entries=memory_entries(False), entry_mask=mask)
+    assert differs(some, run_alike(params(), **inputs(), entries=memory_entries(), entry_mask=mask))
+    none = run_alike(params(), **inputs(), entries=memory_entries(False), entry_mask=mask)
     np.testing.assert_array_equal(none, full_output())
 
 
@@ -148,7 +149,7 @@ def test_the_order_of_entries_changes_nothing():
 def test_holes_contribute_exactly_nothing():
     holes = warped_memory(holes=True)
     holes = holes.replace(features=jnp.full_like(holes.features, jnp.nan))
-    np.testing.assert_array_equal(run(params(), **inputs(), warped=holes), full_output())
+    np.testing.assert_array_equal(run_alike(params(), **inputs(), warped=holes), full_output())
 
 
 @pytest.mark.row("S17")
