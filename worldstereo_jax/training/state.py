@@ -165,6 +165,10 @@ def make_train_step(
     `loss_fn(params, batch, key) -> (loss, metrics)`. The metrics gain `loss` and `grad_norm`.
     `places` holds the sharding of every array of the state, for a run on a mesh
     (`sharding.TrainLayout.state`); what goes in must lie so, and comes out so.
+
+    Without `places`, where any array is bound to a device, as those of a loaded checkpoint are,
+    bind the state before the first step (`jax.device_put(state, jax.devices()[0])`): what a step
+    returns is, and the second one would be compiled again.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
