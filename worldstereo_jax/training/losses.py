@@ -61,8 +61,8 @@ def log_depth_gradient_loss(
         for axis in (1, 2):
             size = e.shape[axis]
             both = _slice(ok, axis, 1, size) & _slice(ok, axis, 0, size - 1)
-            difference = jnp.abs(jnp.diff(e, axis=axis)) * both
-            loss = loss + difference.sum() / jnp.maximum(both.sum(), 1)
+            difference = jnp.where(both, jnp.abs(jnp.diff(e, axis=axis)), 0.0)
+            loss = loss + difference.sum() / jnp.maximum(both.sum(), 1).astype(jnp.float32)
     return loss
 
 
