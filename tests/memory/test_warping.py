@@ -118,7 +118,7 @@ def test_latents_warp_by_the_same_function(room):
     depth = room.bank.depth[:, 4::8, 4::8]
     features = jax.vmap(depth_to_points)(depth, room.bank.w2c, k)
     # Depth is sampled at the corner shared by four pixels, half a pixel from the cell's centre.
-    found = warp_views(
+    found = _quick_warp(
         features,
         depth,
         jnp.ones(depth.shape),
