@@ -60,7 +60,11 @@ def warp(bank: EntryBank, frames: EntryFrame, *, most: int) -> Warped:
     f, height, width = frames.depth.shape
     zeros = jnp.zeros((f, height, width))
     nothing = Warped(
-        features=jnp.zeros((f, height, width, 3)), mask=zeros + 1, depth=zeros, weight=zeros
+        features=jnp.zeros((f, height, width, 3)),
+        mask=zeros + 1,
+        depth=zeros,
+        weight=zeros,
+        confidence=zeros,
     )
     cameras = frames.w2c, frames.intrinsics
     return read_in_view(

@@ -36,13 +36,14 @@ from worldstereo_jax.data.textures import (
     TRAIN_PHOTOGRAPHS,
     load_photograph,
 )
+from worldstereo_jax.evaluation.image_metrics import psnr
 from worldstereo_jax.files import atomic_write
 from worldstereo_jax.interop.weights import count_parameters, load_weights, save_weights
 from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig
 from worldstereo_jax.training.batches import SeededBatches
 from worldstereo_jax.training.curves import draw_curves
 from worldstereo_jax.training.loop import train
-from worldstereo_jax.training.losses import charbonnier, gradient_loss, psnr
+from worldstereo_jax.training.losses import charbonnier, gradient_loss
 from worldstereo_jax.training.patch_pca import fit_patch_pca, reconstruct_pca, start_from_pca
 from worldstereo_jax.training.state import init_train_state, make_train_step
 
@@ -120,8 +121,8 @@ def apply(
 
 
 def mean_psnr(predicted: np.ndarray | jax.Array, target: np.ndarray) -> float:
-    """Mean PSNR over images, dB."""
-    return float(jnp.mean(psnr(jnp.asarray(predicted), jnp.asarray(target))))
+    """Mean PSNR over images, dB; what is predicted beyond the range is clipped."""
+    return float(jnp.mean(psnr(jnp.clip(jnp.asarray(predicted), -1.0, 1.0), target)))
 
 
 def make_loss(
@@ -138,7 +139,7 @@ def make_loss(
         noise = jax.random.normal(noise_key, code.shape) * noise_std[None, None, None, :]
         output = apply(vae, params, code + strength * noise, TinyVae.decode_raw)
         loss = charbonnier(output, batch, 0.1) + 0.5 * gradient_loss(output, batch, 0.1)
-        return loss, {"psnr": psnr(output, batch).mean()}
+        return loss, {"psnr": psnr(jnp.clip(output, -1.0, 1.0), batch).mean()}
 
     return loss_fn
 

@@ -41,7 +41,6 @@ from pallas_kernels.tile_sizes import TileSizes, best_tiles
 from pallas_kernels.token_order import (
     TokenOrder,
     bounding_box,
-    join_orders,
     order_geometry,
     order_tokens,
 )
@@ -70,7 +69,6 @@ __all__ = [
     "from_dense",
     "from_geometry",
     "from_tile_lists",
-    "join_orders",
     "joint_correspondence",
     "make_token_geometry",
     "merge_attention",

@@ -94,5 +94,5 @@ def _owners(
     for part in range(each):
         held = (slot >= 0) & (has_part(parts, part) == 1)
         owner = owner.at[jnp.where(held, slot, room)].set(column, mode="drop")
-        slot = slot + held
+        slot = slot + held.astype(slot.dtype)
     return owner

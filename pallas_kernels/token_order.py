@@ -6,7 +6,6 @@ of the other side. The order is applied once at the transformer's entry and undo
 
 import functools
 import typing
-from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -21,7 +20,6 @@ __all__ = [
     "TokenOrder",
     "bounding_box",
     "hilbert_code",
-    "join_orders",
     "morton_code",
     "order_geometry",
     "order_tokens",
@@ -137,16 +135,6 @@ def order_tokens(
         within = jnp.argsort(jnp.take_along_axis(major, forward, axis=1), axis=1, stable=True)
         forward = jnp.take_along_axis(forward, within, axis=1)
     return TokenOrder(forward.astype(jnp.int32), jnp.argsort(forward, axis=1).astype(jnp.int32))
-
-
-def join_orders(orders: Sequence[TokenOrder]) -> TokenOrder:
-    """The order of sequences laid end to end, each keeping its part."""
-    start, forward, inverse = 0, [], []
-    for order in orders:
-        forward.append(order.forward + start)
-        inverse.append(order.inverse + start)
-        start += order.forward.shape[1]
-    return TokenOrder(jnp.concatenate(forward, axis=1), jnp.concatenate(inverse, axis=1))
 
 
 def order_geometry(geometry: TokenGeometry, order: TokenOrder) -> TokenGeometry:

@@ -1,7 +1,10 @@
 """The official checkpoints through the command, at toy size, on the official example scenes."""
 
+import contextlib
+import io
 import json
 import shutil
+import typing
 from pathlib import Path
 
 import av
@@ -10,13 +13,11 @@ import numpy as np
 import pytest
 
 from tests import toy_official as toy
-from tests.posed_cameras import random_cameras
 from worldstereo_jax.cli import device_room, generate_official
 from worldstereo_jax.cli.main import main
 from worldstereo_jax.cli.outputs import save_world
 from worldstereo_jax.data import images, video_io
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.geometry.camera_formats import write_cameras
 from worldstereo_jax.geometry.camera_io import read_camera_json, write_cameras_json
 from worldstereo_jax.geometry.trajectories import make_path
 from worldstereo_jax.interop.memory_slots import read_widths
@@ -69,16 +70,45 @@ def shrunken_panorama(source: Path, target: Path, views: int) -> Path:
     return target
 
 
-@pytest.mark.slow
-def test_a_photograph_with_the_distilled_model(weights, shared_dir, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def reads_warps(weights) -> Path:
+    """The distilled checkpoint with modules that read warped views and entries."""
+    config = toy.MODEL.replace(**read_widths())
+    alone = {"latent_cond_mode": "first_frame_only", **read_widths()}
+    folder = weights / "worldstereo-stereo"
+    return toy.write_checkpoint(folder, toy.official_tensors(config), **toy.DMD, **alone)
+
+
+class Photographed(typing.NamedTuple):
+    """A clip of one device: how it was made, its scene, where it lies, and what was printed."""
+
+    arguments: tuple
+    scene: Path
+    out: Path
+    printed: str
+    told: str
+
+
+@pytest.fixture(scope="module")
+def photographed(weights, reads_warps, shared_dir, tmp_path_factory) -> Photographed:
+    """By the distilled checkpoint that reads warps and entries, as its config says."""
     scene = next(shared_dir.glob("data/single_view/photorealistic*"))
-    out = tmp_path / "out"
-    given = (
-        scene, "--model", weights / "worldstereo-memory-dmd", "--base", weights / "base",
+    folder = tmp_path_factory.mktemp("photographed")
+    arguments = (
+        scene, "--model", reads_warps, "--base", weights / "base",
         "--depth-model", weights / "depth", "--dtype", "float32", "--seed", 3,
-        "--text-cache", tmp_path / "text", "--fps", 12, "--prompt", "a boat",
+        "--fps", 12, "--prompt", "a boat",
     )  # fmt: skip
-    generate(*given, "--out", out)
+    printed, told = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
+        generate(*arguments, "--text-cache", folder / "text", "--out", folder / "out")
+    return Photographed(arguments, scene, folder / "out", printed.getvalue(), told.getvalue())
+
+
+@pytest.mark.slow
+@pytest.mark.row("S18")
+def test_a_photograph_with_the_distilled_model(photographed):
+    scene, out = photographed.scene, photographed.out
     assert {path.name for path in out.iterdir()} == _CLIP_FILES | _SCENE_FILES
     run = json.loads((out / "run.json").read_text())
     assert run["choices"]["guidance"] == "none"
@@ -87,6 +117,8 @@ def test_a_photograph_with_the_distilled_model(weights, shared_dir, tmp_path, ca
         assert container.streams.video[0].average_rate == 12
     assert run["choices"]["timesteps"] == [1000.0, 625.0]
     assert run["rollout"]["references"] == 1
+    assert run["rollout"]["entry_tokens"] == 75
+    assert run["model"]["config"]["warped_width"] == 17
     # 720 x 1080 is nearest to 48 x 80 of the checkpoint's sizes.
     video = video_io.read_video(out / "video.mp4")
     assert video.shape == (toy.FRAMES, 48, 80, 3)
@@ -94,7 +126,7 @@ def test_a_photograph_with_the_distilled_model(weights, shared_dir, tmp_path, ca
     path, _, _ = read_camera_json(scene / "camera.json")
     np.testing.assert_allclose(w2c, path[::20], atol=1e-6)
     assert size == (48, 80)
-    points, stereo = load_memory(out / "memory", model="worldstereo-memory-dmd")
+    points, stereo = load_memory(out / "memory", model="worldstereo-stereo")
     assert int(stereo.count) == 1 + 4
     assert int(points.count) > 0
     picture = images.resize_image(images.read_image(scene / "image.png"), (48, 80))
@@ -102,12 +134,11 @@ def test_a_photograph_with_the_distilled_model(weights, shared_dir, tmp_path, ca
     masks = video_io.read_mask_video(out / "render_mask.mp4")
     assert not masks[0].any()
     assert masks[-1].any()
-    assert len(list((tmp_path / "text").iterdir())) == 2
-    said = capsys.readouterr()
-    assert "contact_sheet.png" in said.out
+    assert len(list((out.parent / "text").iterdir())) == 2
+    assert "contact_sheet.png" in photographed.printed
     # Loading, which takes minutes, is seen to move.
     for network in ("transformer", "vae", "text encoder"):
-        assert f"{network}:   0%" in said.err
+        assert f"{network}:   0%" in photographed.told
 
 
 @pytest.mark.slow
@@ -347,41 +378,18 @@ def test_a_trajectory_needs_the_one_it_goes_on_from(weights, panorama, tmp_path,
     assert "starts from the last frame of reconstruct_1/traj0" in sentence
 
 
-@pytest.fixture(scope="module")
-def reads_warps(weights) -> Path:
-    """The distilled checkpoint with modules that read warped views and entries."""
-    config = toy.MODEL.replace(**read_widths())
-    alone = {"latent_cond_mode": "first_frame_only", **read_widths()}
-    folder = weights / "worldstereo-stereo"
-    return toy.write_checkpoint(folder, toy.official_tensors(config), **toy.DMD, **alone)
-
-
 @pytest.mark.slow
 @pytest.mark.row("S18")
-def test_a_model_split_over_devices_makes_the_same_clip(weights, reads_warps, picture, tmp_path):
-    """Eight devices, heads that do not divide among them: queries are dealt out.
-
-    Of a checkpoint that reads warps and entries, as its config says; along a path in metres.
-    """
-    recorded = random_cameras(5)
-    recorded.w2c[:] = make_path("left", 5, pivot_depth=2.0)
-    write_cameras(tmp_path / "path.txt", recorded, "tum")
-    given = (
-        picture, "--model", reads_warps, "--base", weights / "base",
-        "--depth-model", weights / "depth", "--dtype", "float32", "--camera",
-        tmp_path / "path.txt", "--size", "48x64", "--steps", 1,
-    )  # fmt: skip
-    banks = []
-    for count in (1, 8):
-        out = tmp_path / str(count)
-        generate(*given, "--devices", count, "--out", out)
-        _, stereo = load_memory(out / "memory", model="worldstereo-stereo")
-        banks.append(np.asarray(stereo.images)[: int(stereo.count)])
-    one, eight = banks
-    record = json.loads((tmp_path / "8/run.json").read_text())
-    assert record["model"]["config"]["warped_width"] == 17
-    assert record["rollout"]["entry_tokens"] == 60
+def test_a_model_split_over_devices_makes_the_same_clip(photographed, tmp_path):
+    """Eight devices, heads that do not divide among them: queries are dealt out."""
+    out = tmp_path / "8"
+    generate(*photographed.arguments, "--devices", 8, "--out", out)
+    one, eight = (
+        load_memory(folder / "memory", model="worldstereo-stereo")[1]
+        for folder in (photographed.out, out)
+    )
     # A view and four frames that were generated; in [-1, 1], and apart by the order of sums.
-    assert len(one) == 1 + 4
+    assert int(one.count) == int(eight.count) == 1 + 4
+    one, eight = (np.asarray(stereo.images)[: 1 + 4] for stereo in (one, eight))
     assert one[1:].std() > 0.1
     np.testing.assert_allclose(eight, one, atol=1e-3)

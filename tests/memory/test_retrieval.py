@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.lowered import coarse_products
-from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.camera_io import keyframe_indices
 from worldstereo_jax.memory import retrieval
-from worldstereo_jax.memory.retrieval import axis_angle_degrees, bank_frames, box_iou
+from worldstereo_jax.memory.retrieval import axis_angle_degrees, box_iou
 
 camera_features = jax.jit(retrieval.camera_features)
 diversity_features = jax.jit(retrieval.diversity_features)
@@ -81,11 +81,10 @@ def test_quality_equals_official(golden):
     assert np.abs(swapped - golden["quality_scores"]).max() > 1e-5
 
 
-def test_bank_frames_equal_official(golden):
-    np.testing.assert_array_equal(bank_frames(81, 8), golden["align_indices_81_8"])
-    np.testing.assert_array_equal(bank_frames(21, 8), golden["align_indices_21_8"])
-    with pytest.raises(InputError, match="count"):
-        bank_frames(8, 8)
+def test_keyframes_of_a_clip_equal_official(golden):
+    for total in (81, 21):
+        expected = golden[f"align_indices_{total}_8"]
+        np.testing.assert_array_equal(keyframe_indices(total, 8), expected)
 
 
 def random_bank(seed, frames=6, views=5):

@@ -30,6 +30,7 @@ from tests.models.small_model import (
     normal,
     random_params,
     run,
+    run_alike,
     warped_memory,
 )
 from worldstereo_jax.config import get_preset
@@ -64,7 +65,7 @@ def with_valid(valid):
 
 @functools.cache
 def full_output():
-    return run(params(), **inputs())
+    return run_alike(params(), **inputs())
 
 
 def permutation(seed, count):
@@ -88,11 +89,11 @@ def test_untrained_memory_slots_change_nothing():
         slots = {name: slots[name] for name in ("warped_attention", "entry_attention")}
         layers["backbone"] = {**layers["backbone"], **slots}
         grown[run_name] = {"layers": layers}
-    before = run(old, plain, **inputs())
+    before = run_alike(old, plain, **inputs())
     memory = {"warped": warped_memory(), "entries": memory_entries()}
-    np.testing.assert_array_equal(before, run(grown, **inputs(), **memory))
-    assert differs(run(params(), **inputs(), warped=warped_memory()), full_output())
-    assert differs(run(params(), **inputs(), **memory), full_output())
+    np.testing.assert_array_equal(before, run_alike(grown, **inputs(), **memory))
+    assert differs(run_alike(params(), **inputs(), warped=warped_memory()), full_output())
+    assert differs(run_alike(params(), **inputs(), **memory), full_output())
 
 
 @pytest.mark.row("S28")
@@ -107,13 +108,13 @@ def test_entries_that_are_not_there_contribute_exactly_nothing():
             for name in ("features", "place")
         }
     )
-    some = run(params(), **inputs(), entries=entries, entry_mask=mask)
+    some = run_alike(params(), **inputs(), entries=entries, entry_mask=mask)
     np.testing.assert_array_equal(
-        some, run(params(), **inputs(), entries=poisoned, entry_mask=mask)
+        some, run_alike(params(), **inputs(), entries=poisoned, entry_mask=mask)
     )
     assert differs(some, full_output())
-    assert differs(some, run(params(), **inputs(), entries=memory_entries(), entry_mask=mask))
-    none = run(params(), **inputs(), entries=memory_entries(False), entry_mask=mask)
+    assert differs(some, run_alike(params(), **inputs(), entries=memory_entries(), entry_mask=mask))
+    none = run_alike(params(), **inputs(), entries=memory_entries(False), entry_mask=mask)
     np.testing.assert_array_equal(none, full_output())
 
 
@@ -149,7 +150,7 @@ def test_the_order_of_entries_changes_nothing():
 def test_holes_contribute_exactly_nothing():
     holes = warped_memory(holes=True)
     holes = holes.replace(features=jnp.full_like(holes.features, jnp.nan))
-    np.testing.assert_array_equal(run(params(), **inputs(), warped=holes), full_output())
+    np.testing.assert_array_equal(run_alike(params(), **inputs(), warped=holes), full_output())
 
 
 @pytest.mark.row("S17")
@@ -341,12 +342,15 @@ def scanned_gradient():
     return unstack(gradient(params(), SMALL), SMALL)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
-def test_remat_and_stacking_change_neither_output_nor_gradient(remat):
-    config = SMALL.replace(scan_layers=False, remat=remat)
-    unrolled = gradient(unstack(params(), SMALL), config)
+@pytest.mark.parametrize(("remat", "scan"), [("full", False), ("dots", True)])
+def test_remat_and_stacking_change_neither_output_nor_gradient(remat, scan):
+    config = SMALL.replace(scan_layers=scan, remat=remat)
+    if scan:
+        found = unstack(gradient(params(), config), SMALL)
+    else:
+        found = gradient(unstack(params(), SMALL), config)
     compare = functools.partial(np.testing.assert_allclose, atol=1e-5)
-    jax.tree.map(compare, scanned_gradient(), unrolled)
+    jax.tree.map(compare, scanned_gradient(), found)
 
 
 def test_one_text_token_takes_the_short_way_to_the_same_result():

@@ -22,6 +22,7 @@ from worldstereo_jax.memory.entry_tokens import entry_block_mask, select_entry_t
 from worldstereo_jax.memory.masks import reference_block_mask
 from worldstereo_jax.memory.warping import candidate_warp
 from worldstereo_jax.models.wan_vae_clips import encode_clip, encode_frames
+from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling import unipc_schedule
 from worldstereo_jax.sampling.official_clip import velocity_function
 from worldstereo_jax.sampling.official_conditions import (
@@ -30,9 +31,14 @@ from worldstereo_jax.sampling.official_conditions import (
     encode_conditions,
     read_stereo,
 )
-from worldstereo_jax.sampling.official_denoise import reading_pattern
+from worldstereo_jax.sampling.official_denoise import (
+    denoise_official,
+    reading_pattern,
+    without_geometry,
+)
 from worldstereo_jax.sampling.official_world import MODEL_AXIS, OfficialChoices, OfficialWorld
 from worldstereo_jax.sampling.reading import READING
+from worldstereo_jax.sampling.token_reading import Pattern
 from worldstereo_jax.sampling.world import Cameras, RolloutConfig, empty_memory, remember_frames
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 5
@@ -92,17 +98,23 @@ FIRST = ChosenViews(
 )
 
 
+@pytest.fixture(scope="module")
+def renders(memory, cameras):
+    """Of the points, for every world here: how a model reads them changes none."""
+    draw = jax.jit(draw_renders, static_argnums=0)
+    return draw(make_world(), memory, cameras, memory.stereo.images[0])
+
+
 @functools.partial(jax.jit, static_argnames="world")
-def gather(world, vae_params, memory, cameras):
-    renders = draw_renders(world, memory, cameras, memory.stereo.images[0])
+def gather(world, vae_params, memory, cameras, renders):
     read = read_stereo(world, memory, cameras, renders, FIRST)
     told = encode_conditions(world, vae_params, memory.stereo, cameras, renders, FIRST, read)
     return told, read
 
 
 @pytest.fixture(scope="module")
-def gathered(vae_params, memory, cameras):
-    return gather(make_world(), vae_params, memory, cameras)
+def gathered(vae_params, memory, cameras, renders):
+    return gather(make_world(), vae_params, memory, cameras, renders)
 
 
 def encoded(encode, vae_params, pictures):
@@ -135,8 +147,10 @@ def test_warps_are_latents_in_the_frame_layout_and_entries_are_of_other_views(
 
 @pytest.mark.slow
 @pytest.mark.row("S18")
-def test_a_clip_whose_frames_follow_each_other_is_warped_as_one(vae_params, memory, cameras):
-    told, read = gather(make_world(stride=4), vae_params, memory, cameras)
+def test_a_clip_whose_frames_follow_each_other_is_warped_as_one(
+    vae_params, memory, cameras, renders
+):
+    told, read = gather(make_world(stride=4), vae_params, memory, cameras, renders)
     assert told.warped.features.shape == (2, HEIGHT // 8, WIDTH // 8, 2, 17)
     latents = encoded(encode_clip, vae_params, read.pictures.images)
     np.testing.assert_allclose(told.warped.features[..., :16], latents, atol=1e-4)
@@ -151,16 +165,33 @@ X = normal(1, 2, FRAMES, HEIGHT // 8, WIDTH // 8, 16)
 TEXT, TOKENS = normal(2, 2, 4, 6), normal(3, 5, 10)
 
 
-def evaluate(world, params, told):
+@jax.jit
+def pattern_of(told):
+    """Compiled by itself: all evaluations below share it."""
+    return reading_pattern(jax.tree.map(lambda leaf: leaf[None], told))
+
+
+def evaluate(config, params, told, pattern):
+    told = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], 2, axis=0), without_geometry(told))
+    tokens = jnp.repeat(TOKENS[None], 2, axis=0)
+    times = jnp.full(2, 500.0)
+    model = WorldStereo(config)
+    return denoise_official(model, config, params, X, times, told, TEXT, tokens, pattern)
+
+
+velocity = jax.jit(evaluate, static_argnames="config")
+
+
+def through(world, params, told):
+    """The same by what a world is made of."""
     function = velocity_function(world, params, told, TOKENS)
     return function(TEXT, X, jnp.float32(500), jnp.float32(0.5))
 
 
-velocity = jax.jit(evaluate, static_argnames="world")
 # Every operation rounded as itself: how those that are fused are rounded depends on what else is
 # fused with them, so that two programs differ in bits that their operations do not.
 velocity_unfused = jax.jit(
-    evaluate, static_argnames="world", compiler_options={"xla_disable_hlo_passes": "fusion"}
+    evaluate, static_argnames="config", compiler_options={"xla_disable_hlo_passes": "fusion"}
 )
 
 
@@ -177,57 +208,57 @@ def test_an_untrained_attachment_changes_no_bit(gathered, attention):
     told = gathered[0]
     if attention == "dense":
         told = dataclasses.replace(told, reference_geometry=None)
-    params = random_params(PLAIN)
-    alone = dataclasses.replace(told, warped=None, entries=None, entry_geometry=None)
-    before = velocity_unfused(make_world(PLAIN, attention=attention), params, alone)
+    params, pattern = random_params(PLAIN), pattern_of(told)
+    assert (pattern.mask is None) == (attention == "dense")
+    alone = dataclasses.replace(told, warped=None, entries=None)
+    without = pattern._replace(entry_mask=None, entry_order=None)
+    if attention == "dense":
+        without = Pattern(None, None)
+    before = velocity_unfused(PLAIN, params, alone, without)
     config, grown = attach_memory(PLAIN, params, jax.random.key(0), **read_widths())
     assert config == READS
-    after = velocity_unfused(make_world(attention=attention), grown, told)
-    np.testing.assert_array_equal(after, before)
+    np.testing.assert_array_equal(velocity_unfused(config, grown, told, pattern), before)
 
 
 @pytest.fixture(scope="module")
 def one_device(gathered):
-    return velocity(make_world(), random_params(READS), gathered[0])
+    """A function from what a trained model is told to its velocity; and the velocity."""
+    params, pattern = random_params(READS), pattern_of(gathered[0])
+    read = functools.partial(velocity, READS, params)
+    return functools.partial(read, pattern=pattern), read(gathered[0], pattern)
 
 
 @pytest.mark.row("S18")
 @pytest.mark.row("S28")
 def test_a_trained_one_reads_both(gathered, one_device):
-    told, params = gathered[0], random_params(READS)
-    world = make_world()
+    told, (read, expected) = gathered[0], one_device
     entries = told.entries
     other = dataclasses.replace(entries, features=entries.features + 1.0)
-    assert (
-        difference(velocity(world, params, dataclasses.replace(told, entries=other)), one_device)
-        > 1e-4
-    )
+    assert difference(read(dataclasses.replace(told, entries=other)), expected) > 1e-4
     warped = dataclasses.replace(told.warped, features=told.warped.features + 1.0)
-    assert (
-        difference(velocity(world, params, dataclasses.replace(told, warped=warped)), one_device)
-        > 1e-4
-    )
+    assert difference(read(dataclasses.replace(told, warped=warped)), expected) > 1e-4
     # Of those that are not there nothing is read.
     noise = jnp.where(entries.valid[:, None], entries.features, 9.0)
     other = dataclasses.replace(entries, features=noise)
-    np.testing.assert_array_equal(
-        velocity(world, params, dataclasses.replace(told, entries=other)), one_device
-    )
+    np.testing.assert_array_equal(read(dataclasses.replace(told, entries=other)), expected)
 
 
 @pytest.mark.slow
 @pytest.mark.row("S28")
 def test_split_over_devices_it_says_the_same(gathered, one_device):
     """Eight do not divide the heads: queries are dealt out, of entries too."""
-    mesh = Mesh(np.array(jax.devices()), (MODEL_AXIS,))
-    found = velocity(make_world(mesh=mesh), random_params(READS), gathered[0])
-    np.testing.assert_allclose(found, one_device, atol=1e-4)
+    world = make_world(mesh=Mesh(np.array(jax.devices()), (MODEL_AXIS,)))
+
+    found = jax.jit(through, static_argnums=0)(world, random_params(READS), gathered[0])
+    np.testing.assert_allclose(found, one_device[1], atol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.row("S15")
 @pytest.mark.row("S28")
-def test_functions_that_read_are_swapped_in_the_world(memory, cameras, gathered, one_device):
+def test_functions_that_read_are_swapped_in_the_world(
+    memory, cameras, renders, gathered, one_device
+):
     """Soft masks, entries of all views, warps of a single view; the model is the same."""
 
     def unattended(bank, targets, attended, attended_valid, *, count):
@@ -248,18 +279,17 @@ def test_functions_that_read_are_swapped_in_the_world(memory, cameras, gathered,
     world, (told, read) = make_world(reading=reading), gathered
 
     @jax.jit
-    def look(memory, cameras):
-        renders = draw_renders(world, memory, cameras, memory.stereo.images[0])
+    def look(params, memory, cameras, renders):
         clip = jax.tree.map(lambda a: a[None], told)
         seen = read_stereo(world, memory, cameras, renders, FIRST)
-        return seen, reading_pattern(clip, reading=reading)
+        return seen, reading_pattern(clip, reading=reading), through(world, params, told)
 
-    seen, pattern = look(memory, cameras)
+    seen, pattern, found = look(random_params(READS), memory, cameras, renders)
     assert int(seen.entries.valid.sum()) > int(read.entries.valid.sum())
     assert float(seen.pictures.cover.mean()) < float(read.pictures.cover.mean()) - 0.05
     assert isinstance(pattern.mask.fill, SoftFill)
     assert isinstance(pattern.entry_mask.fill, SoftFill)
-    assert difference(velocity(world, random_params(READS), told), one_device) > 1e-4
+    assert difference(found, one_device[1]) > 1e-4
 
 
 def test_warps_of_other_channels_are_refused():

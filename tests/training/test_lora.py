@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from tests.models.small_model import SMALL, inputs, random_params, run
+from tests.models.small_model import SMALL, inputs, random_params, run_alike
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.layer_stacks import flat_paths, from_flat
 from worldstereo_jax.interop.official import parameter_shapes
@@ -76,8 +76,8 @@ def test_modules_without_a_linear_layer_and_ranks_that_are_none_are_refused():
 def test_untrained_adapters_change_no_bit_and_trained_ones_are_their_product(params):
     """Of scanned layers; merged by numpy: W + alpha / rank A B."""
     adapters, given = adapters_of(), inputs()
-    plain = run(params, CONFIG, **given)
-    untouched = run(join(params, scaled(adapters, LORA)), CONFIG, **given)
+    plain = run_alike(params, CONFIG, **given)
+    untouched = run_alike(join(params, scaled(adapters, LORA)), CONFIG, **given)
     np.testing.assert_array_equal(untouched, plain)
     adapters = drawn(adapters)
     merged, flat = dict(flat_paths(params)), flat_paths(adapters)
@@ -86,8 +86,8 @@ def test_untrained_adapters_change_no_bit_and_trained_ones_are_their_product(par
             layer = path.removesuffix("adapter/a")
             product = np.asarray(flat[path]) @ np.asarray(flat[f"{layer}adapter/b"])
             merged[f"{layer}kernel"] = merged[f"{layer}kernel"] + 2 * product
-    found = run(join(params, scaled(adapters, LORA)), CONFIG, **given)
-    expected = run(from_flat(merged), CONFIG, **given)
+    found = run_alike(join(params, scaled(adapters, LORA)), CONFIG, **given)
+    expected = run_alike(from_flat(merged), CONFIG, **given)
     np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
     assert np.abs(found - plain).max() > 0.1 * np.abs(plain).max()
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from worldstereo_jax.evaluation.image_metrics import psnr
 from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig, to_patches
-from worldstereo_jax.training.losses import psnr
 from worldstereo_jax.training.patch_pca import (
     encode_pca,
     fit_lapped_decoder,
@@ -66,8 +66,8 @@ def test_neighbours_help_the_decoder():
     params = start_from_pca(dict(params), pca, images)
     np.testing.assert_allclose(params["linear_decoder"]["kernel"], kernel, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(params["linear_decoder"]["bias"], bias, rtol=1e-4, atol=1e-6)
-    plain = np.mean(psnr(jnp.asarray(reconstruct_pca(pca, unseen)), jnp.asarray(unseen)))
-    lapped = np.mean(psnr(_apply(params, unseen), jnp.asarray(unseen)))
+    plain = np.mean(psnr(reconstruct_pca(pca, unseen), unseen))
+    lapped = np.mean(psnr(_apply(params, unseen), unseen))
     assert lapped > plain + 0.1
 
 

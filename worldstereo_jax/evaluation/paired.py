@@ -21,11 +21,6 @@ class PairedDifference(NamedTuple):
     bootstrap: tuple[float, float]
     n: int
 
-    def excludes_zero(self) -> bool:
-        """Whether both intervals lie on one side of zero."""
-        intervals = (self.student, self.bootstrap)
-        return all(low > 0 for low, _ in intervals) or all(high < 0 for _, high in intervals)
-
 
 def paired_difference(
     a: Float[ndarray, "n"],

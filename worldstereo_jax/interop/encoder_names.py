@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from worldstereo_jax.interop.components import ComponentTable, component_table
-from worldstereo_jax.interop.official_names import MATRIX, SAME, Layout, Rule
+from worldstereo_jax.interop.official_names import MATRIX, SAME, Layout, Rule, layer, norm
 from worldstereo_jax.interop.wan_vae_names import CONVOLUTION_2D, POINTWISE_2D
 from worldstereo_jax.models.clip_vision import CLIPVision, CLIPVisionConfig
 from worldstereo_jax.models.depth_anything import DepthAnything, DepthAnythingConfig
@@ -17,20 +17,6 @@ TRANSPOSED_2D = Layout(
     lambda s: (s[0], s[3], s[1], s[2]),
 )
 """A transposed convolution: [in, out, h, w] there, [in, h, w, out] here."""
-
-
-def _layer(official: str, ours: str, layout: Layout = MATRIX) -> tuple[Rule, ...]:
-    return (
-        Rule(f"{official}.weight", f"{ours}/kernel", layout),
-        Rule(f"{official}.bias", f"{ours}/bias", SAME),
-    )
-
-
-def _norm(official: str, ours: str) -> tuple[Rule, ...]:
-    return (
-        Rule(f"{official}.weight", f"{ours}/scale", SAME),
-        Rule(f"{official}.bias", f"{ours}/bias", SAME),
-    )
 
 
 _T5 = "encoder.block.{i}.layer"
@@ -58,16 +44,16 @@ CLIP_VISION_RULES: tuple[Rule, ...] = (
     Rule(f"{_CLIP}.embeddings.patch_embedding.weight", "patches/kernel", CONVOLUTION_2D),
     Rule(f"{_CLIP}.embeddings.position_embedding.weight", "position", SAME),
     # Spelt so in the library.
-    *_norm(f"{_CLIP}.pre_layrnorm", "norm_in"),
-    *_norm(f"{_CLIP}.post_layernorm", "norm_out"),
-    *_norm(f"{_CLIP_LAYER}.layer_norm1", "layers/layer/attention_norm"),
-    *_layer(f"{_CLIP_LAYER}.self_attn.q_proj", "layers/layer/query"),
-    *_layer(f"{_CLIP_LAYER}.self_attn.k_proj", "layers/layer/key"),
-    *_layer(f"{_CLIP_LAYER}.self_attn.v_proj", "layers/layer/value"),
-    *_layer(f"{_CLIP_LAYER}.self_attn.out_proj", "layers/layer/out"),
-    *_norm(f"{_CLIP_LAYER}.layer_norm2", "layers/layer/ffn_norm"),
-    *_layer(f"{_CLIP_LAYER}.mlp.fc1", "layers/layer/up"),
-    *_layer(f"{_CLIP_LAYER}.mlp.fc2", "layers/layer/down"),
+    *norm(f"{_CLIP}.pre_layrnorm", "norm_in"),
+    *norm(f"{_CLIP}.post_layernorm", "norm_out"),
+    *norm(f"{_CLIP_LAYER}.layer_norm1", "layers/layer/attention_norm"),
+    *layer(f"{_CLIP_LAYER}.self_attn.q_proj", "layers/layer/query"),
+    *layer(f"{_CLIP_LAYER}.self_attn.k_proj", "layers/layer/key"),
+    *layer(f"{_CLIP_LAYER}.self_attn.v_proj", "layers/layer/value"),
+    *layer(f"{_CLIP_LAYER}.self_attn.out_proj", "layers/layer/out"),
+    *norm(f"{_CLIP_LAYER}.layer_norm2", "layers/layer/ffn_norm"),
+    *layer(f"{_CLIP_LAYER}.mlp.fc1", "layers/layer/up"),
+    *layer(f"{_CLIP_LAYER}.mlp.fc2", "layers/layer/down"),
 )
 
 
@@ -76,19 +62,19 @@ def _dinov2(official: str, ours: str) -> tuple[Rule, ...]:
     return (
         Rule(f"{official}embeddings.cls_token", f"{ours}class_token", SAME),
         Rule(f"{official}embeddings.position_embeddings", f"{ours}position", SAME),
-        *_layer(
+        *layer(
             f"{official}embeddings.patch_embeddings.projection", f"{ours}patches", CONVOLUTION_2D
         ),
-        *_norm(f"{official}layernorm", f"{ours}norm_out"),
-        *_norm(f"{there}.norm1", f"{here}/attention_norm"),
-        *_layer(f"{there}.attention.attention.query", f"{here}/query"),
-        *_layer(f"{there}.attention.attention.key", f"{here}/key"),
-        *_layer(f"{there}.attention.attention.value", f"{here}/value"),
-        *_layer(f"{there}.attention.output.dense", f"{here}/out"),
+        *norm(f"{official}layernorm", f"{ours}norm_out"),
+        *norm(f"{there}.norm1", f"{here}/attention_norm"),
+        *layer(f"{there}.attention.attention.query", f"{here}/query"),
+        *layer(f"{there}.attention.attention.key", f"{here}/key"),
+        *layer(f"{there}.attention.attention.value", f"{here}/value"),
+        *layer(f"{there}.attention.output.dense", f"{here}/out"),
         Rule(f"{there}.layer_scale1.lambda1", f"{here}/attention_scale", SAME),
-        *_norm(f"{there}.norm2", f"{here}/ffn_norm"),
-        *_layer(f"{there}.mlp.fc1", f"{here}/up"),
-        *_layer(f"{there}.mlp.fc2", f"{here}/down"),
+        *norm(f"{there}.norm2", f"{here}/ffn_norm"),
+        *layer(f"{there}.mlp.fc1", f"{here}/up"),
+        *layer(f"{there}.mlp.fc2", f"{here}/down"),
         Rule(f"{there}.layer_scale2.lambda1", f"{here}/ffn_scale", SAME),
     )
 
@@ -100,16 +86,16 @@ _REASSEMBLE = "neck.reassemble_stage.layers.{i}"
 
 DEPTH_ANYTHING_RULES: tuple[Rule, ...] = (
     *_dinov2("backbone.", "backbone/"),
-    *_layer(f"{_REASSEMBLE}.projection", "reassemble_{i}", POINTWISE_2D),
+    *layer(f"{_REASSEMBLE}.projection", "reassemble_{i}", POINTWISE_2D),
     Rule("neck.convs.{i}.weight", "neck_{i}/kernel", CONVOLUTION_2D),
-    *_layer(f"{_FUSION}.projection", "fusion_{i}/project", POINTWISE_2D),
-    *_layer(f"{_FUSION}.residual_layer{{j}}.convolution1", "fusion_{i}/residual_{j}/conv_1",
-            CONVOLUTION_2D),
-    *_layer(f"{_FUSION}.residual_layer{{j}}.convolution2", "fusion_{i}/residual_{j}/conv_2",
-            CONVOLUTION_2D),
-    *_layer("head.conv1", "head_1", CONVOLUTION_2D),
-    *_layer("head.conv2", "head_2", CONVOLUTION_2D),
-    *_layer("head.conv3", "head_3", POINTWISE_2D),
+    *layer(f"{_FUSION}.projection", "fusion_{i}/project", POINTWISE_2D),
+    *layer(f"{_FUSION}.residual_layer{{j}}.convolution1", "fusion_{i}/residual_{j}/conv_1",
+           CONVOLUTION_2D),
+    *layer(f"{_FUSION}.residual_layer{{j}}.convolution2", "fusion_{i}/residual_{j}/conv_2",
+           CONVOLUTION_2D),
+    *layer("head.conv1", "head_1", CONVOLUTION_2D),
+    *layer("head.conv2", "head_2", CONVOLUTION_2D),
+    *layer("head.conv3", "head_3", POINTWISE_2D),
 )  # fmt: skip
 
 
@@ -119,7 +105,7 @@ def _resize_rules(config: DepthAnythingConfig) -> tuple[Rule, ...]:
     for index, factor in enumerate(config.factors):
         layout = TRANSPOSED_2D if factor > 1 else CONVOLUTION_2D
         official = f"neck.reassemble_stage.layers.{index}.resize"
-        rules += _layer(official, f"resize_{index}", layout)
+        rules += layer(official, f"resize_{index}", layout)
     return tuple(rules)
 
 

@@ -23,14 +23,6 @@ def runs(config: ModelConfig) -> dict[str, range]:
     return {name: layers for name, layers in found.items() if len(layers)}
 
 
-def locate(config: ModelConfig, layer: int) -> tuple[str, int]:
-    """The run that backbone layer `layer` is in, and its index there."""
-    for name, layers in runs(config).items():
-        if layer in layers:
-            return name, layer - layers.start
-    raise IndexError(f"layer {layer} of {config.num_layers}")
-
-
 def unstack(params: PyTree, config: ModelConfig) -> PyTree:
     """Parameters of `scan_layers=True` as those of `scan_layers=False`; no copy of the values."""
     flat = {}

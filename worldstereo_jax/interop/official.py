@@ -150,11 +150,6 @@ def check_names_and_shapes(
         raise InputError(f"{source}: tensor {missing[0]}{more} is missing")
 
 
-def unused_tensors(tensors: Mapping[str, typing.Any]) -> list[str]:
-    """Names among `tensors` that loading skips, since no output depends on them."""
-    return sorted(name for name in tensors if is_ignored(name))
-
-
 def official_from_params(params: PyTree, config: ModelConfig) -> dict[str, np.ndarray]:
     """Our parameters under official names and layouts; the inverse of `params_from_official`."""
     return to_official(params, model_places(config))

@@ -2,7 +2,7 @@
 
 A rule pairs two patterns and says how the array is laid out on our side. `{i}` is a layer's
 index; in our paths it stands behind a run of layers ("controlled" or "blocks"), which the config
-decides (`layer_stacks.locate`).
+decides (`layer_stacks.runs`).
 """
 
 import re
@@ -43,21 +43,16 @@ class Rule(typing.NamedTuple):
     layout: Layout
 
 
-def _linear(official: str, ours: str) -> tuple[Rule, ...]:
+def layer(official: str, ours: str, layout: Layout = MATRIX) -> tuple[Rule, ...]:
+    """Rules of a linear map or a convolution: its weights, laid out so, and its bias."""
     return (
-        Rule(f"{official}.weight", f"{ours}/kernel", MATRIX),
+        Rule(f"{official}.weight", f"{ours}/kernel", layout),
         Rule(f"{official}.bias", f"{ours}/bias", SAME),
     )
 
 
-def _convolution(official: str, ours: str) -> tuple[Rule, ...]:
-    return (
-        Rule(f"{official}.weight", f"{ours}/kernel", CONVOLUTION),
-        Rule(f"{official}.bias", f"{ours}/bias", SAME),
-    )
-
-
-def _norm(official: str, ours: str) -> tuple[Rule, ...]:
+def norm(official: str, ours: str) -> tuple[Rule, ...]:
+    """Rules of a normalisation that scales and shifts."""
     return (
         Rule(f"{official}.weight", f"{ours}/scale", SAME),
         Rule(f"{official}.bias", f"{ours}/bias", SAME),
@@ -70,10 +65,10 @@ def _scale(official: str, ours: str) -> tuple[Rule, ...]:
 
 def _attention(official: str, ours: str) -> tuple[Rule, ...]:
     return (
-        *_linear(f"{official}.to_q", f"{ours}/query"),
-        *_linear(f"{official}.to_k", f"{ours}/key"),
-        *_linear(f"{official}.to_v", f"{ours}/value"),
-        *_linear(f"{official}.to_out.0", f"{ours}/out"),
+        *layer(f"{official}.to_q", f"{ours}/query"),
+        *layer(f"{official}.to_k", f"{ours}/key"),
+        *layer(f"{official}.to_v", f"{ours}/value"),
+        *layer(f"{official}.to_out.0", f"{ours}/out"),
         *_scale(f"{official}.norm_q", f"{ours}/query_norm"),
         *_scale(f"{official}.norm_k", f"{ours}/key_norm"),
     )
@@ -81,21 +76,21 @@ def _attention(official: str, ours: str) -> tuple[Rule, ...]:
 
 def _control_block(official: str, ours: str) -> tuple[Rule, ...]:
     return (
-        *_linear(f"{official}norm1.linear", f"{ours}attention_norm/modulation"),
-        *_norm(f"{official}norm1.norm", f"{ours}attention_norm/norm"),
+        *layer(f"{official}norm1.linear", f"{ours}attention_norm/modulation"),
+        *norm(f"{official}norm1.norm", f"{ours}attention_norm/norm"),
         *_attention(f"{official}self_attn", f"{ours}attention"),
-        *_linear(f"{official}norm2.linear", f"{ours}ffn_norm/modulation"),
-        *_norm(f"{official}norm2.norm", f"{ours}ffn_norm/norm"),
-        *_linear(f"{official}ffn.0", f"{ours}ffn/up"),
-        *_linear(f"{official}ffn.2", f"{ours}ffn/down"),
+        *layer(f"{official}norm2.linear", f"{ours}ffn_norm/modulation"),
+        *norm(f"{official}norm2.norm", f"{ours}ffn_norm/norm"),
+        *layer(f"{official}ffn.0", f"{ours}ffn/up"),
+        *layer(f"{official}ffn.2", f"{ours}ffn/down"),
     )
 
 
 def _mask_embedding(official: str, ours: str) -> tuple[Rule, ...]:
     return (
-        *_convolution(f"{official}mask_proj.0", f"{ours}project"),
-        *_norm(f"{official}mask_proj.1", f"{ours}norm"),
-        *_convolution(f"{official}mask_zero_proj", f"{ours}patch_embedding"),
+        *layer(f"{official}mask_proj.0", f"{ours}project", CONVOLUTION),
+        *norm(f"{official}mask_proj.1", f"{ours}norm"),
+        *layer(f"{official}mask_zero_proj", f"{ours}patch_embedding", CONVOLUTION),
     )
 
 
@@ -104,58 +99,58 @@ _OURS = "{i}/backbone"
 _EMBEDDER = "condition_embedder"
 
 BACKBONE_RULES: tuple[Rule, ...] = (
-    *_convolution("patch_embedding", "patch_embedding"),
-    *_linear(f"{_EMBEDDER}.time_embedder.linear_1", "time_embedding/linear_1"),
-    *_linear(f"{_EMBEDDER}.time_embedder.linear_2", "time_embedding/linear_2"),
-    *_linear(f"{_EMBEDDER}.time_proj", "time_embedding/project"),
-    *_linear(f"{_EMBEDDER}.text_embedder.linear_1", "text_embedding/linear_1"),
-    *_linear(f"{_EMBEDDER}.text_embedder.linear_2", "text_embedding/linear_2"),
-    *_norm(f"{_EMBEDDER}.image_embedder.norm1", "image_embedding/norm_in"),
-    *_linear(f"{_EMBEDDER}.image_embedder.ff.net.0.proj", "image_embedding/linear_1"),
-    *_linear(f"{_EMBEDDER}.image_embedder.ff.net.2", "image_embedding/linear_2"),
-    *_norm(f"{_EMBEDDER}.image_embedder.norm2", "image_embedding/norm_out"),
+    *layer("patch_embedding", "patch_embedding", CONVOLUTION),
+    *layer(f"{_EMBEDDER}.time_embedder.linear_1", "time_embedding/linear_1"),
+    *layer(f"{_EMBEDDER}.time_embedder.linear_2", "time_embedding/linear_2"),
+    *layer(f"{_EMBEDDER}.time_proj", "time_embedding/project"),
+    *layer(f"{_EMBEDDER}.text_embedder.linear_1", "text_embedding/linear_1"),
+    *layer(f"{_EMBEDDER}.text_embedder.linear_2", "text_embedding/linear_2"),
+    *norm(f"{_EMBEDDER}.image_embedder.norm1", "image_embedding/norm_in"),
+    *layer(f"{_EMBEDDER}.image_embedder.ff.net.0.proj", "image_embedding/linear_1"),
+    *layer(f"{_EMBEDDER}.image_embedder.ff.net.2", "image_embedding/linear_2"),
+    *norm(f"{_EMBEDDER}.image_embedder.norm2", "image_embedding/norm_out"),
     Rule(f"{_BLOCK}.scale_shift_table", f"{_OURS}/modulation", LEADING_ONE),
     *_attention(f"{_BLOCK}.attn1", f"{_OURS}/self_attention"),
-    *_norm(f"{_BLOCK}.norm2", f"{_OURS}/cross_norm"),
+    *norm(f"{_BLOCK}.norm2", f"{_OURS}/cross_norm"),
     *_attention(f"{_BLOCK}.attn2", f"{_OURS}/cross_attention"),
-    *_linear(f"{_BLOCK}.attn2.add_k_proj", f"{_OURS}/cross_attention/image_key"),
-    *_linear(f"{_BLOCK}.attn2.add_v_proj", f"{_OURS}/cross_attention/image_value"),
+    *layer(f"{_BLOCK}.attn2.add_k_proj", f"{_OURS}/cross_attention/image_key"),
+    *layer(f"{_BLOCK}.attn2.add_v_proj", f"{_OURS}/cross_attention/image_value"),
     *_scale(f"{_BLOCK}.attn2.norm_added_k", f"{_OURS}/cross_attention/image_key_norm"),
-    *_linear(f"{_BLOCK}.ffn.net.0.proj", f"{_OURS}/ffn/up"),
-    *_linear(f"{_BLOCK}.ffn.net.2", f"{_OURS}/ffn/down"),
+    *layer(f"{_BLOCK}.ffn.net.0.proj", f"{_OURS}/ffn/up"),
+    *layer(f"{_BLOCK}.ffn.net.2", f"{_OURS}/ffn/down"),
     Rule("scale_shift_table", "head/modulation", LEADING_ONE),
-    *_linear("proj_out", "head/linear"),
+    *layer("proj_out", "head/linear"),
 )
 """Wan 2.1, text and image conditioned."""
 
 CONTROL_RULES: tuple[Rule, ...] = (
-    *_convolution("controlnet.controlnet_patch_embedding", "control/patch_embedding"),
+    *layer("controlnet.controlnet_patch_embedding", "control/patch_embedding", CONVOLUTION),
     *_mask_embedding("controlnet.controlnet_mask_embedding.", "control/mask_embedding/"),
-    *_linear("controlnet.proj_in", "control/project"),
+    *layer("controlnet.proj_in", "control/project"),
     *_control_block("controlnet.controlnet_blocks.{i}.", "{i}/control/"),
-    *_linear("controlnet.proj_out.{i}", "{i}/residual"),
+    *layer("controlnet.proj_out.{i}", "{i}/residual"),
 )
 """The control branch of both official stages."""
 
 CAMERA_RULES: tuple[Rule, ...] = (
-    *_linear("camera_embedding.0", "camera_embedding/linear_1"),
-    *_linear("camera_embedding.2", "camera_embedding/linear_2"),
-    *_linear("camera_embedding.4", "camera_embedding/linear_3"),
+    *layer("camera_embedding.0", "camera_embedding/linear_1"),
+    *layer("camera_embedding.2", "camera_embedding/linear_2"),
+    *layer("camera_embedding.4", "camera_embedding/linear_3"),
 )
 """The camera vector of the memory stage."""
 
 WARPED_RULES: tuple[Rule, ...] = (
     Rule("warped_entry.weight", "warped_entry/project/kernel", MATRIX),
-    *_linear(f"{_BLOCK}.warped_attn.to_q", f"{_OURS}/warped_attention/query"),
+    *layer(f"{_BLOCK}.warped_attn.to_q", f"{_OURS}/warped_attention/query"),
     *_scale(f"{_BLOCK}.warped_attn.norm_q", f"{_OURS}/warped_attention/query_norm"),
     Rule(f"{_BLOCK}.warped_attn.to_out.weight", f"{_OURS}/warped_attention/out/kernel", MATRIX),
 )
 """This project's slots for warped memory in the official style; no official file has them."""
 
 ENTRY_RULES: tuple[Rule, ...] = (
-    *_linear(f"{_BLOCK}.entry_attn.to_q", f"{_OURS}/entry_attention/query"),
-    *_linear(f"{_BLOCK}.entry_attn.to_k", f"{_OURS}/entry_attention/key"),
-    *_linear(f"{_BLOCK}.entry_attn.to_v", f"{_OURS}/entry_attention/value"),
+    *layer(f"{_BLOCK}.entry_attn.to_q", f"{_OURS}/entry_attention/query"),
+    *layer(f"{_BLOCK}.entry_attn.to_k", f"{_OURS}/entry_attention/key"),
+    *layer(f"{_BLOCK}.entry_attn.to_v", f"{_OURS}/entry_attention/value"),
     *_scale(f"{_BLOCK}.entry_attn.norm_q", f"{_OURS}/entry_attention/query_norm"),
     *_scale(f"{_BLOCK}.entry_attn.norm_k", f"{_OURS}/entry_attention/key_norm"),
     Rule(f"{_BLOCK}.entry_attn.to_out.weight", f"{_OURS}/entry_attention/out/kernel", MATRIX),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from worldstereo_jax.interop.components import ComponentTable, component_table
-from worldstereo_jax.interop.official_names import CONVOLUTION, SAME, Layout, Rule
+from worldstereo_jax.interop.official_names import CONVOLUTION, Layout, Rule, layer
 from worldstereo_jax.models.wan_vae import WanVAE, WanVAEConfig
 
 CONVOLUTION_2D = Layout(
@@ -34,27 +34,20 @@ def _column(axes: int) -> Layout:
     return Layout(lambda x: x.reshape(-1), lambda x: x.reshape(-1, *ones), lambda s: (*s, *ones))
 
 
-def _layer(official: str, ours: str, layout: Layout) -> tuple[Rule, ...]:
-    return (
-        Rule(f"{official}.weight", f"{ours}/kernel", layout),
-        Rule(f"{official}.bias", f"{ours}/bias", SAME),
-    )
-
-
 def _residual(official: str, ours: str) -> tuple[Rule, ...]:
     return (
         Rule(f"{official}.norm1.gamma", f"{ours}/norm_1/scale", _column(3)),
-        *_layer(f"{official}.conv1", f"{ours}/conv_1", CONVOLUTION),
+        *layer(f"{official}.conv1", f"{ours}/conv_1", CONVOLUTION),
         Rule(f"{official}.norm2.gamma", f"{ours}/norm_2/scale", _column(3)),
-        *_layer(f"{official}.conv2", f"{ours}/conv_2", CONVOLUTION),
-        *_layer(f"{official}.conv_shortcut", f"{ours}/shortcut", POINTWISE_3D),
+        *layer(f"{official}.conv2", f"{ours}/conv_2", CONVOLUTION),
+        *layer(f"{official}.conv_shortcut", f"{ours}/shortcut", POINTWISE_3D),
     )
 
 
 def _resample(official: str, ours: str) -> tuple[Rule, ...]:
     return (
-        *_layer(f"{official}.resample.1", f"{ours}/resample", CONVOLUTION_2D),
-        *_layer(f"{official}.time_conv", f"{ours}/time", CONVOLUTION),
+        *layer(f"{official}.resample.1", f"{ours}/resample", CONVOLUTION_2D),
+        *layer(f"{official}.time_conv", f"{ours}/time", CONVOLUTION),
     )
 
 
@@ -62,13 +55,13 @@ def _half(name: str) -> tuple[Rule, ...]:
     """What encoder and decoder have in common."""
     attention = f"{name}.mid_block.attentions.0"
     return (
-        *_layer(f"{name}.conv_in", f"{name}/conv_in", CONVOLUTION),
+        *layer(f"{name}.conv_in", f"{name}/conv_in", CONVOLUTION),
         *_residual(f"{name}.mid_block.resnets.{{j}}", f"{name}/middle/residual_{{j}}"),
         Rule(f"{attention}.norm.gamma", f"{name}/middle/attention/norm/scale", _column(2)),
-        *_layer(f"{attention}.to_qkv", f"{name}/middle/attention/query_key_value", POINTWISE_2D),
-        *_layer(f"{attention}.proj", f"{name}/middle/attention/project", POINTWISE_2D),
+        *layer(f"{attention}.to_qkv", f"{name}/middle/attention/query_key_value", POINTWISE_2D),
+        *layer(f"{attention}.proj", f"{name}/middle/attention/project", POINTWISE_2D),
         Rule(f"{name}.norm_out.gamma", f"{name}/norm_out/scale", _column(3)),
-        *_layer(f"{name}.conv_out", f"{name}/conv_out", CONVOLUTION),
+        *layer(f"{name}.conv_out", f"{name}/conv_out", CONVOLUTION),
     )
 
 
@@ -81,8 +74,8 @@ WAN_VAE_RULES: tuple[Rule, ...] = (
     *_resample("encoder.down_blocks.{i}", "encoder/down_{i}"),
     *_residual(f"{_UP}.resnets.{{j}}", "decoder/up_{i}_residual_{j}"),
     *_resample(f"{_UP}.upsamplers.0", "decoder/up_{i}_upsample"),
-    *_layer("quant_conv", "quant", POINTWISE_3D),
-    *_layer("post_quant_conv", "post_quant", POINTWISE_3D),
+    *layer("quant_conv", "quant", POINTWISE_3D),
+    *layer("post_quant_conv", "post_quant", POINTWISE_3D),
 )
 
 

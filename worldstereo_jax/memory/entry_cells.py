@@ -74,7 +74,8 @@ def cell_numbers(key: UInt32[Array, "2 n"], valid: Bool[Array, " n"]) -> Int[Arr
 
 def count_in_cells(number: Int[Array, " n"], where: Bool[Array, " n"]) -> Int[Array, " n"]:
     """How many entries `where` asked lie in each entry's cell, by `cell_numbers`."""
-    counts = jnp.zeros(number.shape, jnp.int32).at[number].add(where, mode="drop")
+    counts = jnp.zeros(number.shape, jnp.int32)
+    counts = counts.at[number].add(where.astype(jnp.int32), mode="drop")
     return counts.at[number].get(mode="fill", fill_value=0)
 
 

@@ -88,7 +88,7 @@ def sample_map(
     y = jnp.clip(pixels[:, 1] * (rows / height) - 0.5, 0.0, rows - 1.0)
     x0, y0 = jnp.floor(x).astype(jnp.int32), jnp.floor(y).astype(jnp.int32)
     x1, y1 = jnp.minimum(x0 + 1, columns - 1), jnp.minimum(y0 + 1, rows - 1)
-    fx, fy = x - x0, y - y0
+    fx, fy = (a - cell.astype(jnp.float32) for a, cell in ((x, x0), (y, y0)))
     found = jnp.zeros((pixels.shape[0], channels), features.dtype)
     for row, share_y in ((y0, 1.0 - fy), (y1, fy)):
         for column, share_x in ((x0, 1.0 - fx), (x1, fx)):

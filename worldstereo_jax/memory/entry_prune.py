@@ -72,7 +72,7 @@ def entry_worth(bank: EntryBank) -> Float[Array, " n"]:
     double = order
     for step in range(_LEVELS):
         rank = rank_in_cell(cell_hash(place, level + step), bank.confidence, best)
-        order = order + jnp.where(best, 1.0 / (1.0 + rank), 0.0)
+        order = order + jnp.where(best, 1.0 / (1.0 + rank.astype(jnp.float32)), 0.0)
         best &= rank == 0
         if step == 0:
             single, double = best, order

@@ -121,7 +121,7 @@ def select_entry_tokens(
     footprint = jnp.where(bank.footprint > 0, bank.footprint, pixel)
     value = bank.confidence * entry_cosine(bank) * added
     value = value * jnp.minimum(pixel / footprint, 1.0)
-    value = value * seen.frames / targets.depth.shape[0]
+    value = value * seen.frames.astype(jnp.float32) / targets.depth.shape[0]
     # The path's own axes and unit, so that no choice turns on how the world is laid (row S38).
     w2c = targets.w2c[0]
     turn = w2c[:3, :3]
@@ -190,7 +190,9 @@ def see_entries(
         seen = inside & (z <= (1.0 + _TOLERANCE) * nearest)
         focal = jnp.sqrt(jnp.abs(intrinsics[0, 0] * intrinsics[1, 1]))
         scale = jnp.where(seen, z / focal, jnp.inf)
-        return Sightings(total.frames + seen, jnp.minimum(total.scale, scale)), None
+        return Sightings(
+            total.frames + seen.astype(jnp.int32), jnp.minimum(total.scale, scale)
+        ), None
 
     n = position.shape[0]
     start = Sightings(jnp.zeros((n,), jnp.int32), jnp.full((n,), jnp.inf))

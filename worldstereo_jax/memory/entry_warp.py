@@ -298,10 +298,11 @@ def _read_neighbourhood(
         for axis in (right, below)
     )
     x0, y0 = (jnp.minimum(jnp.floor(a).astype(jnp.int32), max(2 * reach - 1, 0)) for a in (x, y))
+    off_x, off_y = (a - cell.astype(jnp.float32) for a, cell in ((x, x0), (y, y0)))
     colours = bank.features[0][:, : 3 * grid**2].reshape(-1, 3)
     total = jnp.zeros(points.shape, jnp.float32)
     for dy, dx in itertools.product(range(min(2, grid)), repeat=2):
-        share = (1.0 - jnp.abs(x - x0 - dx)) * (1.0 - jnp.abs(y - y0 - dy))
+        share = (1.0 - jnp.abs(off_x - dx)) * (1.0 - jnp.abs(off_y - dy))
         cell = entry * grid**2 + (y0 + dy) * grid + x0 + dx
         total = total + share[..., None] * colours[cell]
     return jnp.clip(total + change[entry], -1.0, 1.0)
@@ -388,10 +389,15 @@ def _candidates(
     column = jnp.arange(width, dtype=jnp.int32)[None, :]
     found = []
     for i, (grid, border) in enumerate(zip(grids, _AROUND, strict=True)):
-        steps = range(2 * border + 1)
-        found += [grid[(row >> i) + dy, (column >> i) + dx] for dy in steps for dx in steps]
-    entry = jnp.stack(found).reshape(len(found), _BAND * width)
-    pixel = jnp.stack(jnp.broadcast_arrays(column + 0.5, row + 0.5), -1).reshape(1, -1, 2)
+        # As one gather: a compiler takes long over one for each step.
+        step = jnp.arange(2 * border + 1, dtype=jnp.int32)
+        rows = (row >> i)[None, None] + step[:, None, None, None]
+        columns = (column >> i)[None, None] + step[None, :, None, None]
+        around = grid.at[rows, columns].get(mode="promise_in_bounds")
+        found.append(around.reshape(-1, _BAND * width))
+    entry = jnp.concatenate(found)
+    centre = (cell.astype(jnp.float32) + 0.5 for cell in (column, row))
+    pixel = jnp.stack(jnp.broadcast_arrays(*centre), -1).reshape(1, -1, 2)
     safe = jnp.maximum(entry, 0)
     away = pixel - splats.place[safe]
     inverse = splats.inverse[safe] + (splats.slope[safe] * away).sum(-1)

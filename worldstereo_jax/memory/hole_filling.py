@@ -54,7 +54,7 @@ def fill_holes(
         nearest_scale = jnp.maximum(jnp.max(jnp.where(known, depth, 0.0)), 1e-6)
         relative = jnp.clip(depth / nearest_scale, 1e-2, 1.0)
     colour = jnp.where(known[..., None], image, 0.0)
-    broad, _ = _pull_push(colour, known * relative**_FAR_PREFERENCE)
+    broad, _ = _pull_push(colour, jnp.where(known, relative**_FAR_PREFERENCE, 0.0))
     row, column = nearest_known(known, jnp.where(known, relative, 1.0) ** _FAR_REACH)
     mixed = broad + _NEAREST_SHARE * (colour[row, column] - broad)
     mixed = _diffuse(jnp.where(known[..., None], colour, mixed), known)
@@ -98,7 +98,7 @@ def nearest_known(
         other_row, other_column, other_scale, other_cost = (
             jnp.roll(value, step, axis=(0, 1)) for value in best
         )
-        away = (rows - other_row) ** 2 + (columns - other_column) ** 2
+        away = ((rows - other_row) ** 2 + (columns - other_column) ** 2).astype(jnp.float32)
         other_cost = jnp.where(jnp.isinf(other_cost), far, away / other_scale**2)
         better = other_cost < cost
         found = (
@@ -146,7 +146,8 @@ def _pull_push(
     coarse = carried.reshape(rows, 2, columns, 2, -1).sum((1, 3))
     coarse = coarse / jnp.where(total > 0, total, 1.0)[..., None]
     # The mean over known pixels: how many there are must not outvote how far they are.
-    coarse, coarse_weight = _pull_push(coarse, total / jnp.maximum((held > 0).sum((1, 3)), 1))
+    count = (held > 0).sum((1, 3)).astype(jnp.float32)
+    coarse, coarse_weight = _pull_push(coarse, total / jnp.maximum(count, 1.0))
 
     def enlarge(value: Float[Array, "a b c"]) -> Float[Array, "h w c"]:
         size = (2 * rows, 2 * columns, value.shape[-1])
@@ -169,7 +170,7 @@ def _whole_mean(
     total = weight.sum()
     mean = (colour * weight[..., None]).sum((0, 1)) / jnp.where(total > 0, total, 1.0)
     known = weight > 0
-    held = total / jnp.maximum(known.sum(), 1)
+    held = total / jnp.maximum(known.sum().astype(jnp.float32), 1.0)
     return (
         jnp.where(known[..., None], colour, mean[None, None]),
         jnp.where(known, weight, held),

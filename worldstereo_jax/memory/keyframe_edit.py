@@ -65,7 +65,7 @@ def useful_keyframes(
         protected = jnp.arange(stereo.capacity) == 0
     shown = jnp.moveaxis(view_coverage(stereo, stereo.w2c, stereo.intrinsics), 1, 0)
     shown = jnp.where(stereo.valid[None, :, None], shown, 0.0).reshape(stereo.capacity, -1)
-    shown = shown / jnp.maximum((shown > 0).sum(0), 1)[None]
+    shown = shown / jnp.maximum((shown > 0).sum(0).astype(jnp.float32), 1.0)[None]
     view = jnp.arange(stereo.capacity)[:, None]
     budget = jnp.asarray(budget, jnp.int32)
 

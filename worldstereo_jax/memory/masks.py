@@ -95,7 +95,8 @@ def token_surface(views: ViewSet) -> TokenSurface:
     median = jnp.take_along_axis(ordered, middle[..., None], axis=-1)[..., 0]
     median = jnp.where(count > 0, median, 0.0)
     near = known & (jnp.abs(depth - median[..., None]) < _SAME_SURFACE * median[..., None])
-    near_count = near.sum(-1)
+    near_count = near.sum(-1).astype(jnp.float32)
+    known_count = jnp.maximum(count, 1).astype(jnp.float32)
 
     offset = pixel_grid(TOKEN, TOKEN).reshape(-1, 2)
     far_off = jnp.where(near, ((offset - 0.5 * TOKEN) ** 2).sum(-1)[None, None], jnp.inf)
@@ -110,13 +111,13 @@ def token_surface(views: ViewSet) -> TokenSurface:
     away = offset[None, None] - offset[chosen][..., None, :]
     tilt = 1.0 + here * (slope[..., None, :] * away).sum(-1)
     deviation = jnp.abs(depth - here / jnp.maximum(tilt, 0.2))
-    spread = jnp.where(known, deviation, 0.0).sum(-1) / jnp.maximum(count, 1)
+    spread = jnp.where(known, deviation, 0.0).sum(-1) / known_count
 
     normal = jax.vmap(normals_from_depth)(views.depth, views.w2c, views.intrinsics)
     normal = jnp.where(near[..., None], _by_token(normal), 0.0).sum(-2)
     length = jnp.linalg.norm(normal, axis=-1, keepdims=True)
     straight = length > _STRAIGHT * jnp.maximum(near_count, 1)[..., None]
-    confidence = near_count / jnp.maximum(count, 1)
+    confidence = near_count / known_count
     if views.confidence is not None:
         held = jnp.where(near, _by_token(views.confidence[..., None])[..., 0], 0.0).sum(-1)
         confidence = confidence * held / jnp.maximum(near_count, 1)

@@ -49,8 +49,8 @@ def sample_surface(
         for i, hat_x in ((1, 1.0 - (x - x0)), (2, x - x0)):
             shown = depths.at[(view * h + rows[j]) * w + columns[i]].get(mode="promise_in_bounds")
             meant = (
-                planes[..., 0] * (columns[i] + 0.5)
-                + planes[..., 1] * (rows[j] + 0.5)
+                planes[..., 0] * (columns[i].astype(jnp.float32) + 0.5)
+                + planes[..., 1] * (rows[j].astype(jnp.float32) + 0.5)
                 + planes[..., 2]
             )
             same = jnp.abs(shown - meant) <= tolerance * meant

@@ -12,7 +12,6 @@ import typing
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int, ndarray
@@ -228,16 +227,3 @@ def quality_score(image: Float[Array | ndarray, "h w 3"]) -> Float[Array, ""]:
     edge = jnp.pad(grey, 1, mode="reflect")
     around = edge[:-2, 1:-1] + edge[2:, 1:-1] + edge[1:-1, :-2] + edge[1:-1, 2:]
     return 0.4 * jnp.log1p(jnp.var(around - 4 * grey)) + 0.3 * entropy + 0.3 * grey.std() / 128
-
-
-def bank_frames(frames: int, count: int = 8) -> Int[ndarray, "count"]:
-    """Return the frames of a finished clip that enter the bank.
-
-    Frames 1.. are cut into `count` parts as even as possible, the longer first; the last of each
-    enters: 3, 6, 9, 12, 14, 16, 18, 20 of 21.
-
-    Raises InputError when the clip has not `count` frames after its first.
-    """
-    if not 1 <= count < frames:
-        raise InputError(f"count must lie in 1..{frames - 1} for a clip of {frames}, not {count}")
-    return np.array([part[-1] for part in np.array_split(np.arange(1, frames), count)])

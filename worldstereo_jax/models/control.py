@@ -17,6 +17,7 @@ from worldstereo_jax.models.layers import (
     GroupNorm,
     LayerNorm,
     PatchEmbedding,
+    add_gated,
     exact_linear,
     linear,
 )
@@ -120,10 +121,10 @@ class ControlBlock(nn.Module):
         y = SelfAttention(self.num_heads, dtype=self.dtype, name="attention")(
             y, rotary, sharding=sharding
         )
-        x = (x + gate * y).astype(x.dtype)
+        x = add_gated(x, gate, y)
         y, gate = AdaptiveNorm(self.dtype, name="ffn_norm")(x, temb)
         y = FeedForward(self.ffn_width, dtype=self.dtype, name="ffn")(y)
-        return (x + gate * y).astype(x.dtype)
+        return add_gated(x, gate, y)
 
 
 class ControlEmbedding(nn.Module):

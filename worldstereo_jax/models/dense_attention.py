@@ -101,6 +101,12 @@ def _dense_mask(q: Array, k: Array, sharding: AttentionSharding | None) -> Block
     return dense_pattern(q.shape[1], k.shape[1], tile_q=tiles.tile_q, tile_k=tiles.tile_k)
 
 
+def _jax_attention(q: Array, k: Array, v: Array, **options: typing.Any) -> Array:
+    """`jax.nn.dot_product_attention`, which promotes half types itself, whatever a user forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(q, k, v, **options)
+
+
 def _in_even_lengths(
     q: Float[Array, "b n heads d"],
     k: Float[Array, "b m heads d"],
@@ -113,9 +119,9 @@ def _in_even_lengths(
     """
     (b, n), m = q.shape[:2], k.shape[1]
     if n % 2 == m % 2 == 0:
-        return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+        return _jax_attention(q, k, v, implementation=implementation)
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
-    out = jax.nn.dot_product_attention(
+    out = _jax_attention(
         q,
         k,
         v,
@@ -155,7 +161,7 @@ def _in_turns(
     b, n, heads, _ = q.shape
     rows = max(1, logit_bytes // (4 * b * heads * k.shape[1]))
     if rows >= n:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+        return _jax_attention(q, k, v, mask=mask)
     turns = -(-n // rows)
     rows = -(-n // turns)
     padded = jnp.pad(q, ((0, 0), (0, turns * rows - n), (0, 0), (0, 0)))
@@ -163,7 +169,7 @@ def _in_turns(
 
     @jax.checkpoint
     def attend(chunk: Array) -> Array:
-        return jax.nn.dot_product_attention(chunk, k, v, mask=mask)
+        return _jax_attention(chunk, k, v, mask=mask)
 
     out = jax.lax.map(attend, chunks)
     return out.swapaxes(0, 1).reshape(padded.shape)[:, :n]

@@ -104,7 +104,8 @@ class Head(nn.Module):
         """Map tokens to (frame, row, column, channel) of their patch."""
         width = x.shape[-1]
         table = self.param("modulation", nn.initializers.normal(width**-0.5), (2, width))
-        shift, scale = table[None, :1] + temb[:, None], table[None, 1:] + temb[:, None]
+        table = table[None].astype(temb.dtype)
+        shift, scale = table[:, :1] + temb[:, None], table[:, 1:] + temb[:, None]
         x = (LayerNorm()(x) * (1 + scale) + shift).astype(self.dtype)
         size = self.channels * self.patch[0] * self.patch[1] * self.patch[2]
         return linear(size, dtype=self.dtype, name="linear", init=ZERO_INIT)(x)

@@ -116,7 +116,8 @@ class LayerNorm(nn.Module):
         if self.affine:
             scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
             bias = self.param("bias", ZERO_INIT, (x.shape[-1],))
-            x = x * along_channels(scale, x) + along_channels(bias, x)
+            scale, bias = (along_channels(part.astype(x.dtype), x) for part in (scale, bias))
+            x = x * scale + bias
         return x
 
 
@@ -134,7 +135,7 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
-        return (y * along_channels(scale, y)).astype(x.dtype)
+        return (y * along_channels(scale.astype(y.dtype), y)).astype(x.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -158,12 +159,20 @@ class GroupNorm(nn.Module):
         centred = grouped - grouped.mean((1, 3), keepdims=True)
         variance = jnp.square(centred).mean((1, 3), keepdims=True)
         y = (centred * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
-        return y * along_channels(scale, y) + along_channels(bias, y)
+        scale, bias = (along_channels(part.astype(y.dtype), y) for part in (scale, bias))
+        return y * scale + bias
 
 
 def along_channels(vector: Float[Array, " c"] | Float[np.ndarray, " c"], like: Array) -> Array:
     """Reshape a vector so that it broadcasts along the last axis of `like`."""
     return jnp.asarray(vector).reshape((1,) * (like.ndim - 1) + vector.shape)
+
+
+def add_gated(
+    x: Float[Array, "b n c"], gate: Float[Array, "b #n c"], update: Float[Array, "b n c"]
+) -> Float[Array, "b n c"]:
+    """`x` and the gated update of it, added in the gate's type (float32), in the type of `x`."""
+    return (x.astype(gate.dtype) + gate * update.astype(gate.dtype)).astype(x.dtype)
 
 
 class PatchEmbedding(nn.Module):

@@ -23,7 +23,7 @@ from worldstereo_jax.models.attention import (
     WarpedAttention,
 )
 from worldstereo_jax.models.control import ControlBlock
-from worldstereo_jax.models.layers import ZERO_INIT, FeedForward, LayerNorm, linear
+from worldstereo_jax.models.layers import ZERO_INIT, FeedForward, LayerNorm, add_gated, linear
 from worldstereo_jax.models.placement import axis_size
 from worldstereo_jax.models.rope import Rotary
 
@@ -159,7 +159,7 @@ class BackboneBlock(nn.Module):
         width = tokens.shape[-1]
         count = 0 if inputs.references is None else inputs.references.shape[1]
         table = self.param("modulation", nn.initializers.normal(width**-0.5), (6, width))
-        modulation = inputs.modulation + table[None]
+        modulation = inputs.modulation + table[None].astype(inputs.modulation.dtype)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
             modulation[:, row : row + 1] for row in range(6)
         )
@@ -180,7 +180,7 @@ class BackboneBlock(nn.Module):
             key_valid=inputs.key_valid,
             sharding=inputs.sharding,
         )
-        tokens = (tokens + gate * attended).astype(tokens.dtype)
+        tokens = add_gated(tokens, gate, attended)
 
         target = LayerNorm(affine=True, name="cross_norm")(tokens[:, count:]).astype(dtype)
         crossed = CrossAttention(
@@ -212,7 +212,7 @@ class BackboneBlock(nn.Module):
 
         normed = (LayerNorm()(tokens) * (1 + ffn_scale) + ffn_shift).astype(dtype)
         fed = FeedForward(config.ffn_width, dtype, name="ffn")(normed)
-        return (tokens + ffn_gate * fed).astype(tokens.dtype)
+        return add_gated(tokens, ffn_gate, fed)
 
 
 class Layer(nn.Module):

@@ -97,7 +97,7 @@ class UMT5Layer(nn.Module):
         )
         bias = self.param("position_bias", EMBEDDING_INIT, (config.num_buckets, config.num_heads))
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-        logits = logits + bias[buckets].transpose(2, 0, 1)[None]
+        logits = logits + bias[buckets].transpose(2, 0, 1)[None].astype(jnp.float32)
         logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
         gathered = jnp.einsum("bhqk,bkhd->bqhd", weights, v)

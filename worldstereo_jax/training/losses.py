@@ -22,12 +22,6 @@ def gradient_loss(
     return vertical + horizontal
 
 
-def psnr(predicted: Float[Array, "b h w c"], target: Float[Array, "b h w c"]) -> Float[Array, " b"]:
-    """Peak signal-to-noise ratio in dB of images in [-1, 1] (peak to peak 2); clips `predicted`."""
-    error = jnp.clip(predicted, -1.0, 1.0) - target
-    return 10.0 * jnp.log10(4.0 / jnp.maximum(jnp.mean(error * error, axis=(1, 2, 3)), 1e-10))
-
-
 def log_depth_loss(
     log_depth: Float[Array, "b h w"],
     target: Float[Array, "b h w"],
@@ -67,8 +61,8 @@ def log_depth_gradient_loss(
         for axis in (1, 2):
             size = e.shape[axis]
             both = _slice(ok, axis, 1, size) & _slice(ok, axis, 0, size - 1)
-            difference = jnp.abs(jnp.diff(e, axis=axis)) * both
-            loss = loss + difference.sum() / jnp.maximum(both.sum(), 1)
+            difference = jnp.where(both, jnp.abs(jnp.diff(e, axis=axis)), 0.0)
+            loss = loss + difference.sum() / jnp.maximum(both.sum(), 1).astype(jnp.float32)
     return loss
 
 

@@ -126,7 +126,7 @@ def stratified_sigmas(
     Strata leave less variance from step to step than independent draws.
     """
     low, high = within
-    u = (jnp.arange(batch) + jax.random.uniform(key, (batch,))) / batch
+    u = (jnp.arange(batch, dtype=jnp.float32) + jax.random.uniform(key, (batch,))) / batch
     return shift_sigmas(low + (high - low) * u, shift)
 
 

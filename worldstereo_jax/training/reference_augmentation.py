@@ -70,8 +70,8 @@ def crop(view: Reference, share: Float[Array, ""], place: Float[Array, "2"]) -> 
         view.image, view.image.shape, (0, 1), jnp.stack([1 / share] * 2), -start / share, "linear",
         antialias=False,
     )  # fmt: skip
-    row = (start[0] + share * (jnp.arange(height) + 0.5)).astype(jnp.int32)
-    column = (start[1] + share * (jnp.arange(width) + 0.5)).astype(jnp.int32)
+    row = (start[0] + share * (jnp.arange(height, dtype=jnp.float32) + 0.5)).astype(jnp.int32)
+    column = (start[1] + share * (jnp.arange(width, dtype=jnp.float32) + 0.5)).astype(jnp.int32)
     moved = view.intrinsics - jnp.zeros((3, 3)).at[:2, 2].set(start[::-1])
     scale = jnp.stack([1 / share, 1 / share, jnp.ones(())])
     depth, inherited = (x[row][:, column] for x in (view.depth, view.inherited))
@@ -80,7 +80,7 @@ def crop(view: Reference, share: Float[Array, ""], place: Float[Array, "2"]) -> 
 
 def gaussian_blur(image: Float[Array, "h w 3"], sigma: Float[Array, ""]) -> Float[Array, "h w 3"]:
     """An image under a Gaussian of standard deviation `sigma` pixels; 0 leaves it."""
-    offset = jnp.arange(-_RADIUS, _RADIUS + 1)
+    offset = jnp.arange(-_RADIUS, _RADIUS + 1, dtype=jnp.float32)
     weight = jnp.exp(-0.5 * (offset / jnp.maximum(sigma, 1e-3)) ** 2)
     weight = weight / weight.sum()
     for axis in (0, 1):

@@ -144,7 +144,8 @@ def running_average(ema: Params, params: Params, step: jax.Array, decay: float) 
     It warms up, as min(decay, (1 + step) / (10 + step)), so that a short run's average does not
     remember the initial parameters.
     """
-    kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    taken = jnp.asarray(step, jnp.float32)
+    kept = jnp.minimum(decay, (1.0 + taken) / (10.0 + taken))
     return jax.tree.map(lambda old, new: kept * old + (1.0 - kept) * new, ema, params)
 
 
@@ -227,6 +228,10 @@ def make_train_step(
     another. `places` holds the sharding of every array of the state, for a run on a mesh
     (`sharding.TrainLayout.state`); what goes in must lie so, and comes out so. With `parts` above 1
     the gradient is accumulated, see `accumulated_gradients`.
+
+    Without `places`, where any array is bound to a device, as those of a loaded checkpoint are,
+    bind the state before the first step (`jax.device_put(state, jax.devices()[0])`): what a step
+    returns is, and the second one would be compiled again.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
