@@ -10,7 +10,7 @@ drawn, PSNR of drawn pixels against the true picture, and how sure the memory is
 the wrong view alone has seen (median of their confidences, and how many there are).
 
 Expected (row S12): at every factor keyframes and entries are within some 1.5 dB of factor 1, draw
-as much, and some 5 % is off (of the keyframes at 0.96, next to what counts as the same depth, a
+as much, and 3 to 8 % is off (of the keyframes at 0.96, next to what counts as the same depth, a
 tenth): where only one other view looks, the surer of the two wins. Whether views came before the
 wrong one or after it, they vote on what it adds, so next to nothing of it is believed.
 """
