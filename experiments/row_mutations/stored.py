@@ -14,6 +14,7 @@ from experiments.row_mutations.mutation import (
     without,
     zeros,
 )
+from worldstereo_jax.sampling.world import ESTIMATED
 
 STORED = (
     mutation(
@@ -167,6 +168,13 @@ STORED = (
         without("inherited"),
         "memory/test_entry_update.py::"
         "test_what_was_read_is_as_sure_as_what_it_was_read_from_until_it_is_measured",
+    ),
+    mutation(
+        6,
+        "sampling.rollout:generated_confidence",
+        "what a clip made up counts as measured",
+        then(lambda found: found / ESTIMATED),
+        "sampling/test_rollout.py::test_known_depth_is_written_back_as_what_was_read",
     ),
     mutation(
         6,

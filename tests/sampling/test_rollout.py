@@ -9,7 +9,7 @@ import pytest
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import keyframe_indices
 from worldstereo_jax.memory.spatial_stereo import init_spatial_memory
-from worldstereo_jax.sampling.world import Cameras
+from worldstereo_jax.sampling.world import ESTIMATED, Cameras, measured_confidence
 
 
 def test_the_clip_has_frames_and_depth_at_every_pixel(finished, world):
@@ -79,6 +79,11 @@ def test_known_depth_is_written_back_as_what_was_read(finished, world):
     np.testing.assert_array_equal(measured, ~read | (confidence == 0))
     assert (confidence <= inherited[chosen])[read].all()
     assert 0.1 < measured.mean() < 0.9
+    # What the clip made up is no measurement: any that comes later outweighs it.
+    stereo = after.stereo
+    cameras = Cameras(w2c=stereo.w2c[stored], intrinsics=stereo.intrinsics[stored])
+    sure = measured_confidence(stereo.depth[stored], cameras)
+    np.testing.assert_allclose(confidence[~read], ESTIMATED * np.asarray(sure)[~read], rtol=1e-6)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -24,6 +24,7 @@ from worldstereo_jax.sampling.world import (
     WorldMemory,
     WorldParams,
     empty_memory,
+    generated_confidence,
     next_clip,
     remember_frames,
 )
@@ -85,8 +86,16 @@ class CompiledRollout:
         """The memory after a clip, as `write_back` leaves it."""
         number = next_clip(memory)
         images, depth, cameras, inherited = keyframes_of(self.config, clip)
+        sure = generated_confidence(depth, cameras, inherited)
         return remember_frames(
-            self.config, memory, images, depth, cameras, number, inherited=inherited
+            self.config,
+            memory,
+            images,
+            depth,
+            cameras,
+            number,
+            confidence=sure,
+            inherited=inherited,
         )
 
 

@@ -37,7 +37,13 @@ from worldstereo_jax.sampling.precision import (
     jit_at,
     transformer_precision,
 )
-from worldstereo_jax.sampling.world import Cameras, WorldMemory, next_clip, remember_frames
+from worldstereo_jax.sampling.world import (
+    Cameras,
+    WorldMemory,
+    generated_confidence,
+    next_clip,
+    remember_frames,
+)
 
 
 @struct.dataclass
@@ -200,9 +206,10 @@ class OfficialRollout:
         config = self.world.rollout
         chosen = jnp.asarray(keyframe_indices(config.frames, config.keyframes))
         cameras = Cameras(w2c=clip.cameras.w2c[chosen], intrinsics=clip.cameras.intrinsics[chosen])
-        frames = clip.video[chosen], clip.depth[chosen], cameras
-        inherited = clip.inherited[chosen]
-        return remember_frames(config, memory, *frames, next_clip(memory), inherited=inherited)
+        depth, inherited = jnp.asarray(clip.depth[chosen]), jnp.asarray(clip.inherited[chosen])
+        sure = generated_confidence(depth, cameras, inherited)
+        frames = clip.video[chosen], depth, cameras, next_clip(memory)
+        return remember_frames(config, memory, *frames, confidence=sure, inherited=inherited)
 
 
 def make_official_rollout(

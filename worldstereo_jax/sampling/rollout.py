@@ -34,6 +34,7 @@ from worldstereo_jax.sampling.world import (
     World,
     WorldMemory,
     WorldParams,
+    generated_confidence,
     next_clip,
     remember,
 )
@@ -171,7 +172,10 @@ def write_back(
     """Let `keyframes` frames of a finished clip into both memories, spread as officially."""
     config, number = world.rollout, next_clip(memory)
     images, depth, cameras, inherited = keyframes_of(config, clip)
-    return remember(config, memory, images, depth, cameras, number, inherited=inherited)
+    sure = generated_confidence(depth, cameras, inherited)
+    return remember(
+        config, memory, images, depth, cameras, number, confidence=sure, inherited=inherited
+    )
 
 
 def keyframes_of(config: RolloutConfig, clip: Clip) -> tuple[Array, Array, Cameras, Array]:

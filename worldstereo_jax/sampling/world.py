@@ -26,6 +26,7 @@ from worldstereo_jax.memory.global_geometric import (
 from worldstereo_jax.memory.keyframe_edit import next_number
 from worldstereo_jax.memory.spatial_stereo import (
     SpatialStereoMemory,
+    depth_confidence,
     init_spatial_memory,
     insert_keyframes,
     same_cameras,
@@ -35,6 +36,10 @@ from worldstereo_jax.models.depth_tiny import TinyDepth
 from worldstereo_jax.models.vae_tiny import TinyVae
 from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.reading import READING, Reading
+
+ESTIMATED = 0.25
+"""Confidence of depth that was estimated for a generated picture, as a share of a measurement's:
+what a clip makes up is overruled by any view of what is really there."""
 
 _LEAST = {"frames": 2, "entry_tokens": 0, "candidates": 0}
 """Of a rollout's counts; 1 of any other."""
@@ -166,6 +171,7 @@ def remember(
     cameras: Cameras,
     source: Int[Array, ""] | int,
     *,
+    confidence: Float[Array, "f h w"] | None = None,
     inherited: Float[Array, "f h w"] | None = None,
 ) -> WorldMemory:
     """Write frames into both memories, one after the other (row S26: one rollout updates both).
@@ -179,6 +185,7 @@ def remember(
         depth: camera z of every pixel in world units, 0 where unknown.
         cameras: the frames' cameras.
         source: number of the clip the frames come from, kept with each keyframe.
+        confidence: of the depth, 0 .. 1; that of a measurement, `depth_confidence`, when None.
         inherited: where depth was read from the memory itself, the confidence of what it was read
             from, above 0: so much it has at most, and to what is known already it adds pictures
             alone. 0 where it was measured or estimated on its own, as all was when None.
@@ -189,12 +196,11 @@ def remember(
     Raises:
         InputError: when an array has another shape, or does not hold floats.
     """
-    inherited = _check_frames(memory, images, depth, cameras, inherited)
+    frames = _told_frames(memory, images, depth, cameras, confidence, inherited)
 
-    def add(memory: WorldMemory, frame: tuple[Array, ...]):
-        return _remember_frame(config, memory, *frame, jnp.asarray(source, jnp.int32)), None
+    def add(memory: WorldMemory, frame: _Frames) -> tuple[WorldMemory, None]:
+        return _remember_frame(config, memory, frame, jnp.asarray(source, jnp.int32)), None
 
-    frames = (images, depth, inherited, cameras.w2c, cameras.intrinsics)
     return jax.lax.scan(add, memory, frames)[0]
 
 
@@ -206,36 +212,79 @@ def remember_frames(
     cameras: Cameras,
     source: Int[Array, ""] | int,
     *,
+    confidence: Float[Array, "f h w"] | None = None,
     inherited: Float[Array, "f h w"] | None = None,
 ) -> WorldMemory:
     """`remember`, frame by frame from plain Python: one small program for any number of frames.
 
     Args and what is raised as in `remember`, and, since values are known here, InputError where
-    they break the conventions: see `check_values`; `inherited` must lie between 0 and 1.
+    they break the conventions: see `check_values`; `confidence` and `inherited` must lie between 0
+    and 1.
     """
-    inherited = _check_frames(memory, images, depth, cameras, inherited)
+    frames = _told_frames(memory, images, depth, cameras, confidence, inherited)
     for frame in zip(images, depth, cameras.w2c, cameras.intrinsics, strict=True):
         check_values(*frame)
-    known = not isinstance(inherited, Tracer)
-    if known and not bool(((inherited >= 0) & (inherited <= 1)).all()):
-        raise InputError("inherited must hold confidences between 0 and 1")
-    frames = (images, depth, inherited, cameras.w2c, cameras.intrinsics)
-    for frame in zip(*frames, strict=True):
-        memory = _remember_frame(config, memory, *frame, jnp.asarray(source, jnp.int32))
+    for name in ("confidence", "inherited"):
+        value = getattr(frames, name)
+        known = not isinstance(value, Tracer)
+        if known and not bool(((value >= 0) & (value <= 1)).all()):
+            raise InputError(f"{name} must hold confidences between 0 and 1")
+    for i in range(len(images)):
+        frame = jax.tree.map(lambda a, i=i: a[i], frames)
+        memory = _remember_frame(config, memory, frame, jnp.asarray(source, jnp.int32))
     return memory
 
 
-def _check_frames(
-    memory: WorldMemory, images: Array, depth: Array, cameras: Cameras, inherited: Array | None
-) -> Array:
-    """`inherited`, 0 everywhere when None, once all fit each other and the memory."""
+@jax.jit
+def measured_confidence(depth: Float[Array, "f h w"], cameras: Cameras) -> Float[Array, "f h w"]:
+    """`depth_confidence` of frames."""
+    return jax.vmap(depth_confidence)(depth, cameras.w2c, cameras.intrinsics)
+
+
+@jax.jit
+def generated_confidence(
+    depth: Float[Array, "f h w"], cameras: Cameras, inherited: Float[Array, "f h w"]
+) -> Float[Array, "f h w"]:
+    """Confidence of the depth of generated frames, 0 .. 1 (row S6): see `ESTIMATED`.
+
+    Args:
+        depth: camera z, 0 where unknown.
+        cameras: of the frames.
+        inherited: as in `remember`; where it is 0 the depth was estimated.
+    """
+    sure = measured_confidence(depth, cameras)
+    return jnp.where(inherited > 0, sure, ESTIMATED * sure)
+
+
+class _Frames(typing.NamedTuple):
+    """Frames as `remember` takes them; without a leading axis, one."""
+
+    images: Array
+    depth: Array
+    cameras: Cameras
+    confidence: Array
+    inherited: Array
+
+
+def _told_frames(
+    memory: WorldMemory,
+    images: Array,
+    depth: Array,
+    cameras: Cameras,
+    confidence: Array | None,
+    inherited: Array | None,
+) -> _Frames:
+    """The frames with all that is told of their depth, once all fit each other and the memory."""
     check_shape("cameras.w2c", cameras.w2c, ("f", 4, 4))
     size, frames = memory.stereo.images.shape[1:3], cameras.w2c.shape[0]
     check_frame(images, depth, cameras.w2c, cameras.intrinsics, size=size, frames=frames)
-    if inherited is None:
-        return jnp.zeros(depth.shape, jnp.float32)
+    # Told here and not where it is used: a replay, which tells what is stored, is the same program.
+    confidence = measured_confidence(depth, cameras) if confidence is None else confidence
+    inherited = jnp.zeros(depth.shape) if inherited is None else inherited
+    check_shape("confidence", confidence, depth.shape)
     check_shape("inherited", inherited, depth.shape)
-    return jnp.asarray(inherited, jnp.float32)
+    told = jnp.asarray(confidence, jnp.float32), jnp.asarray(inherited, jnp.float32)
+    return _Frames(images, depth, cameras, *told)
 
 
 @jax.jit
@@ -254,14 +303,11 @@ def next_clip(memory: WorldMemory) -> Int[Array, ""]:
 def _remember_frame(
     config: RolloutConfig,
     memory: WorldMemory,
-    image: Float[Array, "h w 3"],
-    depth: Float[Array, "h w"],
-    inherited: Float[Array, "h w"],
-    w2c: Float[Array, "4 4"],
-    intrinsics: Float[Array, "3 3"],
+    told: _Frames,
     source: Int[Array, ""],
 ) -> WorldMemory:
-    stereo = memory.stereo
+    stereo, image, depth = memory.stereo, told.images, told.depth
+    w2c, intrinsics = told.cameras.w2c, told.cameras.intrinsics
     # A view's number in the entries' bitsets is its slot among the keyframes, also when the same
     # view comes again; those without room have numbers beyond.
     scale = scene_scale(depth)[None]
@@ -275,7 +321,8 @@ def _remember_frame(
         intrinsics,
         view=slot.astype(jnp.int32),
         source=source,
-        inherited=inherited,
+        confidence=told.confidence,
+        inherited=told.inherited,
     )
     return WorldMemory(
         points=update_global_memory(

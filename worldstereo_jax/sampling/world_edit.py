@@ -103,8 +103,10 @@ def replay_keyframes(
         cameras = Cameras(w2c=stereo.w2c[part], intrinsics=stereo.intrinsics[part])
         # Its confidence is that of what it was read from, or already less.
         inherited = jnp.where(stereo.measured[part], 0.0, stereo.confidence[part])
-        frames = stereo.images[part], stereo.depth[part], cameras
-        found = remember_frames(config, found, *frames, stereo.source[slot], inherited=inherited)
+        frames = stereo.images[part], stereo.depth[part], cameras, stereo.source[slot]
+        found = remember_frames(
+            config, found, *frames, confidence=stereo.confidence[part], inherited=inherited
+        )
     return found
 
 
