@@ -39,9 +39,7 @@ from worldstereo_jax.sampling.warp_reading import (
     candidate_pictures,
     divide,
     fill_along,
-    path_views,
     read_warps,
-    stored_views,
 )
 from worldstereo_jax.sampling.world import Cameras, WorldMemory, render_points
 
@@ -284,7 +282,7 @@ def encode_conditions(
     if choices.attention == "correspondence" or tokens is not None:
         wanted, seen = token_geometries(
             _target_views(world, cameras, renders),
-            stored_views(stereo, at, views.valid),
+            ViewSet(stereo.depth[at], stereo.w2c[at], stereo.intrinsics[at], views.valid),
         )
     entries = entry_geometry = None
     if tokens is not None and wanted is not None:
@@ -318,9 +316,13 @@ def encode_conditions(
 
 
 def _target_views(world: OfficialWorld, cameras: Cameras, renders: Renders) -> ViewSet:
-    """The latent frames, with the depth that is known of them."""
+    """The latent frames, with the depth that is known of them.
+
+    Of which no part is surer than another: it is read from points alone, and so is most of what
+    stored frames have. That doubt would widen every field alike, and tell no tokens apart.
+    """
     targets, known = latent_cameras(world, cameras), renders.depth[:: world.frame_stride]
-    return path_views(known, point_confidence(known), targets)
+    return ViewSet(known, targets.w2c, targets.intrinsics, jnp.ones(known.shape[:1], bool))
 
 
 def point_confidence(depth: Float[Array, "f h w"]) -> Float[Array, "f h w"]:

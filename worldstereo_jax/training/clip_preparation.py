@@ -20,6 +20,7 @@ from worldstereo_jax.sampling.conditions import Conditions, gather_conditions
 from worldstereo_jax.sampling.world import (
     Cameras,
     World,
+    generated_confidence,
     init_memory,
     remember_frames,
 )
@@ -176,6 +177,7 @@ def long_world_clips(
                 jax.random.fold_in(key, path),
             )
             cameras = Cameras(w2c=w2c[chosen], intrinsics=intrinsics[chosen])
+            inherited = guidance.confidence[chosen]
             memory = remember_frames(
                 sizes,
                 memory,
@@ -183,7 +185,8 @@ def long_world_clips(
                 depth,
                 cameras,
                 path + 1,
-                inherited=guidance.confidence[chosen],
+                confidence=generated_confidence(depth, cameras, inherited),
+                inherited=inherited,
             )
 
     return clips

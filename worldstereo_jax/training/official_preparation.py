@@ -18,7 +18,13 @@ from worldstereo_jax.sampling.official_conditions import encode_video, point_con
 from worldstereo_jax.sampling.official_rollout import OfficialRollout, make_official_rollout
 from worldstereo_jax.sampling.official_world import OfficialParams, OfficialWorld
 from worldstereo_jax.sampling.precision import autoencoder_precision, jit_at
-from worldstereo_jax.sampling.world import Cameras, WorldMemory, empty_memory, remember_frames
+from worldstereo_jax.sampling.world import (
+    Cameras,
+    WorldMemory,
+    empty_memory,
+    generated_confidence,
+    remember_frames,
+)
 from worldstereo_jax.training.official_objective import TrainingClip
 from worldstereo_jax.training.reference_augmentation import Reference, augment_reference
 
@@ -136,12 +142,14 @@ class Preparation:
         return PosedFrames(images, depth, cameras, inherited)
 
     def remember(self, memory: WorldMemory, views: PosedFrames) -> WorldMemory:
-        """The memory with views of an earlier clip, if there are any."""
+        """The memory with views of an earlier clip, if there are any, as if that had been made."""
         if len(views.images) == 0:
             return memory
         config, number = self.rollout.world.rollout, memory.stereo.count
-        frames = views.images, views.depth, views.cameras
-        return remember_frames(config, memory, *frames, number, inherited=views.inherited)
+        inherited = jnp.zeros_like(views.depth) if views.inherited is None else views.inherited
+        sure = generated_confidence(views.depth, views.cameras, inherited)
+        frames = views.images, views.depth, views.cameras, number
+        return remember_frames(config, memory, *frames, confidence=sure, inherited=inherited)
 
     def told(
         self,
