@@ -265,9 +265,9 @@ def test_functions_that_read_are_swapped_in_the_world(
         unseen = jnp.zeros_like(attended_valid)
         return select_entry_tokens(bank, targets, attended, unseen, count=count)
 
-    def first_alone(*bank, k, measured):
+    def first_alone(*bank, **how):
         *bank, valid = bank
-        return candidate_warp(*bank, valid & (jnp.arange(len(valid)) == 0), k=k, measured=measured)
+        return candidate_warp(*bank, valid & (jnp.arange(len(valid)) == 0), **how)
 
     soft = {"reference_mask": reference_block_mask, "entry_mask": entry_block_mask}
     reading = READING._replace(

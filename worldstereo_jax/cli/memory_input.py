@@ -59,8 +59,8 @@ def read_memory(folder: Path, model: str, scene: AnyScene) -> WorldMemory:
             f"but this scene's are {size[0]}x{size[1]}"
         )
     image = scene.image if isinstance(scene, SingleViewScene) else scene.bank.images[0]
-    difference = np.abs(np.asarray(stereo.images) - image[None]).mean((1, 2, 3))
-    if not np.any(np.asarray(stereo.valid) & (difference < _SAME_IMAGE)):
+    stored = np.asarray(stereo.images)[np.asarray(stereo.valid)]
+    if not any(np.abs(view - image).mean() < _SAME_IMAGE for view in stored):
         raise InputError(
             f"--memory {folder} was begun from another image than {scene.name}'s, or holds its "
             "view no more"

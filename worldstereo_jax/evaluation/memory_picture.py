@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from worldstereo_jax.array_types import Array, Bool, UInt8, ndarray
 from worldstereo_jax.data.images import to_uint8
-from worldstereo_jax.evaluation.memory_report import MemoryReport
+from worldstereo_jax.evaluation.memory_report import MemoryReport, report_stride
+from worldstereo_jax.evaluation.path_preview import previewed_views
 from worldstereo_jax.geometry.cameras import camera_centers
 from worldstereo_jax.memory.correspondence import dense_correspondence
 from worldstereo_jax.memory.masks import ViewSet, reference_block_mask, token_geometry
@@ -47,7 +48,7 @@ def memory_picture(
     axes = figure.subplots(2, 2)
     random = np.random.default_rng(seed)
     held = np.flatnonzero(np.asarray(memory.valid))
-    _draw_from_above(axes[0, 0], memory, held, random)
+    _draw_from_above(axes[0, 0], memory, random)
     _draw_coverage(axes[0, 1], report)
     _draw_correspondences(axes[1, 0], memory, report, held, random)
     _draw_mask(axes[1, 1], memory, held)
@@ -56,7 +57,9 @@ def memory_picture(
     return np.asarray(canvas.buffer_rgba()).copy()
 
 
-def _draw_from_above(axis: Axes, memory: SpatialStereoMemory, held, random) -> None:
+def _draw_from_above(axis: Axes, memory: SpatialStereoMemory, random) -> None:
+    # Of some million pixels few are drawn: the others need no points.
+    memory = previewed_views(memory, report_stride(*memory.depth.shape))
     cloud = _bank_points(memory, least_confidence=0.05)
     valid = np.flatnonzero(np.asarray(cloud.valid))
     chosen = random.permutation(valid)[:_MOST_POINTS]
@@ -66,7 +69,7 @@ def _draw_from_above(axis: Axes, memory: SpatialStereoMemory, held, random) -> N
         points[:, 0], points[:, 2], c=confidence, s=1, cmap="viridis", vmin=0, vmax=1
     )
     axis.figure.colorbar(dots, ax=axis, label="confidence", shrink=0.8)
-    w2c = np.asarray(memory.w2c)[held]
+    w2c = np.asarray(memory.w2c)
     centre = np.asarray(camera_centers(w2c))
     ahead = w2c[:, 2, :3]
     axis.quiver(centre[:, 0], centre[:, 2], ahead[:, 0], ahead[:, 2], color="#e2583e", width=0.004)

@@ -8,13 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int, ndarray
-from worldstereo_jax.memory.correspondence import bank_correspondence
+from worldstereo_jax.geometry.cameras import strided_intrinsics
+from worldstereo_jax.memory.correspondence import dense_correspondence
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_codec import QuantisedEntries, bytes_per_entry
 from worldstereo_jax.memory.entry_views import count_views
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
 
 CONFIDENCE_BINS = 10
+
+MOST_ASKED = 2_000_000
+"""Pixels of all views together that are looked for in each view; of more, evenly spread ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,8 @@ class MemoryReport:
         sources: views per clip that they come from, clip number -> count.
         known: share of pixels with depth, of each view [v].
         confidence: histogram of the confidence of known pixels, `CONFIDENCE_BINS` bins over 0..1.
-        shared: [v, v], share of the known pixels of view i that correspond to a pixel of view j.
+        shared: [v, v], share of the known pixels of view i that correspond to a pixel of view j; of
+            many views, of evenly spread pixels (see `MOST_ASKED`).
         bytes_per_view: of the keyframe fields, uncompressed.
     """
 
@@ -93,16 +98,32 @@ def shared_surface(
 ) -> Float[Array, "v v"]:
     """Share of each view's known pixels (row) that another view (column) shows too (row S8).
 
-    Every `stride`-th pixel along both axes is asked.
+    Every `stride`-th pixel along both axes is asked about.
     """
+    first = stride // 2
+    asked = depth[:, first::stride, first::stride]
+    lenses = strided_intrinsics(intrinsics, stride)
 
-    def one(view: tuple[Array, Array, Array]) -> Array:
-        _, found = bank_correspondence(*view, depth, w2c, intrinsics, valid)
-        asked = jnp.zeros_like(found[0]).at[stride // 2 :: stride, stride // 2 :: stride].set(True)
-        asked &= view[0] > 0
-        return (found & asked[None]).sum((1, 2)) / jnp.maximum(asked.sum(), 1)
+    def shown_by(view: tuple[Array, Array, Array, Array]) -> Array:
+        *other, is_there = view
 
-    return jax.lax.map(one, (depth, w2c, intrinsics))
+        def one(mine: tuple[Array, Array, Array]) -> Array:
+            _, found = dense_correspondence(*mine, *other, most_drift=1.0 / stride)
+            return found.sum() / jnp.maximum((mine[0] > 0).sum(), 1)
+
+        # Views by the dozen: what is made of the other view is made once for them.
+        share = jax.lax.map(one, (asked, w2c, lenses), batch_size=16)
+        return jnp.where(is_there, share, 0.0)
+
+    return jax.lax.map(shown_by, (depth, w2c, intrinsics, valid)).T
+
+
+def report_stride(views: int, height: int, width: int) -> int:
+    """Pixels from one that is asked about to the next, so that `MOST_ASKED` are not exceeded."""
+    stride = 1
+    while views * -(-height // stride) * -(-width // stride) > MOST_ASKED:
+        stride += 1
+    return stride
 
 
 def report_memory(memory: SpatialStereoMemory) -> MemoryReport:
@@ -117,7 +138,13 @@ def report_memory(memory: SpatialStereoMemory) -> MemoryReport:
     if len(held):
         part = [jnp.asarray(np.asarray(a)[held]) for a in (memory.w2c, memory.intrinsics)]
         shared = np.asarray(
-            shared_surface(jnp.asarray(depth), *part, jnp.ones(len(held), bool)), np.float32
+            shared_surface(
+                jnp.asarray(depth),
+                *part,
+                jnp.ones(len(held), bool),
+                stride=report_stride(*depth.shape),
+            ),
+            np.float32,
         )
     fields = (memory.images, memory.depth, memory.confidence, memory.w2c, memory.intrinsics)
     return MemoryReport(

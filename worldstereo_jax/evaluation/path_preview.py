@@ -22,7 +22,7 @@ from worldstereo_jax.array_types import Array, Bool, Float, Int, ndarray
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.path_clearance import PathClearance, path_clearance
 from worldstereo_jax.evaluation.view_distance import nearest_view
-from worldstereo_jax.geometry.cameras import camera_centers, resize_intrinsics
+from worldstereo_jax.geometry.cameras import camera_centers, resize_intrinsics, strided_intrinsics
 from worldstereo_jax.geometry.splat import (
     OFFICIAL_RADIUS_NDC,
     pixel_radius,
@@ -170,11 +170,6 @@ def previewed_views(stereo: SpatialStereoMemory, stride: int) -> SpatialStereoMe
     if len(held) == 0:
         raise InputError("the memory holds no views, so nothing can be told of a path")
     first = stride // 2
-    # The pixels taken lie beside the middle of those that they stand for.
-    beside = first + 0.5 - stride / 2
-    intrinsics = np.array(stereo.intrinsics)[held]
-    intrinsics[:, :2, 2] -= beside
-    intrinsics[:, :2] /= stride
 
     def take(field: Array) -> Array:
         return jnp.asarray(np.asarray(field)[held, first::stride, first::stride])
@@ -184,7 +179,8 @@ def previewed_views(stereo: SpatialStereoMemory, stride: int) -> SpatialStereoMe
         images=take(stereo.images),
         depth=take(stereo.depth),
         confidence=take(stereo.confidence),
-        intrinsics=jnp.asarray(intrinsics),
+        measured=take(stereo.measured),
+        intrinsics=strided_intrinsics(jnp.asarray(np.asarray(stereo.intrinsics)[held]), stride),
         valid=jnp.ones(len(held), bool),
         w2c=jnp.asarray(np.asarray(stereo.w2c)[held]),
         source=jnp.asarray(np.asarray(stereo.source)[held]),

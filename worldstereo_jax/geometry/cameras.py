@@ -134,6 +134,18 @@ def resize_intrinsics(
     return k * jnp.broadcast_to(scale[:, None], k.shape)
 
 
+def strided_intrinsics(
+    intrinsics: Float[Array | ndarray, "*batch 3 3"], stride: int
+) -> Float[Array, "*batch 3 3"]:
+    """Intrinsics of the image that is every `stride`-th pixel, from `stride // 2` on, of both axes.
+
+    The pixels taken lie beside the middle of those that they stand for where `stride` is even.
+    """
+    k = jnp.asarray(intrinsics, jnp.float32)
+    beside = stride // 2 + 0.5 - stride / 2
+    return k.at[..., :2, 2].add(-beside).at[..., :2, :].divide(stride)
+
+
 def plucker_rays(
     w2c: Float[Array | ndarray, "f 4 4"],
     intrinsics: Float[Array | ndarray, "f 3 3"],

@@ -23,7 +23,7 @@ from worldstereo_jax.memory.transfer import (
     stretches,
     surface_jacobian,
 )
-from worldstereo_jax.memory.visibility import refuted_points, stored_surfaces
+from worldstereo_jax.memory.visibility import DepthViews, refuted_points, thin_surfaces
 
 _SAME = 0.02  # share of depth within which two views show one surface, as in `warping.warp_views`
 
@@ -73,21 +73,12 @@ def view_coverage(
     check_cameras(w2c, intrinsics, leading=("f",))
     views, height, width = memory.depth.shape
     rows, columns = -(-height // cell), -(-width // cell)
-    surfaces = stored_surfaces(
-        memory.depth,
-        memory.confidence,
-        memory.w2c,
-        memory.intrinsics,
-        memory.valid,
-        tolerance=_SAME,
-        measured=memory.measured,
-    )
-    refuted = refuted_points(surfaces, tolerance=_SAME, start=stride // 2, step=stride)
+    told = depth_views(memory)
+    refuted = refuted_points(told, tolerance=_SAME, start=stride // 2, step=stride)
     thin = (..., slice(stride // 2, None, stride), slice(stride // 2, None, stride))
     grid = [part[thin] for part in grid_parts(height, width)]
-    slope = [surfaces.table[..., i][thin] for i in (0, 1)]
-    inverse, confidence = surfaces.inverse[thin], memory.confidence[thin]
-    confidence = confidence * jnp.where(memory.measured[thin], 1.0, _READ)
+    inverse, *slope = thin_surfaces(told, start=stride // 2, step=stride)
+    confidence = memory.confidence[thin] * jnp.where(memory.measured[thin], 1.0, _READ)
     usable = (inverse > 0) & (confidence > 0) & ~refuted
     view = jnp.broadcast_to(jnp.arange(views)[:, None, None], inverse.shape)
 
@@ -114,6 +105,31 @@ def view_coverage(
         return table.at[view, place].max(jnp.where(is_front, shown, 0.0))
 
     return jax.lax.map(one_frame, (w2c, intrinsics))
+
+
+def depth_views(memory: SpatialStereoMemory) -> DepthViews:
+    """What the bank's views tell of depth."""
+    return DepthViews(
+        depth=memory.depth,
+        confidence=memory.confidence,
+        measured=memory.measured,
+        w2c=memory.w2c,
+        intrinsics=memory.intrinsics,
+        valid=memory.valid,
+    )
+
+
+def refuted_pixels(memory: SpatialStereoMemory, index: Int[Array, "k"]) -> Bool[Array, "k h w"]:
+    """Pixels of some views whose depth the bank's views refute (row S12).
+
+    For who reads a few views only: among those a wrong one may have nobody against it, or only
+    copies of itself about it.
+
+    Args:
+        memory: the bank.
+        index: the views' places in it.
+    """
+    return refuted_points(depth_views(memory), tolerance=_SAME, asked=index)
 
 
 def retrieve_by_coverage(

@@ -32,6 +32,8 @@ from worldstereo_jax.memory.spatial_stereo import (
 
 # Mean difference of colours in [-1, 1] up to which two pictures from one camera are one view.
 _SAME_PICTURE = 0.01
+# Most numbers of what every view shows to every camera: 0.6 GB of them.
+_MOST_CELLS = 160_000_000
 
 
 class Views(typing.NamedTuple):
@@ -51,7 +53,8 @@ def useful_keyframes(
     """The `budget` keyframes without which least is lost (row S30).
 
     What all stored cameras see is cut into coarse cells, and every view shows some of them, the
-    better the finer it resolves them (see `view_coverage`). A cell that several views show comes
+    better the finer it resolves them (see `view_coverage`); of some hundred views the cells are
+    coarser, so that what all show to all does not outgrow the views themselves. A cell that several views show comes
     as often, and counts so much less: a place does not weigh more for having been seen often. One
     after another the view goes whose cells the remaining ones show best: redundant views first. Of
     equals the later goes.
@@ -63,25 +66,61 @@ def useful_keyframes(
     """
     if protected is None:
         protected = jnp.arange(stereo.capacity) == 0
-    shown = jnp.moveaxis(view_coverage(stereo, stereo.w2c, stereo.intrinsics), 1, 0)
-    shown = jnp.where(stereo.valid[None, :, None], shown, 0.0).reshape(stereo.capacity, -1)
-    shown = shown / jnp.maximum((shown > 0).sum(0).astype(jnp.float32), 1.0)[None]
-    view = jnp.arange(stereo.capacity)[:, None]
+    cell = _cell_side(*stereo.depth.shape)
+    shown = view_coverage(
+        stereo, stereo.w2c, stereo.intrinsics, cell=cell, stride=max(1, cell // 2)
+    )
+    seen_by = jnp.maximum((shown > 0).sum(1).astype(jnp.float32), 1.0)
+    weight = jnp.where(stereo.valid[:, None], 1.0 / seen_by, 0.0)
+    slots = jnp.arange(stereo.capacity, dtype=jnp.int32)
     budget = jnp.asarray(budget, jnp.int32)
 
-    def too_many(keep: Array) -> Array:
+    def rank(keep: Array, camera: Array) -> _Ranked:
+        left = jnp.where(keep[:, None], shown[camera], -1.0)
+        which = left.argmax(0).astype(jnp.int32)
+        others = jnp.where(slots[:, None] == which[None], 0.0, left)
+        return _Ranked(which, left.max(0), jnp.maximum(others.max(0), 0.0))
+
+    def too_many(state: tuple[Array, _Ranked]) -> Array:
+        keep, _ = state
         return (keep.sum() > budget) & (keep & ~protected).any()
 
-    def drop(keep: Array) -> Array:
-        left = jnp.where(keep[:, None], shown, -1.0)
-        best, best_view = left.max(0), left.argmax(0)
-        second = jnp.where(view == best_view[None], 0.0, left).max(0)
-        lost = jnp.zeros(keep.shape).at[best_view].add(best - jnp.maximum(second, 0.0))
+    def drop(state: tuple[Array, _Ranked]) -> tuple[Array, _Ranked]:
+        keep, found = state
+        lost = (found.best - found.second) * weight
+        lost = jnp.zeros(keep.shape).at[found.which].add(lost)
         lost = jnp.where(keep & ~protected, lost, jnp.inf)
         last = lost.shape[0] - 1 - jnp.argmin(lost[::-1])
-        return keep.at[last].set(False)
+        keep = keep.at[last].set(False)
+        # Of all cameras only those are looked at again where the view was of the two best.
+        its = jnp.take(shown, last, axis=1)
+        again = ((found.which == last) | ((its > 0) & (its >= found.second))).any(-1)
+        order = jnp.argsort(~again)
 
-    return lax.while_loop(too_many, drop, stereo.valid)
+        def renew(place: Array, found: _Ranked) -> _Ranked:
+            camera = order[place]
+            return jax.tree.map(lambda old, new: old.at[camera].set(new), found, rank(keep, camera))
+
+        return keep, lax.fori_loop(0, again.sum(), renew, found)
+
+    start = lax.map(lambda camera: rank(stereo.valid, camera), slots)
+    return lax.while_loop(too_many, drop, (stereo.valid, start))[0]
+
+
+class _Ranked(typing.NamedTuple):
+    """Per camera and cell the view that shows it best, how well, and how well the next does."""
+
+    which: Int[Array, "*f cells"]
+    best: Float[Array, "*f cells"]
+    second: Float[Array, "*f cells"]
+
+
+def _cell_side(views: int, height: int, width: int) -> int:
+    """Side of a cell in pixels: 8, doubled until all views by all cameras find room."""
+    cell = 8
+    while views**2 * -(-height // cell) * -(-width // cell) > _MOST_CELLS:
+        cell *= 2
+    return cell
 
 
 @jax.jit
@@ -180,9 +219,8 @@ def merge_keyframes(
     scale = jax.vmap(scene_scale)(other.depth)
     same = same_cameras(other.w2c, other.intrinsics, one.w2c, one.intrinsics, scale)
     same &= other.valid[:, None] & one.valid[None, :]
-    away = lax.map(lambda image: jnp.abs(one.images - image[None]).mean((1, 2, 3)), other.images)
-    same &= away <= _SAME_PICTURE
-    new = other.valid & ~same.any(1)
+    twin = lax.map(lambda view: _same_picture(one.images, *view), (other.images, same))
+    new = other.valid & (twin < 0)
     after = jnp.maximum(one.source.max(), left.entries.source.max())
 
     def clip(number: Int[Array, " k"]) -> Int[Array, " k"]:
@@ -203,7 +241,7 @@ def merge_keyframes(
     stereo = dataclasses.replace(stereo, source=jnp.maximum(stereo.source, 0))
     slot = one.count + jnp.cumsum(new, dtype=jnp.int32) - 1
     slot = jnp.where(new & (slot < one.capacity), slot, -1)
-    slot = jnp.where(same.any(1), jnp.argmax(same, axis=1).astype(jnp.int32), slot)
+    slot = jnp.where(twin >= 0, twin, slot)
     # Those of right's views that are gone come after those of left's.
     taken = used_views(left.entries.views | left.entries.denied)
     number = jnp.arange(taken.shape[0], dtype=jnp.int32)
@@ -212,6 +250,20 @@ def merge_keyframes(
     moved = dataclasses.replace(moved, source=clip(moved.source))
     entries = merge_entries(left.entries, moved, rule=rule)
     return _renumber_clips(Views(stereo, entries)), new
+
+
+def _same_picture(
+    images: Float[Array, "v h w 3"], image: Float[Array, "h w 3"], asked: Bool[Array, " v"]
+) -> Int[Array, ""]:
+    """The first of the images asked about that is the same picture, -1 for none."""
+    order = jnp.argsort(~asked).astype(jnp.int32)
+
+    def look(place: Array, found: Array) -> Array:
+        slot = order[place]
+        same = jnp.abs(images[slot] - image).mean() <= _SAME_PICTURE
+        return jnp.where((found < 0) & same, slot, found)
+
+    return lax.fori_loop(0, asked.sum(), look, jnp.int32(-1))
 
 
 def next_number(stereo: SpatialStereoMemory, entries: EntryBank) -> Int[Array, ""]:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from worldstereo_jax.array_types import Array, Bool, Float
+from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.memory.surface import (
     between_surfaces,
     farthest_around,
@@ -50,7 +50,30 @@ _BEHIND = 5.0  # tolerances by which a surface lies behind another, not on it
 # Up to 2 the front and what is behind it are averaged, so that no front escapes both.
 _THROUGH = 1.75
 _THROUGH_BESIDE = 3.0  # the same before the nearer one of two surfaces, beside a jump of depth
+JUDGES = 32
+"""Most views, itself among them, that judge the points of one."""
+_COARSE = 12  # points along a view's shorter side by which those are found that look at it
+_REPEATS = 0.1  # worth of a judge that measured nothing, where one that measured all has 1.1
+_AT_ONCE = 8  # views that a judge looks at together
 _HIGHEST = lax.Precision.HIGHEST
+
+
+@typing.no_type_check
+@flax.struct.dataclass
+class DepthViews:
+    """Depth as views tell it.
+
+    depth [v, h, w]: camera z, world units, 0 = unknown. confidence [v, h, w]: 0 .. 1. measured
+    [v, h, w]: False where depth was read from the memory (see `SpatialStereoMemory`). w2c
+    [v, 4, 4], intrinsics [v, 3, 3]: pixels. valid [v]: False for views that are not there.
+    """
+
+    depth: Float[Array, "v h w"]
+    confidence: Float[Array, "v h w"]
+    measured: Bool[Array, "v h w"]
+    w2c: Float[Array, "v 4 4"]
+    intrinsics: Float[Array, "v 3 3"]
+    valid: Bool[Array, "v"]
 
 
 @typing.no_type_check
@@ -103,16 +126,24 @@ def prepare_views(
     *,
     tolerance: float,
     measured: Bool[Array, "v h w"] | None = None,
+    refuted: Bool[Array, "v h w"] | None = None,
 ) -> SurfaceViews:
     """Surfaces of the views, without pixels between two surfaces, refuted ones and invalid views.
 
     Arguments as in `warping.warp_views`; `tolerance` is the share of depth within which two
-    neighbouring pixels continue one surface, and two views show the same one.
+    neighbouring pixels continue one surface, and two views show the same one. `refuted` are points
+    to be left out; those that the views themselves refute when None.
     """
-    views = stored_surfaces(
-        depth, confidence, w2c, intrinsics, valid, tolerance=tolerance, measured=measured
+    told = DepthViews(
+        depth=jnp.asarray(depth, jnp.float32),
+        confidence=jnp.asarray(confidence, jnp.float32),
+        measured=jnp.ones(depth.shape, bool) if measured is None else measured,
+        w2c=jnp.asarray(w2c, jnp.float32),
+        intrinsics=jnp.asarray(intrinsics, jnp.float32),
+        valid=jnp.asarray(valid),
     )
-    stands = ~refuted_points(views, tolerance=tolerance)
+    views = stored_surfaces(told, tolerance=tolerance)
+    stands = ~(refuted_points(told, tolerance=tolerance) if refuted is None else refuted)
     return dataclasses.replace(
         views,
         inverse=jnp.where(stands, views.inverse, 0.0),
@@ -120,57 +151,152 @@ def prepare_views(
     )
 
 
-def stored_surfaces(
-    depth: Float[Array, "v h w"],
-    confidence: Float[Array, "v h w"],
-    w2c: Float[Array, "v 4 4"],
-    intrinsics: Float[Array, "v 3 3"],
-    valid: Bool[Array, "v"],
-    *,
-    tolerance: float,
-    measured: Bool[Array, "v h w"] | None = None,
-) -> SurfaceViews:
+def stored_surfaces(views: DepthViews, *, tolerance: float) -> SurfaceViews:
     """`prepare_views` before the views judge each other: refuted pixels are still there."""
-    # Single precision, as everything that loops over the views carries.
-    depth, confidence = jnp.asarray(depth, jnp.float32), jnp.asarray(confidence, jnp.float32)
-    inverse = jnp.where(valid[:, None, None], inverse_depth(depth), 0.0)
-    keep = ~jax.vmap(between_surfaces)(inverse) & (inverse > 0) & (confidence > 0)
-    planes = jax.vmap(tangent_planes)(inverse)
-    inverse = jnp.where(keep, inverse, 0.0)
+    inverse = _kept_inverse(views)
+    keep = inverse > 0
+    planes = jax.vmap(tangent_planes)(_known_inverse(views))
     planes = jnp.where(keep[..., None], planes, 0.0)
     smooth = jax.vmap(functools.partial(one_surface, tolerance=2.0 * tolerance))(inverse, planes)
     beside = jax.vmap(functools.partial(nearer_beside, tolerance=2.0 * tolerance))(inverse, planes)
-    measured = jnp.ones(inverse.shape, bool) if measured is None else measured
-    held = [jnp.where(keep, confidence, 0.0), beside, measured.astype(jnp.float32)]
+    measured = views.measured.astype(jnp.float32)
+    held = [jnp.where(keep, views.confidence, 0.0), beside, measured]
     return SurfaceViews(
         inverse=inverse,
         table=jnp.concatenate([planes, jnp.stack(held, -1)], -1),
         smooth=smooth,
-        w2c=jnp.asarray(w2c, jnp.float32),
-        intrinsics=jnp.asarray(intrinsics, jnp.float32),
+        w2c=views.w2c,
+        intrinsics=views.intrinsics,
     )
 
 
+def thin_surfaces(
+    views: DepthViews, *, start: int, step: int
+) -> tuple[Float[Array, "v r c"], Float[Array, "v r c"], Float[Array, "v r c"]]:
+    """Inverse depth, 0 where not believed, and its derivatives by x and y, of some of the pixels.
+
+    Of every `step`-th from `start` on, along both axes; as in `stored_surfaces`, but without its
+    arrays for all views at once.
+    """
+    thin = slice(start, None, step)
+
+    def one(number: Array) -> tuple[Array, Array, Array]:
+        view = _one_view(views, number)
+        inverse, planes = _kept_inverse(view)[0], tangent_planes(_known_inverse(view)[0])
+        planes = jnp.where((inverse > 0)[..., None], planes, 0.0)
+        return inverse[thin, thin], planes[thin, thin, 0], planes[thin, thin, 1]
+
+    return lax.map(one, jnp.arange(len(views.valid)))
+
+
+def _known_inverse(views: DepthViews) -> Float[Array, "v h w"]:
+    return jnp.where(views.valid[:, None, None], inverse_depth(views.depth), 0.0)
+
+
+def _kept_inverse(views: DepthViews) -> Float[Array, "v h w"]:
+    """Inverse depth, 0 where it is not believed: between two surfaces, or without confidence."""
+    inverse = _known_inverse(views)
+    keep = ~jax.vmap(between_surfaces)(inverse) & (views.confidence > 0)
+    return jnp.where(keep, inverse, 0.0)
+
+
 def refuted_points(
-    views: SurfaceViews, *, tolerance: float, start: int = 0, step: int = 1
-) -> Bool[Array, "v rows columns"]:
+    views: DepthViews,
+    *,
+    tolerance: float,
+    asked: Int[Array, "k"] | None = None,
+    start: int = 0,
+    step: int = 1,
+) -> Bool[Array, "k rows columns"]:
     """Points which more confidence looks through than shows, their own view's included.
 
     So wrong depth in one view is voted down wherever two others look there (row S12). Depth that
-    was read from the memory speaks once, for what it was read from: see `_votes`. Asked of every
-    `step`-th pixel from `start` on, along both axes.
+    was read from the memory speaks once, for what it was read from: see `_ballots`.
+
+    The judges of a view are all, itself included; of more than `JUDGES` views it is judged by the
+    `JUDGES` that look at most of what it shows. So time goes with the number of those asked about,
+    and beyond the views themselves and some planes for each of those, memory is taken for one view.
+
+    Args:
+        views: that judge.
+        tolerance: share of depth within which two views show one surface.
+        asked: numbers of the views whose points are asked about; all when None.
+        start, step: every `step`-th pixel from `start` on is asked about, along both axes.
     """
+    # A verdict has no derivative, and a loop of unknown length would have none backwards.
+    views = lax.stop_gradient(views)
+    asked = jnp.arange(len(views.valid), dtype=jnp.int32) if asked is None else asked
     thin = (..., slice(start, None, step), slice(start, None, step))
-    grid = [part[thin] for part in grid_parts(*views.inverse.shape[1:])]
+    grid = [part[thin] for part in grid_parts(*views.depth.shape[1:])]
+    inverse = lax.map(lambda number: _kept_inverse(_one_view(views, number))[0][thin], asked)
+    judged = _judges(views, asked)
+    many = min(_AT_ONCE, len(asked))
+    rest = -len(asked) % many
+    speaks = jnp.argsort(~judged.any(0))
 
-    def of_view(view: tuple[Array, Array, Array]) -> Bool[Array, "rows columns"]:
-        inverse, w2c, intrinsics = view
-        transfer = _to_views(views, w2c, intrinsics)
-        support, against = _votes(views, transfer, grid, inverse, tolerance)
-        return against > support
+    def hear(rank: Array, votes: Ballots) -> Ballots:
+        judge = stored_surfaces(_one_view(views, speaks[rank]), tolerance=tolerance)
+        on = jnp.pad(judged[:, speaks[rank]], (0, rest))
+        order = jnp.argsort(~on)
 
-    # One view after the other: all at once would take the memory of that many targets.
-    return lax.map(of_view, (views.inverse[thin], views.w2c, views.intrinsics))
+        def vote(part: Array, votes: Ballots) -> Ballots:
+            place = lax.dynamic_slice(order, (part * many,), (many,))
+            # What pads the last part is nobody's: it is read somewhere, and dropped.
+            safe = jnp.minimum(place, len(asked) - 1)
+            here = jnp.where(on[place][:, None, None], inverse[safe], 0.0)
+            about = asked[safe]
+            matrix, vector = jax.vmap(pixel_transfer, in_axes=(0, 0, None, None))(
+                views.w2c[about], views.intrinsics[about], judge.w2c[0], judge.intrinsics[0]
+            )
+            q = carry(matrix, vector, grid, here)
+            found = _read(judge, q, here > 0)
+            agrees, violates, _ = _compare(q, found, here, tolerance)
+            new = _ballots(found, agrees, violates)
+            return Ballots(
+                measured=votes.measured.at[:, place].add(new.measured, mode="drop"),
+                read=votes.read.at[:, place].max(new.read, mode="drop"),
+            )
+
+        return lax.fori_loop(0, -(-on.sum() // many), vote, votes)
+
+    empty = jnp.zeros((2, *inverse.shape), jnp.float32)
+    votes = lax.fori_loop(0, judged.any(0).sum(), hear, Ballots(empty, empty))
+    support, against = jnp.maximum(votes.measured, votes.read)
+    return against > support
+
+
+def _one_view(views: DepthViews, number: Int[Array, ""]) -> DepthViews:
+    return jax.tree.map(lambda x: x[number][None], views)
+
+
+def _judges(views: DepthViews, asked: Int[Array, "k"]) -> Bool[Array, "k v"]:
+    """Which views judge each of those asked about: see `refuted_points`."""
+    count, height, width = views.depth.shape
+    everyone = jnp.broadcast_to(views.valid[None], (len(asked), count))
+    everyone &= views.valid[asked][:, None]
+    if count <= JUDGES:
+        return everyone
+    step = max(1, min(height, width) // _COARSE)
+    thin = (..., slice(step // 2, None, step), slice(step // 2, None, step))
+    grid = [part[thin] for part in grid_parts(height, width)]
+    # A view that only repeats what others say is heard after those that say something.
+    worth = _REPEATS + views.measured[thin].mean((1, 2), dtype=jnp.float32)
+    inverse = inverse_depth(views.depth[thin])
+
+    def of_view(number: Array) -> Bool[Array, "v"]:
+        q = carry(
+            *_transfer(views, views.w2c[number], views.intrinsics[number]),
+            grid,
+            inverse[number][None],
+        )
+        front = (inverse[number] > 0)[None] & (q[2] > _NEAR)
+        inside = front & (q[0] >= 0) & (q[1] >= 0) & (q[0] < width * q[2]) & (q[1] < height * q[2])
+        shared = (inside.sum((1, 2)) * worth).at[number].set(jnp.inf)
+        shared = jnp.where(views.valid, shared, 0.0)
+        most, which = lax.top_k(shared, JUDGES)
+        return jnp.zeros((count,), bool).at[which].set(most > 0)
+
+    return lax.map(of_view, asked) & everyone
 
 
 def visible_surface(
@@ -189,7 +315,7 @@ def visible_surface(
     # Cameras in double precision would make doubles of the loop's single ones.
     target_w2c = jnp.asarray(target_w2c, jnp.float32)
     target_intrinsics = jnp.asarray(target_intrinsics, jnp.float32)
-    transfer = _to_views(views, target_w2c, target_intrinsics)
+    transfer = _transfer(views, target_w2c, target_intrinsics)
     proposals = splat_proposals(views, target_w2c, target_intrinsics, height=height, width=width)
 
     grid = grid_parts(height, width)
@@ -255,8 +381,10 @@ def splat_proposals(
     return near, own, jnp.where(jnp.isfinite(far), far, 0.0)
 
 
-def _to_views(
-    views: SurfaceViews, target_w2c: Float[Array, "4 4"], target_intrinsics: Float[Array, "3 3"]
+def _transfer(
+    views: SurfaceViews | DepthViews,
+    target_w2c: Float[Array, "4 4"],
+    target_intrinsics: Float[Array, "3 3"],
 ) -> tuple[Float[Array, "v 3 3"], Float[Array, "v 3"]]:
     transfer = jax.vmap(pixel_transfer, in_axes=(None, None, 0, 0))
     return transfer(target_w2c, target_intrinsics, views.w2c, views.intrinsics)
@@ -303,21 +431,33 @@ def _votes(
     inverse: Float[Array, "h w"],
     tolerance: float,
 ) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
-    """Confidence of the views that show the surface, and of those that see through it.
-
-    Views that measured it add up. Those whose depth was read from the memory stand for what it was
-    read from, which may not be among the views: the surest of them counts, if it says more.
-    """
+    """Confidence of the views that show the surface, and of those that see through it."""
     q = carry(*transfer, grid, inverse[None])
     found = _read(views, q, (inverse > 0)[None])
-    agrees, violates, _ = _compare(q, found, inverse, tolerance)
+    agrees, violates, _ = _compare(q, found, inverse[None], tolerance)
+    votes = _ballots(found, agrees, violates)
+    support, against = jnp.maximum(votes.measured.sum(1), votes.read.max(1))
+    return support, against
 
-    def total(voters: Bool[Array, "v h w"]) -> Float[Array, "h w"]:
-        vote = jnp.where(voters, found.confidence, 0.0)
-        own = jnp.where(found.measured, vote, 0.0).sum(0)
-        return jnp.maximum(own, jnp.where(found.measured, 0.0, vote).max(0))
 
-    return total(agrees), total(violates)
+class Ballots(typing.NamedTuple):
+    """Confidence for (0) and against (1) points by views that measured, and by others [2 v h w]."""
+
+    measured: Float[Array, "2 v h w"]
+    read: Float[Array, "2 v h w"]
+
+
+def _ballots(
+    found: "_Found", agrees: Bool[Array, "v h w"], violates: Bool[Array, "v h w"]
+) -> Ballots:
+    """What each view says. Those that measured add up; of the others the surest counts.
+
+    Depth that was read from the memory stands for what it was read from, which may not be among
+    the views: it counts if it says more than all that measured.
+    """
+    vote = jnp.where(jnp.stack([agrees, violates]), found.confidence[None], 0.0)
+    own = jnp.where(found.measured[None], vote, 0.0)
+    return Ballots(measured=own, read=vote - own)
 
 
 def _look(
@@ -330,7 +470,7 @@ def _look(
     grid = grid_parts(*inverse.shape)
     q = carry(matrix, vector, grid, inverse[None])
     found = _read(views, q, (inverse > 0)[None])
-    agrees, violates, residual = _compare(q, found, inverse, tolerance)
+    agrees, violates, residual = _compare(q, found, inverse[None], tolerance)
     # The view's plane as the target sees it gives how both pixel grids lie on the surface.
     below = 1.0 - dot(found.plane, vector_parts(vector))
     agrees &= below > _NEAR
@@ -382,12 +522,12 @@ def _read(views: SurfaceViews, q: Parts, wanted: Bool[Array, "#v h w"]) -> _Foun
 
 
 def _compare(
-    q: Parts, found: _Found, inverse: Float[Array, "h w"], tolerance: float
+    q: Parts, found: _Found, inverse: Float[Array, "#v h w"], tolerance: float
 ) -> tuple[Bool[Array, "v h w"], Bool[Array, "v h w"], Float[Array, "v h w"]]:
     """Whether each view agrees with the surface or looks through it; relative residual."""
     known = found.confidence > 0
     shown = dot(found.plane, (*found.pixel, 1.0))
-    expected = inverse[None] / jnp.where(q[2] > _NEAR, q[2], 1.0)
+    expected = inverse / jnp.where(q[2] > _NEAR, q[2], 1.0)
     residual = jnp.abs(shown - expected) / jnp.where(known, jnp.maximum(shown, 1e-12), 1.0)
     # Looked through: the surface lies farther, and beside a jump of depth the nearer one as well.
     passed = jnp.maximum(

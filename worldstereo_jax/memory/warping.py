@@ -105,6 +105,7 @@ def candidate_warp(
     width: int | None = None,
     tolerance: float = 0.02,
     measured: Bool[Array, "v h w"] | None = None,
+    refuted: Bool[Array, "v h w"] | None = None,
 ) -> Callable[[Float[Array, "4 4"], Float[Array, "3 3"]], Candidates]:
     """The function from a target camera to what the bank shows it (rows S15, S18).
 
@@ -115,10 +116,18 @@ def candidate_warp(
     resolution; the target's is (height, width), by default the same. `tolerance` is the share of
     depth by which a view may differ from the surface and still be held to see it. `measured` is
     False where depth was read from the memory (see `SpatialStereoMemory`); None means all was
-    measured.
+    measured. `refuted` are pixels whose depth is known to be wrong; None leaves the verdict to the
+    views given.
     """
     views = prepare_views(
-        depth, confidence, w2c, intrinsics, valid, tolerance=tolerance, measured=measured
+        depth,
+        confidence,
+        w2c,
+        intrinsics,
+        valid,
+        tolerance=tolerance,
+        measured=measured,
+        refuted=refuted,
     )
     return functools.partial(
         _candidates,

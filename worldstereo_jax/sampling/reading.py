@@ -31,7 +31,7 @@ class Reading(typing.NamedTuple):
 
     retrieve: which stored views serve a path, as `retrieve_by_coverage` (row S26).
     warp: from stored views the function that carries them into one camera, as `candidate_warp`
-        (row S18); called with its keywords `k` and `measured`.
+        (row S18); called with its keywords `k`, `measured` and `refuted`.
     complete_warp: what entries add to the fused warp, as `add_entries` (row S28).
     select_entries: which entries become tokens, as `select_entry_tokens` (row S28). Either is given
         a bank without what no camera of the path sees where that saves time (row S10).

@@ -15,7 +15,7 @@ from einops import reduce
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.geometry.splat import Render, solid_image
-from worldstereo_jax.memory.coverage import Retrieved
+from worldstereo_jax.memory.coverage import Retrieved, refuted_pixels
 from worldstereo_jax.memory.entry_completion import entries_beyond
 from worldstereo_jax.memory.entry_points import POINT_CONFIDENCE
 from worldstereo_jax.memory.entry_scope import read_in_view
@@ -106,7 +106,11 @@ def read_warps(
     )
 
     warp = reading.warp(
-        *bank, k=max(FUSED_VIEWS, config.candidates), measured=stereo.measured[chosen]
+        *bank,
+        k=max(FUSED_VIEWS, config.candidates),
+        measured=stereo.measured[chosen],
+        # By all that is stored: those that were chosen are too few to tell who is wrong.
+        refuted=refuted_pixels(stereo, chosen),
     )
 
     def one(camera: tuple[Array, Array]) -> tuple[Warped, Array, Array]:
