@@ -54,10 +54,10 @@ def useful_keyframes(
 
     What all stored cameras see is cut into coarse cells, and every view shows some of them, the
     better the finer it resolves them (see `view_coverage`); of some hundred views the cells are
-    coarser, so that what all show to all does not outgrow the views themselves. A cell that several views show comes
-    as often, and counts so much less: a place does not weigh more for having been seen often. One
-    after another the view goes whose cells the remaining ones show best: redundant views first. Of
-    equals the later goes.
+    coarser, so that what all show to all does not outgrow the views themselves. A cell that several
+    views show comes as often, and counts so much less: a place does not weigh more for having been
+    seen often. One after another the view goes whose cells the remaining ones show best: redundant
+    views first. Of equals the later goes.
 
     Args:
         stereo: the bank.
