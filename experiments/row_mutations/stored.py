@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from experiments.row_mutations.mutation import (
     gives_back,
+    is_now,
     mutation,
     ones,
     replaced,
@@ -354,6 +355,29 @@ STORED = (
         "views that were read from another vote beside it",
         with_options(measured=None),
         "memory/test_visibility.py::test_copies_of_a_wrong_view_do_not_outvote_the_right_ones",
+    ),
+    mutation(
+        12,
+        "memory.visibility:_HEARSAY",
+        "what was read says as much as what was measured",
+        is_now(1.0),
+        "memory/test_visibility.py::test_copies_of_a_wrong_view_do_not_outvote_the_right_ones",
+    ),
+    mutation(
+        12,
+        "memory.coverage:refuted_points",
+        "of what is read and retrieved no view contradicts another",
+        then(zeros),
+        "memory/test_coverage.py::"
+        "test_few_views_are_judged_by_all_and_of_many_by_those_that_look_there",
+    ),
+    mutation(
+        12,
+        "memory.visibility:_judges",
+        "of many views each is judged by itself alone",
+        lambda original: lambda views, asked: asked[:, None] == jnp.arange(len(views.valid))[None],
+        "memory/test_coverage.py::"
+        "test_few_views_are_judged_by_all_and_of_many_by_those_that_look_there",
     ),
     mutation(
         12,

@@ -10,6 +10,7 @@ from worldstereo_jax.evaluation.memory_picture import memory_picture
 from worldstereo_jax.evaluation.memory_report import (
     report_entries,
     report_memory,
+    report_stride,
     shared_surface,
 )
 from worldstereo_jax.memory.entries import EntryConfig, init_entries
@@ -41,12 +42,13 @@ def _wall(shifts, *, capacity=6, source=0):
 def test_the_shared_surface_is_what_lies_in_both_views():
     # A shift of 0.6 at depth 2 and focal length 40 moves the wall by 12 of 48 pixels.
     memory = _wall([0.0, 0.6])
-    shared = shared_surface(
-        memory.depth[:2], memory.w2c[:2], memory.intrinsics[:2], memory.valid[:2]
-    )
-    np.testing.assert_allclose(np.diag(shared), 1.0)
-    np.testing.assert_allclose(shared[0, 1], 0.75, atol=0.03)
-    np.testing.assert_allclose(shared[1, 0], 0.75, atol=0.03)
+    views = memory.depth[:2], memory.w2c[:2], memory.intrinsics[:2], memory.valid[:2]
+    for stride in (1, 4):
+        shared = shared_surface(*views, stride=stride)
+        np.testing.assert_allclose(np.diag(shared), 1.0)
+        np.testing.assert_allclose(shared[0, 1], 0.75, atol=0.03)
+        np.testing.assert_allclose(shared[1, 0], 0.75, atol=0.03)
+    assert [report_stride(views, 480, 832) for views in (5, 30, 300)] == [1, 3, 8]
 
 
 def test_counts_are_those_of_the_stored_views():

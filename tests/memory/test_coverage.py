@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from worldstereo_jax.memory import coverage
+from worldstereo_jax.memory import coverage, visibility
 from worldstereo_jax.memory.coverage import retrieve_by_coverage
 from worldstereo_jax.memory.spatial_stereo import init_spatial_memory, insert_keyframes
 
@@ -81,6 +81,21 @@ def test_a_view_whose_depth_others_refute_earns_nothing_and_hides_nothing(memory
     assert found[:, 1].sum() < 0.1 * right[:, 1].sum()
     others = [0, 2, 3]
     assert found[:, others].sum() > 0.9 * right[:, others].sum()
+
+
+@pytest.mark.row("S12")
+def test_few_views_are_judged_by_all_and_of_many_by_those_that_look_there(memory, monkeypatch):
+    square = np.s_[10:30, 40:70]
+    wrong = memory.replace(depth=memory.depth.at[(1, *square)].multiply(0.85))
+    asked = jnp.array([1, 2], jnp.int32)
+    by_all = np.asarray(jax.jit(coverage.refuted_pixels)(wrong, asked))
+    assert by_all[0][square].mean() > 0.9
+    assert by_all[1].mean() < 0.05
+    # Four of the eight, of which one looks aside, are enough; a view by itself says nothing.
+    monkeypatch.setattr(visibility, "JUDGES", 4)
+    by_some = np.asarray(jax.jit(lambda m: coverage.refuted_pixels(m, asked))(wrong))
+    assert by_some[0][square].mean() > 0.9
+    assert (by_some == by_all).mean() > 0.98
 
 
 @pytest.mark.row("S34")

@@ -135,6 +135,10 @@ def test_copies_of_a_wrong_view_do_not_outvote_the_right_ones(room):
     assert (error[covered] > 0.02).mean() > 0.03
     covered, error = judged(measured=measured)
     assert (error[covered] > 0.02).mean() < 0.015
+    # They say less than a single view that measured as surely.
+    even = {"confidence": jnp.ones(measured.shape), "valid": jnp.arange(7) >= 3}
+    covered, error = judged(measured=measured, **even)
+    assert (error[covered] > 0.02).mean() < 0.015
     # Where what they were read from is not among the views, they stand for it.
     alone = [jnp.zeros((7,), bool).at[i].set(True) for i in (1, jnp.arange(4, 7))]
     one, copies = (judged(measured=measured, valid=valid)[0] for valid in alone)
