@@ -1,0 +1,149 @@
+"""What positions of references on the surface gain the small model when it is trained further.
+
+    python experiments/train_tiny.py --cache runs/clips --out runs/surface --steps 200 \
+        --learning-rate 5e-4 --init worldstereo_jax/weights/tiny_denoiser.safetensors \
+        --reference-positions surface
+    python experiments/train_tiny.py --cache runs/clips --out runs/beside --steps 200 \
+        --learning-rate 5e-4 --init worldstereo_jax/weights/tiny_denoiser.safetensors
+    python -m experiments.position_gain --surface runs/surface --beside runs/beside --scenes 6
+
+Per held-out scene two clips are made by each of the weights, as in `memory_gain.py`, through a
+memory of their own: one from a single image, one that revisits. Beside what was trained further in
+either way stand the shipped weights, and these with the positions changed and nothing trained.
+Differences are paired by scene, with 95 % intervals.
+
+Writes the tables into experiments/RESULTS.md.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from worldstereo_jax.data.scene_source import SceneClips
+from worldstereo_jax.evaluation.memory_gain import BOTH, frame_metrics, revisit_metrics, told_as
+from worldstereo_jax.evaluation.paired import paired_difference
+from worldstereo_jax.evaluation.report import Table, format_difference, write_section
+from worldstereo_jax.interop.shipped import SHIPPED, denoiser_config, load_denoiser, load_world
+from worldstereo_jax.interop.weights import SHIPPED_WEIGHTS
+from worldstereo_jax.models.worldstereo import WorldStereo
+from worldstereo_jax.sampling.compiled import CompiledRollout, compile_rollout
+from worldstereo_jax.sampling.world import Cameras, World, WorldParams, init_memory
+
+TITLE = "Positions of references, trained further"
+START, UNTRAINED = "as shipped", "as shipped, on the surface, untrained"
+BESIDE, SURFACE = "trained further, beside the clip", "trained further, on the surface"
+FILE = SHIPPED["tiny"]["denoiser"]
+
+
+def opened(path: Path, positions: str | None = None) -> tuple[World, WorldParams]:
+    """The shipped world with the transformer of a file, under other positions where given."""
+    world, params = load_world("tiny")
+    config = denoiser_config(path, world.denoiser.config)
+    if positions is not None:
+        config = config.replace(reference_positions=positions)
+    params = dataclasses.replace(params, denoiser=load_denoiser(path, config))
+    return dataclasses.replace(world, denoiser=WorldStereo(config)), params
+
+
+def both_clips(
+    rollout: CompiledRollout, params: WorldParams, scene: Mapping[str, jax.Array], key: jax.Array
+) -> dict[str, float]:
+    """The figures of a scene's two clips, by "first ..." and "revisit ..."."""
+    names = ("image", "depth", "w2c", "intrinsics")
+    memory = init_memory(rollout.config, *(scene[name][0] for name in names))
+    figures, first = {}, None
+    for number, (clip_name, prefix) in enumerate((("first", ""), ("revisit", "revisit_"))):
+        cameras = Cameras(scene[prefix + "w2c"], scene[prefix + "intrinsics"])
+        conditions, guidance = rollout.gather(params, memory, cameras)
+        gathered = told_as(BOTH, conditions), guidance
+        clip = rollout.clip(params, gathered, cameras, jax.random.fold_in(key, number))
+        found = frame_metrics(clip.video, scene[prefix + "image"])
+        if first is None:
+            memory, first = rollout.remember(memory, clip), clip.video
+        else:
+            found |= revisit_metrics(scene, clip.video, first)
+        figures |= {f"{clip_name}, {metric}": value for metric, value in found.items()}
+    return figures
+
+
+def tables(results: Mapping[str, list[dict[str, float]]]) -> list[Table]:
+    """Means of every arm, and what positions on the surface differ by from the others, paired."""
+    metrics = list(results[START][0])
+
+    def column(arm: str, metric: str) -> np.ndarray:
+        return np.array([figures[metric] for figures in results[arm]])
+
+    means = [[arm, *(f"{column(arm, m).mean():.3f}" for m in metrics)] for arm in results]
+    pairs = [(SURFACE, START), (SURFACE, BESIDE), (BESIDE, START), (UNTRAINED, START)]
+    differences = [
+        [
+            f"{one}, minus {other}",
+            *(
+                format_difference(paired_difference(column(one, m), column(other, m)), 3)
+                for m in metrics
+            ),
+        ]
+        for one, other in pairs
+    ]
+    count = len(results[START])
+    return [
+        Table(["weights", *metrics], means, f"Means over {count} scenes (frame 0 does not count):"),
+        Table(["difference", *metrics], differences, "Paired differences with 95 % intervals:"),
+    ]
+
+
+def main() -> None:
+    """Evaluate and write the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--surface", type=Path, required=True, help="folder of train_tiny.py")
+    parser.add_argument("--beside", type=Path, required=True, help="folder of train_tiny.py")
+    parser.add_argument("--scenes", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "RESULTS.md")
+    options = parser.parse_args()
+    arms = {
+        START: (SHIPPED_WEIGHTS / FILE, None),
+        BESIDE: (options.beside / FILE, None),
+        UNTRAINED: (SHIPPED_WEIGHTS / FILE, "surface"),
+        SURFACE: (options.surface / FILE, None),
+    }
+    results: dict[str, list[dict[str, float]]] = {}
+    rollouts: dict[World, CompiledRollout] = {}
+    for arm, (path, positions) in arms.items():
+        world, params = opened(path, positions)
+        if world not in rollouts:
+            rollouts[world] = compile_rollout(world, params)
+        sizes = world.rollout
+        source = SceneClips(
+            range(options.scenes),
+            split="held_out",
+            frames=sizes.frames,
+            height=sizes.height,
+            width=sizes.width,
+        )
+        results[arm] = []
+        for number in tqdm(range(options.scenes), unit="scene", desc=arm):
+            scene = {k: jnp.asarray(v) for k, v in source[number].items() if k != "seed"}
+            key = jax.random.fold_in(jax.random.key(options.seed), number)
+            figures = both_clips(rollouts[world], params, scene, key)
+            results[arm].append(figures)
+            tqdm.write(f"{arm}, {number}: " + str({k: round(v, 3) for k, v in figures.items()}))
+    write_section(
+        options.results,
+        TITLE,
+        tables(results),
+        command=f"python -m experiments.position_gain --surface {options.surface} "
+        f"--beside {options.beside} --scenes {options.scenes} --seed {options.seed}",
+    )
+    for part in tables(results):
+        print(part.markdown(), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
