@@ -1,16 +1,17 @@
 """What positions of references on the surface gain the small model when it is trained further.
 
-    python experiments/train_tiny.py --cache runs/clips --out runs/surface --steps 200 \
-        --learning-rate 5e-4 --init worldstereo_jax/weights/tiny_denoiser.safetensors \
+    python experiments/train_tiny.py --cache runs/clips --out runs/surface --steps 160 --batch 2 \
+        --learning-rate 3e-4 --init worldstereo_jax/weights/tiny_denoiser.safetensors \
         --reference-positions surface
-    python experiments/train_tiny.py --cache runs/clips --out runs/beside --steps 200 \
-        --learning-rate 5e-4 --init worldstereo_jax/weights/tiny_denoiser.safetensors
+    python experiments/train_tiny.py --cache runs/clips --out runs/beside --steps 160 --batch 2 \
+        --learning-rate 3e-4 --init worldstereo_jax/weights/tiny_denoiser.safetensors
     python -m experiments.position_gain --surface runs/surface --beside runs/beside --scenes 6
 
-Per held-out scene two clips are made by each of the weights, as in `memory_gain.py`, through a
-memory of their own: one from a single image, one that revisits. Beside what was trained further in
-either way stand the shipped weights, and these with the positions changed and nothing trained.
-Differences are paired by scene, with 95 % intervals.
+Per held-out scene two clips are made by each of the weights, as in `memory_gain.py`: one from a
+single image, one that revisits. All are told the same by the same memory, which holds the shipped
+weights' first clip. Beside what was trained further in either way stand the shipped weights, and
+these with the positions changed and nothing trained. Differences are paired by scene, with 95 %
+intervals.
 
 Writes the tables into experiments/RESULTS.md.
 """
@@ -26,18 +27,21 @@ import numpy as np
 from tqdm import tqdm
 
 from worldstereo_jax.data.scene_source import SceneClips
-from worldstereo_jax.evaluation.memory_gain import BOTH, frame_metrics, revisit_metrics, told_as
+from worldstereo_jax.evaluation.memory_gain import frame_metrics, revisit_metrics
 from worldstereo_jax.evaluation.paired import paired_difference
 from worldstereo_jax.evaluation.report import Table, format_difference, write_section
 from worldstereo_jax.interop.shipped import SHIPPED, denoiser_config, load_denoiser, load_world
 from worldstereo_jax.interop.weights import SHIPPED_WEIGHTS
 from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.compiled import CompiledRollout, compile_rollout
+from worldstereo_jax.sampling.conditions import Conditions, Guidance
 from worldstereo_jax.sampling.world import Cameras, World, WorldParams, init_memory
 
 TITLE = "Positions of references, trained further"
 START, UNTRAINED = "as shipped", "as shipped, on the surface, untrained"
 BESIDE, SURFACE = "trained further, beside the clip", "trained further, on the surface"
+PREFIXES = {"first": "", "revisit": "revisit_"}
+"""The two clips of a scene, with the prefixes of their fields in an item of `SceneClips`."""
 FILE = SHIPPED["tiny"]["denoiser"]
 
 
@@ -51,23 +55,38 @@ def opened(path: Path, positions: str | None = None) -> tuple[World, WorldParams
     return dataclasses.replace(world, denoiser=WorldStereo(config)), params
 
 
-def both_clips(
+def told(
     rollout: CompiledRollout, params: WorldParams, scene: Mapping[str, jax.Array], key: jax.Array
-) -> dict[str, float]:
-    """The figures of a scene's two clips, by "first ..." and "revisit ..."."""
+) -> tuple[list[tuple[Conditions, Guidance]], jax.Array]:
+    """What the memories say of a scene's two clips, and the first clip that the second revisits."""
     names = ("image", "depth", "w2c", "intrinsics")
     memory = init_memory(rollout.config, *(scene[name][0] for name in names))
-    figures, first = {}, None
-    for number, (clip_name, prefix) in enumerate((("first", ""), ("revisit", "revisit_"))):
-        cameras = Cameras(scene[prefix + "w2c"], scene[prefix + "intrinsics"])
-        conditions, guidance = rollout.gather(params, memory, cameras)
-        gathered = told_as(BOTH, conditions), guidance
-        clip = rollout.clip(params, gathered, cameras, jax.random.fold_in(key, number))
-        found = frame_metrics(clip.video, scene[prefix + "image"])
-        if first is None:
-            memory, first = rollout.remember(memory, clip), clip.video
-        else:
-            found |= revisit_metrics(scene, clip.video, first)
+    first, second = (
+        Cameras(scene[prefix + "w2c"], scene[prefix + "intrinsics"]) for prefix in PREFIXES.values()
+    )
+    gathered = rollout.gather(params, memory, first)
+    clip = rollout.clip(params, gathered, first, jax.random.fold_in(key, 0))
+    memory = rollout.remember(memory, clip)
+    return [gathered, rollout.gather(params, memory, second)], clip.video
+
+
+def measured(
+    rollout: CompiledRollout,
+    params: WorldParams,
+    scene: Mapping[str, jax.Array],
+    gathered: list[tuple[Conditions, Guidance]],
+    first: jax.Array,
+    key: jax.Array,
+) -> dict[str, float]:
+    """The figures of both clips by some weights, by "first, ..." and "revisit, ..."."""
+    figures = {}
+    for number, (clip_name, prefix) in enumerate(PREFIXES.items()):
+        conditions, guidance = gathered[number]
+        own_key = jax.random.fold_in(key, number)
+        video = rollout.generate_clip(params, conditions, guidance, own_key)
+        found = frame_metrics(video, scene[prefix + "image"])
+        if clip_name == "revisit":
+            found |= revisit_metrics(scene, video, first)
         figures |= {f"{clip_name}, {metric}": value for metric, value in found.items()}
     return figures
 
@@ -113,27 +132,29 @@ def main() -> None:
         UNTRAINED: (SHIPPED_WEIGHTS / FILE, "surface"),
         SURFACE: (options.surface / FILE, None),
     }
-    results: dict[str, list[dict[str, float]]] = {}
+    worlds = {arm: opened(*source) for arm, source in arms.items()}
     rollouts: dict[World, CompiledRollout] = {}
-    for arm, (path, positions) in arms.items():
-        world, params = opened(path, positions)
+    for world, params in worlds.values():
         if world not in rollouts:
             rollouts[world] = compile_rollout(world, params)
-        sizes = world.rollout
-        source = SceneClips(
-            range(options.scenes),
-            split="held_out",
-            frames=sizes.frames,
-            height=sizes.height,
-            width=sizes.width,
-        )
-        results[arm] = []
-        for number in tqdm(range(options.scenes), unit="scene", desc=arm):
-            scene = {k: jnp.asarray(v) for k, v in source[number].items() if k != "seed"}
-            key = jax.random.fold_in(jax.random.key(options.seed), number)
-            figures = both_clips(rollouts[world], params, scene, key)
+    world, shipped = worlds[START]
+    sizes = world.rollout
+    source = SceneClips(
+        range(options.scenes),
+        split="held_out",
+        frames=sizes.frames,
+        height=sizes.height,
+        width=sizes.width,
+    )
+    results: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
+    for number in tqdm(range(options.scenes), unit="scene"):
+        scene = {k: jnp.asarray(v) for k, v in source[number].items() if k != "seed"}
+        key = jax.random.fold_in(jax.random.key(options.seed), number)
+        gathered, first = told(rollouts[world], shipped, scene, key)
+        for arm, (own, params) in worlds.items():
+            figures = measured(rollouts[own], params, scene, gathered, first, key)
             results[arm].append(figures)
-            tqdm.write(f"{arm}, {number}: " + str({k: round(v, 3) for k, v in figures.items()}))
+            tqdm.write(f"{number}, {arm}: " + str({k: round(v, 3) for k, v in figures.items()}))
     write_section(
         options.results,
         TITLE,
