@@ -394,7 +394,7 @@ def attached_widths(
     return {name: recipe.get(name, widths[name]) for name in names}
 
 
-def chosen_positions(options: argparse.Namespace) -> dict[str, str]:
+def chosen_positions(options: argparse.Namespace) -> dict[str, typing.Any]:
     """The rotary positions of references as a field of the config; empty for the checkpoint's.
 
     Raises:
