@@ -165,14 +165,16 @@ def test_a_clip_whose_frames_follow_each_other_is_warped_as_one(
 
 
 def test_what_shows_the_same_place_stands_at_the_same_position(gathered):
-    """The path starts at the stored view and moves aside by 3.3 tokens; one slot is empty."""
+    """The path starts at the stored view and moves aside by less than a token; a slot is empty."""
     told = gathered[0]
     seen = np.asarray(told.reference_place).reshape(2, 2, 3, 3)
     wanted = np.asarray(told.target_place).reshape(FRAMES, 2, 3, 3)
     assert np.isfinite(seen).all()
-    np.testing.assert_allclose(seen[0], wanted[0], atol=0.1)
-    apart = np.linalg.norm(wanted[:, :, :, None] - seen[0][None, :, None], axis=-1).min(-1)
-    print(apart)
+    # In tokens; at its edges less is known of the path.
+    np.testing.assert_allclose(seen[0], wanted[0], atol=0.25)
+    moved = np.abs(wanted[-1] - seen[0])
+    assert 0.15 < moved[..., 2].min()
+    assert moved.max() < 0.5
     for config in (READS, ON_SURFACE):
         batch = jax.tree.map(lambda leaf: leaf[None], told)
         x, times = X[:1], jnp.full(1, 500.0)
