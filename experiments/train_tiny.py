@@ -33,6 +33,11 @@ shared with many jobs; the run was stopped after 221 steps of 260, and 78 clips 
     python experiments/train_tiny.py --cache runs/long --out runs/entries --steps 260 \
         --learning-rate 2e-3 --seed 4 --only entry_attention \
         --init worldstereo_jax/weights/tiny_denoiser.safetensors
+
+`--reference-positions surface` trains with rotary positions of references where the surface is that
+they show; the file of weights says so, and `load_world` follows it. The shipped weights have the
+official positions: trained further with the others they make the same clips ("Positions of
+references, trained further" in RESULTS.md, where `position_gain.py` says what was run).
 """
 
 import argparse
