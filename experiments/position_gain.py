@@ -52,6 +52,12 @@ from worldstereo_jax.sampling.conditions import Conditions, Guidance
 from worldstereo_jax.sampling.world import Cameras, World, WorldParams, init_memory
 
 TITLE = "Positions of references, trained further"
+NOTE = (
+    "One clip each way by the same memory; one training run, whose length and clips the "
+    "docstring of `position_gain.py` records. The last difference bounds what any position of "
+    "references can matter to the shipped weights: without views to attend to, but with warps "
+    "and entries, which show the same, they make the same clips."
+)
 START, UNTRAINED = "as shipped", "as shipped, on the surface, untrained"
 ALONE = "as shipped, without views to attend to"
 BESIDE, SURFACE = "trained further, beside the clip", "trained further, on the surface"
@@ -187,7 +193,7 @@ def main() -> None:
     write_section(
         options.results,
         TITLE,
-        tables(results),
+        [NOTE, *tables(results)],
         command=f"python -m experiments.position_gain --surface {options.surface}"
         + ("" if options.beside is None else f" --beside {options.beside}")
         + f" --scenes {options.scenes} --seed {options.seed}",

@@ -36,8 +36,8 @@ shared with many jobs; the run was stopped after 221 steps of 260, and 78 clips 
 
 `--reference-positions surface` trains with rotary positions of references where the surface is that
 they show; the file of weights says so, and `load_world` follows it. The shipped weights have the
-official positions: trained further with the others they make the same clips ("Positions of
-references, trained further" in RESULTS.md, where `position_gain.py` says what was run).
+official positions: 160 more steps with the others gained them nothing, since they take next to
+nothing by attention to references ("Positions of references, trained further" in RESULTS.md).
 """
 
 import argparse
