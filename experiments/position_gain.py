@@ -53,8 +53,8 @@ from worldstereo_jax.sampling.world import Cameras, World, WorldParams, init_mem
 
 TITLE = "Positions of references, trained further"
 NOTE = (
-    "Each of the weights is told the same by one memory; one training run, whose length and clips the "
-    "docstring of `position_gain.py` records. The last difference bounds what any position of "
+    "Each of the weights is told the same by one memory; one training run, whose length and clips "
+    "the docstring of `position_gain.py` records. The last difference bounds what any position of "
     "references can matter to the shipped weights: without views to attend to, but with warps "
     "and entries, which show the same, they make the same clips."
 )
