@@ -20,7 +20,9 @@ the frame which shows least. A window that does not fit is drawn again, eight ti
 
 `--stereo` also keeps what a model reads of the spatial-stereo memory that has modules for it
 (`worldstereo_jax/interop/memory_slots.py`): warped views and surface entries. A checkpoint with
-such modules asks for its own without that option.
+such modules asks for its own without that option. `--reference-positions surface` likewise keeps
+where the surfaces are that tokens show, for a model that is to be trained with rotary positions of
+references there (`reference_positions` of its config).
 
 A run that is interrupted goes on where it stopped when started again. `--procedural N` renders N
 scenes of this project instead of reading video, to try the commands without data.
@@ -40,6 +42,7 @@ from tqdm import tqdm
 
 from worldstereo_jax.cli.memory_input import depth_for_paths
 from worldstereo_jax.cli.official_options import parse_size
+from worldstereo_jax.config import REFERENCE_POSITIONS
 from worldstereo_jax.data.clip_windows import (
     Window,
     candidates,
@@ -105,6 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--stereo", action="store_true", help="keep warped views and surface entries, too"
     )
     parser.add_argument(
+        "--reference-positions", choices=REFERENCE_POSITIONS,
+        help="of the model that is to be trained (default: the checkpoint's)",
+    )  # fmt: skip
+    parser.add_argument(
         "--overlap", type=float, nargs=2, metavar=("LOW", "HIGH"), help="see above; as shares of 1"
     )
     parser.add_argument("--camera-format", help="for folders with cameras of several formats")
@@ -128,6 +135,9 @@ def build(options: argparse.Namespace) -> None:
     if options.stereo:
         widths = {**read_widths(), **slot_widths(files.denoiser)}
         files = dataclasses.replace(files, denoiser=files.denoiser.replace(**widths))
+    if options.reference_positions is not None:
+        positions = files.denoiser.replace(reference_positions=options.reference_positions)
+        files = dataclasses.replace(files, denoiser=positions)
     assert files.denoiser.control is not None
     stride = files.denoiser.control.mask_downsample
     frames = (files.settings.frames - 1) * stride + 1

@@ -21,6 +21,20 @@ they train with the rest. The clips must hold what they read:
         --out runs/stereo --stage stereo --steps 3000 --batch 32 --accumulate 4 \
         --mesh fsdp=8,model=8
 
+In the stages keyframes and memory `--reference-positions surface` gives references' tokens rotary
+positions where the surface is that they show (`reference_positions` of the config), instead of the
+official ones beside the clip: tokens of the same place then have the same position, and the
+attention's maps have to be trained for it. It stands in the trained checkpoint's config.json. In a
+small model trained from scratch that was worth 1.5 to 2.3 dB (`mask_training.py`); what it gains an
+official model that knows the other positions has not been measured. The clips must hold these
+places, too:
+
+    python experiments/build_official_cache.py --clips videos --model CKPT --base BASE \
+        --depth-model DEPTH --out runs/clips --reference-positions surface
+    python experiments/train_official.py --cache runs/clips --model CKPT --base BASE \
+        --out runs/surface --stage memory --reference-positions surface --steps 6000 --batch 32 \
+        --accumulate 4 --mesh fsdp=8,model=8
+
 What trains is kept in float32 and brought into `--dtype` once a step; what is frozen is kept in
 `--dtype` alone, has no average, and is no part of the checkpoints: `--resume` reads it from the
 same `--model`. Learning rate, shift of the noise levels, weight decay and how often text and views
@@ -86,7 +100,7 @@ import jax.numpy as jnp
 import optax
 
 from worldstereo_jax.array_types import PyTree
-from worldstereo_jax.config import REMAT_POLICIES, ModelConfig
+from worldstereo_jax.config import REFERENCE_POSITIONS, REMAT_POLICIES, ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.lora_files import FILE, read_adapters, write_adapters
 from worldstereo_jax.interop.memory_slots import (
@@ -130,11 +144,14 @@ from worldstereo_jax.training.state import (
 )
 
 FIXED = (
-    "model", "stage", "attach", "lora", "lora_alpha", "lora_modules", "weights", "dtype"
+    "model", "stage", "attach", "reference_positions", "lora", "lora_alpha", "lora_modules",
+    "weights", "dtype",
 )  # fmt: skip
 """Options that a resumed run may not change: checkpoints hold what trains, and not what that is."""
 SIZES = ("height", "width", "ray_x_offset")
 """Of clips, as their recipe names them."""
+POSITIONED = ("keyframes", "memory")
+"""Stages in which the attention to references trains, so that it may learn other positions."""
 ATTACHED = {"warped": "warped_width", "entries": "entry_width"}
 """What can be attached to a checkpoint, with the name of its width in the config."""
 EXPORT = "worldstereo"
@@ -156,6 +173,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--attach", nargs="+", choices=tuple(ATTACHED), metavar="SLOT",
         help="warped, entries or both: give the checkpoint modules that read them (default: in "
         "the stage stereo those that it lacks and the clips are prepared for)",
+    )  # fmt: skip
+    add(
+        "--reference-positions", choices=REFERENCE_POSITIONS, help="rotary positions of "
+        "references, for the stages that train attention to them (default: the checkpoint's)",
     )  # fmt: skip
     add("--lora-alpha", type=float, help="they are scaled by it / RANK (default: RANK)")
     add("--lora-modules", nargs="+", default=ATTENTION, help="whose linear layers have them")
@@ -219,9 +240,10 @@ def run(options: argparse.Namespace) -> None:
     opened = open_model(options.model, base=options.base)
     if opened.settings is None:
         raise InputError(f"{options.model}: is a plain video model; give a WorldStereo checkpoint")
+    positions = chosen_positions(options)
     recipe = read_index(options.cache[0])["recipe"]
     widths = attached_widths(options, opened.config, recipe)
-    config = opened.config.replace(**widths)
+    config = opened.config.replace(**widths, **positions)
     caches = opened_caches(options.cache, config, recipe)
     null_text = read_null_text(options.cache[0])
     rows = batch_rows(options, layout)
@@ -372,6 +394,26 @@ def attached_widths(
     return {name: recipe.get(name, widths[name]) for name in names}
 
 
+def chosen_positions(options: argparse.Namespace) -> dict[str, typing.Any]:
+    """The rotary positions of references as a field of the config; empty for the checkpoint's.
+
+    Raises:
+        InputError: where the attention that would have to learn them does not train, or where what
+            is written cannot say them.
+    """
+    positions = options.reference_positions
+    if positions is None:
+        return {}
+    if options.lora is not None:
+        raise InputError("--reference-positions is for --stage: a file of adapters names none")
+    if options.stage not in POSITIONED:
+        raise InputError(
+            f"--reference-positions: the stage {options.stage} does not train attention to "
+            f"references, expected {' or '.join(POSITIONED)}"
+        )
+    return {"reference_positions": positions}
+
+
 def stage_parts(
     options: argparse.Namespace,
     opened: OpenedModel,
@@ -393,6 +435,7 @@ def stage_parts(
         compute_dtype=options.dtype,
         placement=one_device if layout is None else layout.place_parameter,
         remat=options.remat,
+        **chosen_positions(options),
     )
     config, params = loaded.config, loaded.params
     if widths:

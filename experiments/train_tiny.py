@@ -33,6 +33,11 @@ shared with many jobs; the run was stopped after 221 steps of 260, and 78 clips 
     python experiments/train_tiny.py --cache runs/long --out runs/entries --steps 260 \
         --learning-rate 2e-3 --seed 4 --only entry_attention \
         --init worldstereo_jax/weights/tiny_denoiser.safetensors
+
+`--reference-positions surface` trains with rotary positions of references where the surface is that
+they show; the file of weights says so, and `load_world` follows it. The shipped weights have the
+official positions: 160 more steps with the others gained them nothing, since they take next to
+nothing by attention to references ("Positions of references, trained further" in RESULTS.md).
 """
 
 import argparse
@@ -44,10 +49,12 @@ import jax.numpy as jnp
 import optax
 
 from worldstereo_jax.array_types import PyTree
+from worldstereo_jax.config import REFERENCE_POSITIONS
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.shipped import load_denoiser, load_untrained
 from worldstereo_jax.interop.weights import count_parameters, save_weights
 from worldstereo_jax.models.vae_tiny import TinyVae, decode_frames
+from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.conditions import example_conditions
 from worldstereo_jax.training.clip_cache import ClipCache, cached_batches
 from worldstereo_jax.training.clip_objective import clip_loss
@@ -95,6 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--only", help="train the modules of this name alone, the rest as in --init"
     )
     parser.add_argument(
+        "--reference-positions",
+        choices=REFERENCE_POSITIONS,
+        help="rotary positions of references (default: the preset's)",
+    )
+    parser.add_argument(
         "--mesh", help="lay the run on all devices, such as data=2,fsdp=4 (default: one device)"
     )
     parser.add_argument("--resume", action="store_true")
@@ -112,11 +124,14 @@ def run(options: argparse.Namespace) -> None:
     layout = open_layout(options.mesh)
     rows = None if layout is None else layout.rows(options.batch)
     world, params = load_untrained("tiny", key=init_key)
-    model, denoiser = world.denoiser, params.denoiser
+    config, denoiser = world.denoiser.config, params.denoiser
+    if options.reference_positions is not None:
+        config = config.replace(reference_positions=options.reference_positions)
+    model = WorldStereo(config)
     if layout is not None:
-        model = layout.model(model.config)
+        model = layout.model(config)
     if options.init is not None:
-        denoiser = load_denoiser(options.init, model.config)
+        denoiser = load_denoiser(options.init, config)
     if options.only is not None and options.init is None:
         raise InputError("--only needs --init: the rest would stay untrained")
     print(f"{count_parameters(denoiser):,} parameters")
@@ -164,7 +179,11 @@ def run(options: argparse.Namespace) -> None:
     save_weights(
         options.out / "tiny_denoiser.safetensors",
         join(trained, frozen),
-        {"model": "tiny_denoiser", "record": record},
+        {
+            "model": "tiny_denoiser",
+            "record": record,
+            "reference_positions": config.reference_positions,
+        },
         dtype=jnp.bfloat16,
     )
     draw_curves(options.out / "log.jsonl", options.out / "curves.png")

@@ -39,6 +39,7 @@ def test_unknown_names_suggest_the_nearest():
         ({"remat": "some"}, "remat is 'some', expected one of none"),
         ({"attention_normalisation": "none"}, "is 'none', expected one of allowed, multiply"),
         ({"reference_positions": "grid"}, "is 'grid', expected one of beside, surface"),
+        ({"reference_positions": "surface", "camera_width": None}, "attends to no views"),
         ({"attention_pattern": ("dense",)}, "names 1 layers, expected 4"),
     ],
 )

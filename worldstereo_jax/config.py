@@ -132,6 +132,11 @@ class ModelConfig:
                 f"reference_positions is {self.reference_positions!r}, expected one of "
                 f"{', '.join(REFERENCE_POSITIONS)}"
             )
+        if self.reference_positions == "surface" and self.camera_width is None:
+            raise InputError(
+                "reference_positions is 'surface', but a model without camera_width attends to "
+                "no views"
+            )
         if self.attention_normalisation not in NORMALISATIONS:
             raise InputError(
                 f"attention_normalisation is {self.attention_normalisation!r}, expected one of "

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.models.small_model import random_params
-from tests.toy_official import MODEL, WORLDSTEREO, official_tensors, write_checkpoint
+from tests.toy_official import CONTROL, MODEL, WORLDSTEREO, official_tensors, write_checkpoint
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.conversion import convert_to_orbax
 from worldstereo_jax.interop.layer_stacks import flat_paths
@@ -66,6 +66,8 @@ def test_one_kind_alone_and_what_cannot_be_attached():
 
 def test_it_is_saved_and_loaded_in_both_layouts_and_its_tensors_are_named(tmp_path):
     config, params = attach_memory(LAYERS, random_params(LAYERS), KEY, **WIDTHS)
+    # No tensor shows them.
+    config = config.replace(reference_positions="surface")
     folder = tmp_path / "official"
     export_official(folder, params, config, WORLDSTEREO, dtype="float32")
     convert_to_orbax(folder, tmp_path / "ours", progress=False)
@@ -75,6 +77,8 @@ def test_it_is_saved_and_loaded_in_both_layouts_and_its_tensors_are_named(tmp_pa
         assert found.config == config
         assert found.added == slot_tensors(config)
         assert set(found.added) < official
+        back = from_pretrained(source, reference_positions="beside", progress=False).config
+        assert back == config.replace(reference_positions="beside", dtype="bfloat16")
         jax.tree.map(np.testing.assert_array_equal, found.params, params)
     assert "warped_entry.weight" in found.added
     assert "blocks.2.entry_attn.to_out.weight" in found.added
@@ -85,11 +89,22 @@ def test_an_official_checkpoint_stays_what_it_is_and_contradictions_are_named(tm
     found = from_pretrained(plain, dtype="float32", progress=False)
     assert found.added == []
     assert slot_widths(found.config) == {}
+    assert found.config.reference_positions == "beside"
     said = write_checkpoint(tmp_path / "said", official_tensors(), warped_width=17)
     with pytest.raises(InputError, match=r"warped_width of config\.json is 17, but .* show 0"):
         from_pretrained(said, progress=False)
     wrong = write_checkpoint(tmp_path / "wrong", official_tensors(), warped_with=17)
     with pytest.raises(InputError, match=r"unknown key 'warped_with'.*'warped_width'"):
+        from_pretrained(wrong, progress=False)
+    wrong = write_checkpoint(tmp_path / "grid", official_tensors(), reference_positions="grid")
+    with pytest.raises(InputError, match="reference_positions is 'grid', expected one of beside"):
+        from_pretrained(wrong, progress=False)
+    for_cameras = {
+        "controlnet_cfg": {**CONTROL, "main_camera_embedding": False},
+        "reference_positions": "surface",
+    }
+    wrong = write_checkpoint(tmp_path / "camera", official_tensors(), **for_cameras)
+    with pytest.raises(InputError, match="a camera-control model attends to no views"):
         from_pretrained(wrong, progress=False)
     wrong = write_checkpoint(tmp_path / "zero", official_tensors(), entry_width=0)
     with pytest.raises(InputError, match="entry_width is 0, expected a whole number above 0"):

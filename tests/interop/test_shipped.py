@@ -12,6 +12,7 @@ from worldstereo_jax.interop.layer_stacks import flat_paths, from_flat
 from worldstereo_jax.interop.shipped import (
     SHIPPED,
     SILENT_AT_START,
+    denoiser_config,
     load_denoiser,
     load_untrained,
     load_world,
@@ -108,6 +109,16 @@ def test_a_file_from_before_entries_is_completed_and_one_that_lacks_more_is_refu
     save_weights(path, from_flat(older | {"left/over": jnp.zeros(2)}), {})
     with pytest.raises(InputError, match=r"left/over is \(2,\), expected none"):
         load_denoiser(path, config)
+
+
+def test_weights_say_where_references_stood_when_they_were_trained(tmp_path, tiny):
+    config, path = tiny[0].denoiser.config, tmp_path / "weights.safetensors"
+    for said, found in (({}, "beside"), ({"reference_positions": "surface"}, "surface")):
+        save_weights(path, {"a": jnp.zeros(2)}, said)
+        assert denoiser_config(path, config) == config.replace(reference_positions=found)
+    save_weights(path, {"a": jnp.zeros(2)}, {"reference_positions": "grid"})
+    with pytest.raises(InputError, match=r"weights\.safetensors: reference_positions is 'grid'"):
+        denoiser_config(path, config)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from worldstereo_jax.memory.masks import reference_block_mask
-from worldstereo_jax.sampling.denoise import model_inputs, surface_places
+from worldstereo_jax.sampling.denoise import model_inputs, reference_places
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_what_is_near_in_the_world_is_near_on_the_surface(world, batch):
     """
     clip = jax.tree.map(lambda leaf: leaf[0], batch)
     hidden = jnp.zeros_like(clip.target_geometry.valid).at[5].set(True)
-    place, target_place = (np.asarray(x) for x in jax.jit(surface_places)(clip))
+    place, target_place = (np.asarray(x) for x in jax.jit(reference_places)(clip))
     seen, wanted = clip.reference_geometry, clip.target_geometry
     tokens = np.asarray(seen.valid)
     away = np.linalg.norm(
@@ -73,7 +73,7 @@ def test_what_is_near_in_the_world_is_near_on_the_surface(world, batch):
 
     blind = dataclasses.replace(wanted, valid=wanted.valid & ~hidden)
     blind = dataclasses.replace(clip, target_geometry=blind)
-    guessed = np.asarray(jax.jit(surface_places)(blind)[1])
+    guessed = np.asarray(jax.jit(reference_places)(blind)[1])
     assert wanted.valid[5]
     np.testing.assert_allclose(guessed[5, 1:], target_place[5, 1:], atol=0.75)
     known = np.asarray(wanted.valid & ~hidden)

@@ -33,6 +33,7 @@ from worldstereo_jax.sampling.official_conditions import (
 )
 from worldstereo_jax.sampling.official_denoise import (
     denoise_official,
+    official_inputs,
     reading_pattern,
     without_geometry,
 )
@@ -46,6 +47,7 @@ INTRINSICS = jnp.array([[40.0, 0, WIDTH / 2], [0, 40.0, HEIGHT / 2], [0, 0, 1]])
 # Two heads, so that they can be split, too.
 PLAIN = MODEL.replace(num_heads=2, scan_layers=True)
 READS = PLAIN.replace(**read_widths())
+ON_SURFACE = READS.replace(reference_positions="surface")
 
 
 def make_world(denoiser=READS, stride=1, **changes) -> OfficialWorld:
@@ -114,7 +116,8 @@ def gather(world, vae_params, memory, cameras, renders):
 
 @pytest.fixture(scope="module")
 def gathered(vae_params, memory, cameras, renders):
-    return gather(make_world(), vae_params, memory, cameras, renders)
+    """With places, which models of the official positions are not given."""
+    return gather(make_world(ON_SURFACE), vae_params, memory, cameras, renders)
 
 
 def encoded(encode, vae_params, pictures):
@@ -159,6 +162,31 @@ def test_a_clip_whose_frames_follow_each_other_is_warped_as_one(
     np.testing.assert_allclose(told.warped.features[1, ..., 16], cover[1:].mean(0), atol=1e-5)
     # Entries are those that the frames of the latent see.
     assert told.entries.target_place.shape == (2 * 6, 3)
+
+
+def test_what_shows_the_same_place_stands_at_the_same_position(gathered):
+    """The path starts at the stored view and moves aside by less than a token; a slot is empty."""
+    told = gathered[0]
+    seen = np.asarray(told.reference_place).reshape(2, 2, 3, 3)
+    wanted = np.asarray(told.target_place).reshape(FRAMES, 2, 3, 3)
+    assert np.isfinite(seen).all()
+    # In tokens; at its edges less is known of the path.
+    np.testing.assert_allclose(seen[0], wanted[0], atol=0.25)
+    moved = np.abs(wanted[-1] - seen[0])
+    assert moved[..., 2].min() > 0.15
+    assert moved.max() < 0.5
+    for config in (READS, ON_SURFACE):
+        batch = jax.tree.map(lambda leaf: leaf[None], told)
+        x, times = X[:1], jnp.full(1, 500.0)
+        _, given = official_inputs(
+            config, x, times, batch, TEXT[:1], TOKENS[None], Pattern(None, None)
+        )
+        places = given["references"].place, given["references"].target_place
+        if config == READS:
+            assert places == (None, None)
+        else:
+            np.testing.assert_array_equal(places[0], batch.reference_place)
+            np.testing.assert_array_equal(places[1], batch.target_place)
 
 
 X = normal(1, 2, FRAMES, HEIGHT // 8, WIDTH // 8, 16)

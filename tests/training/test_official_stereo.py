@@ -48,6 +48,7 @@ HEIGHT, WIDTH = 8 * LATENT[1], 8 * LATENT[2]
 ENTRIES = 8
 PLAIN = MODEL.replace(num_heads=2, scan_layers=True)
 READS = PLAIN.replace(**read_widths())
+ON_SURFACE = READS.replace(reference_positions="surface")
 
 
 def stereo_clip(seed: int) -> TrainingClip:
@@ -65,7 +66,14 @@ def stereo_clip(seed: int) -> TrainingClip:
         target_place=normal(seed + 24, told.target_geometry.position.shape[1], 3),
         valid=jnp.arange(ENTRIES) != 2,
     )
-    told = dataclasses.replace(told, warped=warped, entries=entries, entry_geometry=geometry)
+    told = dataclasses.replace(
+        told,
+        warped=warped,
+        entries=entries,
+        entry_geometry=geometry,
+        reference_place=normal(seed + 25, told.reference_geometry.position.shape[1], 3),
+        target_place=entries.target_place,
+    )
     return dataclasses.replace(clip, conditions=told)
 
 
@@ -123,7 +131,10 @@ def test_the_other_stages_train_it_with_the_rest():
 @pytest.mark.row("S15")
 @pytest.mark.row("S28")
 def test_on_a_mesh_the_error_is_that_of_one_device():
-    """Samples, heads and tokens split; under soft masks, whose strength is split with the rest."""
+    """Samples, heads and tokens split; under soft masks, whose strength is split with the rest.
+
+    References stand on the surface: where that is is split, too.
+    """
     reading = READING._replace(
         reference_mask=functools.partial(reference_block_mask, strength=2.0),
         entry_mask=functools.partial(entry_block_mask, strength=2.0),
@@ -136,10 +147,10 @@ def test_on_a_mesh_the_error_is_that_of_one_device():
         call = functools.partial(velocity_error, model, reading=reading, **changes)
         return jax.jit(call)
 
-    alone = error(WorldStereo(READS))(params, batch, sigma, noise)
+    alone = error(WorldStereo(ON_SURFACE))(params, batch, sigma, noise)
     layout = TrainLayout(parse_mesh("data=2,fsdp=2,model=2"))
     placed = jax.device_put(params, layout.parameters(params))
-    found = error(layout.model(READS))(placed, *map(layout.batch, (batch, sigma, noise)))
+    found = error(layout.model(ON_SURFACE))(placed, *map(layout.batch, (batch, sigma, noise)))
     np.testing.assert_allclose(found, alone, rtol=1e-4)
 
 
@@ -170,7 +181,8 @@ def test_they_survive_the_cache_and_clips_without_them_are_refused(clip):
     sizes = {"height": HEIGHT, "width": WIDTH, "ray_x_offset": -0.5}
     back = jax.jit(lambda fields: from_fields(fields, **sizes))(batch)
     wanted, found = clip.conditions, jax.tree.map(lambda leaf: leaf[0], back.conditions)
-    for name in ("warped", "entries", "entry_geometry"):
+    places = ("reference_place", "target_place")
+    for name in ("warped", "entries", "entry_geometry", *places):
         jax.tree.map(
             functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3),
             getattr(found, name),
@@ -184,5 +196,8 @@ def test_they_survive_the_cache_and_clips_without_them_are_refused(clip):
     check_recipe(for_both, PLAIN, "clips")
     with pytest.raises(InputError, match=r"lack what a model of warped_width 17 reads.*--stereo"):
         check_recipe(for_none, READS, "clips")
+    with pytest.raises(InputError, match=r"lack the places .* --reference-positions surface"):
+        check_recipe(for_both, ON_SURFACE, "clips")
+    check_recipe(clip_recipe(ON_SURFACE, **shared), READS, "clips")
     with pytest.raises(InputError, match="a model of entry_width 90, this one has 99"):
         check_recipe(for_both, READS.replace(entry_width=99), "clips")

@@ -22,6 +22,7 @@ from worldstereo_jax.training.loop import read_log
 from worldstereo_jax.training.official_fields import read_negative_text, read_null_text
 
 FRAMES, HEIGHT, WIDTH = 12, 32, 48
+ON_SURFACE = ("--reference-positions", "surface")
 
 
 def build_cache(weights: Path, videos: Path, out: Path, *arguments: object) -> None:
@@ -45,7 +46,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def cache(weights, tmp_path_factory) -> Path:
-    """Two clips of one video of a wall, with depth and a caption."""
+    """Two clips of one video of a wall, with depth and a caption; and the places of tokens."""
     folder = tmp_path_factory.mktemp("clips")
     clip = folder / "videos/wall"
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
@@ -57,7 +58,8 @@ def cache(weights, tmp_path_factory) -> Path:
     write_cameras_json(clip / "cameras.json", path, np.stack([k] * FRAMES), (HEIGHT, WIDTH))
     np.savez(clip / "depth.npz", depth=np.full((FRAMES, HEIGHT, WIDTH), 3, np.float16))
     (clip / "prompt.json").write_text(json.dumps({"prompt": "a wall"}))
-    build_cache(weights, folder / "videos", folder / "cache", "--overlap", 0.1, 1.0)
+    overlap = ("--overlap", 0.1, 1.0)
+    build_cache(weights, folder / "videos", folder / "cache", *overlap, *ON_SURFACE)
     return folder / "cache"
 
 
@@ -70,8 +72,8 @@ def train_in(weights: Path, cache: Path, out: Path, *arguments: object) -> None:
 
 
 def train(weights: Path, cache: Path, out: Path, *arguments: object) -> dict[str, np.ndarray]:
-    """The tensors after two steps of the memory stage."""
-    train_in(weights, cache, out, "--stage", "memory", "--steps", 2, *arguments)
+    """The tensors after two steps of the memory stage, references on the surface."""
+    train_in(weights, cache, out, "--stage", "memory", *ON_SURFACE, "--steps", 2, *arguments)
     return dict(SafetensorsFile(out / "worldstereo/model.safetensors"))
 
 
@@ -105,6 +107,7 @@ def test_video_becomes_clips_and_clips_a_checkpoint(cache, run, trained):
     assert (run / "curves.png").is_file()
     loaded = from_pretrained(run / "worldstereo", progress=False)
     assert loaded.settings.frames == toy.FRAMES
+    assert loaded.config.reference_positions == "surface"
 
 
 def test_documented_batches_fit_their_meshes():
@@ -124,6 +127,9 @@ def test_a_run_is_not_resumed_as_another(weights, cache, run, capsys):
     with pytest.raises(SystemExit):
         train_in(weights, cache, run, "--stage", "camera", "--steps", 3, "--resume")
     assert "--stage is 'camera', but the run in" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train_in(weights, cache, run, "--stage", "memory", "--steps", 3, "--resume")
+    assert "--reference-positions is None, but the run in" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         train_in(weights, cache, run, "--stage", "memory", "--steps", 3)
     assert "holds a run of 2 steps; go on with it by --resume" in capsys.readouterr().err
@@ -245,6 +251,13 @@ def test_what_does_not_fit_is_refused_in_a_sentence(weights, cache, tmp_path, ca
     assert "lack what a model of warped_width 17 reads" in refused(
         "--cache", cache, *given, *training, "--attach", "warped"
     )
+    assert "--reference-positions is for --stage: a file of adapters names none" in refused(
+        "--cache", cache, *given, "--lora", 2, "--steps", 1, *ON_SURFACE
+    )
+    for stage in ("camera", "stereo"):
+        assert f"the stage {stage} does not train attention to references" in refused(
+            "--cache", cache, *given, "--stage", stage, "--steps", 1, *ON_SURFACE
+        )
     assert "--from-lora is for --lora" in refused(
         "--cache", cache, *given, *training, "--from-lora", "a.safetensors"
     )
@@ -258,6 +271,11 @@ def test_what_does_not_fit_is_refused_in_a_sentence(weights, cache, tmp_path, ca
     other = tmp_path / "cache"
     shutil.copytree(cache, other)
     index = json.loads((other / "cache.json").read_text())
+    del index["recipe"]["reference_positions"]
+    (other / "cache.json").write_text(json.dumps(index))
+    assert "build their cache again with --reference-positions surface" in refused(
+        "--cache", other, *given, *training, *ON_SURFACE
+    )
     index["recipe"]["text_width"] = 4096
     (other / "cache.json").write_text(json.dumps(index))
     assert "made for a model of text_width 4096, this one has 6" in refused(

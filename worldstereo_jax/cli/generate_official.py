@@ -380,6 +380,10 @@ def _check_needs(
             ("--retrieval coverage", world.choices.retrieval == "coverage"),
             ("--attention correspondence", world.choices.attention == "correspondence"),
             (f"what {world.name} reads of the memory", bool(slot_widths(world.denoiser))),
+            (
+                f"{world.name}, whose references stand on the surface,",
+                world.denoiser.reference_positions == "surface",
+            ),
         )
         if needed
     ]

@@ -4,7 +4,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 
-from worldstereo_jax.config import ControlConfig, ModelConfig
+from worldstereo_jax.config import REFERENCE_POSITIONS, ControlConfig, ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.official_config import (
     FLAG,
@@ -74,9 +74,10 @@ WORLDSTEREO_KEYS = Keys(
         "dmd_end_steps": "dmd_end",
         "gen_shift": "dmd_shift",
         "dmd_steps": "dmd_steps",
-        # This project's own: `memory_slots`. No published checkpoint has them.
+        # This project's own; no published checkpoint has them. The widths: `memory_slots`.
         "warped_width": "warped_width",
         "entry_width": "entry_width",
+        "reference_positions": "reference_positions",
     },
     {},
     "freeze_backbone",
@@ -91,7 +92,7 @@ _WORLDSTEREO_KINDS = {
     "base_model": TEXT, "controlnet_cfg": OBJECT, "nframe": WHOLE, "scale_map": PAIRS,
     "negative_prompt": TEXT, "latent_cond_mode": TEXT, "dmd_start_steps": NUMBER,
     "dmd_end_steps": NUMBER, "gen_shift": NUMBER, "dmd_steps": WHOLE, "warped_width": WHOLE,
-    "entry_width": WHOLE,
+    "entry_width": WHOLE, "reference_positions": TEXT,
 }  # fmt: skip
 
 LATENT_CONDITIONS = ("full_vae", "first_frame_only")
@@ -135,6 +136,7 @@ class WorldStereoSettings:
         latent_condition: one of `LATENT_CONDITIONS`.
         dmd: the few-step schedule, None for a model of many steps.
         warped_width, entry_width: see `ModelConfig`; 0 for every published checkpoint.
+        reference_positions: see `ModelConfig`; "beside" for every published checkpoint.
     """
 
     control: ControlConfig
@@ -148,6 +150,7 @@ class WorldStereoSettings:
     dmd: DMDSettings | None = None
     warped_width: int = 0
     entry_width: int = 0
+    reference_positions: str = "beside"
 
     def model_config(self, backbone: ModelConfig) -> ModelConfig:
         """The whole model: this branch over a backbone."""
@@ -157,6 +160,7 @@ class WorldStereoSettings:
             camera_width=self.camera_width,
             warped_width=self.warped_width,
             entry_width=self.entry_width,
+            reference_positions=self.reference_positions,
         )
 
     def size_for(self, height: int, width: int) -> tuple[int, int]:
@@ -220,6 +224,17 @@ def worldstereo_settings(
         raise InputError(
             f"{source}: latent_cond_mode is {condition!r}, expected one of "
             f"{', '.join(LATENT_CONDITIONS)}"
+        )
+    positions = settings.get("reference_positions", REFERENCE_POSITIONS[0])
+    if positions not in REFERENCE_POSITIONS:
+        raise InputError(
+            f"{source}: reference_positions is {positions!r}, expected one of "
+            f"{', '.join(REFERENCE_POSITIONS)}"
+        )
+    if positions == "surface" and not has_camera:
+        raise InputError(
+            f"{source}: reference_positions is 'surface', but a camera-control model attends to no "
+            "views (main_camera_embedding of controlnet_cfg is not true)"
         )
     return WorldStereoSettings(
         control=ControlConfig(**control),

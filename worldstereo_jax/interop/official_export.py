@@ -55,8 +55,9 @@ def export_official(
 
     `from_pretrained` and the official code read it; the base model's transformer is not needed
     with it; of a model with memory slots config.json gets their widths and the file their tensors
-    (`memory_slots.slot_tensors`), which the official code does not know. On several hosts all call
-    this, and the first writes.
+    (`memory_slots.slot_tensors`), which the official code does not know; nor does it know
+    `reference_positions` there, which is written where they are not the official ones. On several
+    hosts all call this, and the first writes.
 
     Args:
         folder: where to; made when it is missing.
@@ -77,5 +78,7 @@ def export_official(
     }
     write_safetensors(folder / WEIGHTS, tensors, {"format": "pt"}, layout=layout)
     said = {**values, **slot_widths(config)}
+    if config.reference_positions != "beside" or "reference_positions" in said:
+        said["reference_positions"] = config.reference_positions
     with atomic_write(folder / CONFIG) as temporary:
         temporary.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")

@@ -109,7 +109,8 @@ def from_pretrained(
         lora_scale: its strength.
         threads: tensors read at a time; see `streaming.stream_params`.
         progress: show a bar.
-        **choices: further fields of `ModelConfig` (remat, attention_pattern ...).
+        **choices: further fields of `ModelConfig` (remat, attention_pattern,
+            reference_positions ...).
 
     Raises:
         InputError: for every fault of the files, before anything is loaded.

@@ -12,7 +12,7 @@ from worldstereo_jax.config import PRESETS, ModelConfig
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.layer_stacks import flat_paths, from_flat
 from worldstereo_jax.interop.official import parameter_shapes
-from worldstereo_jax.interop.weights import SHIPPED_WEIGHTS, load_weights
+from worldstereo_jax.interop.weights import SHIPPED_WEIGHTS, check_safetensors, load_weights
 from worldstereo_jax.models.depth_tiny import TinyDepth, TinyDepthConfig
 from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig
 from worldstereo_jax.models.worldstereo import WorldStereo, init_params
@@ -57,7 +57,7 @@ def load_world(
     world = World(
         name=preset,
         rollout=rollout or RolloutConfig(),
-        denoiser=WorldStereo(PRESETS[preset]),
+        denoiser=WorldStereo(denoiser_config(files["denoiser"], PRESETS[preset])),
         vae=TinyVae(TinyVaeConfig.from_dict(vae_metadata["config"])),
         depth=TinyDepth(TinyDepthConfig.from_dict(depth_metadata["config"])),
     )
@@ -66,6 +66,26 @@ def load_world(
         vae=vae_params,
         depth=depth_params,
     )
+
+
+def denoiser_config(path: Path, config: ModelConfig) -> ModelConfig:
+    """The config that the weights in a file were trained under.
+
+    No tensor shows where references stood then, so the file says it; one that does not is from
+    before there was a choice.
+
+    Args:
+        path: a file of ours.
+        config: of the preset.
+
+    Raises:
+        InputError: for a file that is missing or damaged, or that says what is no choice.
+    """
+    positions = check_safetensors(path).get("reference_positions", "beside")
+    try:
+        return config.replace(reference_positions=positions)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def load_denoiser(path: Path, config: ModelConfig) -> PyTree:

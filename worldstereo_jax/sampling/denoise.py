@@ -9,11 +9,8 @@ from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.geometry.cameras import (
     camera_vector,
-    pixel_grid,
     plucker_rays,
     polar_places,
-    project,
-    unproject,
 )
 from worldstereo_jax.geometry.normalisation import normalise_unified
 from worldstereo_jax.memory.masks import TOKEN
@@ -26,7 +23,9 @@ from worldstereo_jax.models.worldstereo import (
 )
 from worldstereo_jax.sampling.conditions import Conditions
 from worldstereo_jax.sampling.reading import READING, Reading
+from worldstereo_jax.sampling.surface_places import surface_places
 from worldstereo_jax.sampling.token_reading import token_pattern
+from worldstereo_jax.sampling.world import Cameras
 
 
 class Inputs(NamedTuple):
@@ -74,7 +73,7 @@ def model_inputs(
     )
     place = target_place = None
     if config.reference_positions == "surface":
-        place, target_place = jax.vmap(surface_places)(conditions)
+        place, target_place = jax.vmap(reference_places)(conditions)
     reference = conditions.reference_latent
     references = References(
         latent=jnp.concatenate([reference, jnp.ones_like(reference[..., :4]), reference], axis=-1),
@@ -127,37 +126,27 @@ def model_inputs(
     )
 
 
-def surface_places(
+def reference_places(
     conditions: Conditions,
 ) -> tuple[Float[Array, "s 3"], Float[Array, "t 3"]]:
-    """Where the surfaces behind the tokens of references and target are, around the first camera.
-
-    For models whose `reference_positions` is "surface": tokens that show the same place stand at
-    the same position, whichever views they belong to. A target token without geometry stands where
-    its middle would be at the mean depth of the others.
+    """Places of the tokens of references and target for `References`, around the first camera.
 
     Args:
         conditions: of one clip, without a batch axis.
     """
-    camera = conditions.w2c[0], conditions.intrinsics[0]
-    frames, height, width = conditions.render_mask.shape
-    target = conditions.target_geometry
-    middle = TOKEN * pixel_grid(height // TOKEN, width // TOKEN).reshape(-1, 2)
-    position = target.position.reshape(frames, -1, 3)
-    known = target.valid.reshape(frames, -1)
-    depth = jax.vmap(lambda x, w2c, k: project(x, w2c, k)[1])(
-        position, conditions.w2c, conditions.intrinsics
+    path = Cameras(w2c=conditions.w2c, intrinsics=conditions.intrinsics)
+    # Read for tokens without geometry only; conditions keep no lens of the references.
+    lens = jnp.broadcast_to(path.intrinsics[0], (conditions.reference_w2c.shape[0], 3, 3))
+    views = Cameras(w2c=conditions.reference_w2c, intrinsics=lens)
+    _, height, width = conditions.render_mask.shape
+    seen, wanted = (
+        surface_places(geometry, cameras, path, height=height, width=width)
+        for geometry, cameras in (
+            (conditions.reference_geometry, views),
+            (conditions.target_geometry, path),
+        )
     )
-    mean = jnp.where(known, depth, 0.0).sum() / jnp.maximum(known.sum(), 1)
-    mean = jnp.where(mean > 0, mean, 1.0)
-    guess = jax.vmap(lambda w2c, k: unproject(middle, jnp.full(middle.shape[:1], mean), w2c, k))(
-        conditions.w2c, conditions.intrinsics
-    )
-    points = jnp.where(known[..., None], position, guess).reshape(-1, 3)
-    return (
-        polar_places(conditions.reference_geometry.position, *camera, step=TOKEN),
-        polar_places(points, *camera, step=TOKEN),
-    )
+    return seen, wanted
 
 
 def denoise(

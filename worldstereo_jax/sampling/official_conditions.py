@@ -33,6 +33,7 @@ from worldstereo_jax.models.wan_vae_tiles import encode_frames_sharded
 from worldstereo_jax.models.worldstereo import MemoryEntries, WarpedMemory
 from worldstereo_jax.sampling.latent_clips import encode_clips, first_frame_condition
 from worldstereo_jax.sampling.official_world import MODEL_AXIS, OfficialWorld
+from worldstereo_jax.sampling.surface_places import surface_places
 from worldstereo_jax.sampling.warp_reading import (
     CandidatePictures,
     candidate_features,
@@ -115,6 +116,8 @@ class OfficialConditions:
             [f, lh, lw, k, 17]; None for a model that takes none.
         entries: surface entries [e, ...] (row S28), None for a model that takes none.
         entry_geometry: their geometry.
+        reference_place, target_place: where the surfaces are that both sides' tokens show
+            [r * t, 3] and [t, 3]; None for a model that takes no such positions.
     """
 
     condition: jax.Array
@@ -131,6 +134,8 @@ class OfficialConditions:
     warped: WarpedMemory | None = None
     entries: MemoryEntries | None = None
     entry_geometry: TokenGeometry | None = None
+    reference_place: jax.Array | None = None
+    target_place: jax.Array | None = None
 
 
 def draw_renders(
@@ -278,11 +283,26 @@ def encode_conditions(
         stereo.images[at],
         None if pictures is None else jnp.moveaxis(pictures.images, -2, 0),
     )
-    seen = wanted = None
-    if choices.attention == "correspondence" or tokens is not None:
+    seen = wanted = reference_place = target_place = None
+    on_surface = world.denoiser.reference_positions == "surface"
+    masked = choices.attention == "correspondence"
+    if masked or tokens is not None or on_surface:
         wanted, seen = token_geometries(
             _target_views(world, cameras, renders),
             ViewSet(stereo.depth[at], stereo.w2c[at], stereo.intrinsics[at], views.valid),
+        )
+    if on_surface and wanted is not None and seen is not None:
+        path = latent_cameras(world, cameras)
+        stored = Cameras(w2c=stereo.w2c[at], intrinsics=stereo.intrinsics[at])
+        reference_place, target_place = (
+            surface_places(
+                jax.tree.map(lambda leaf: leaf[0], geometry),
+                own,
+                path,
+                height=world.rollout.height,
+                width=world.rollout.width,
+            )
+            for geometry, own in ((seen, stored), (wanted, path))
         )
     entries = entry_geometry = None
     if tokens is not None and wanted is not None:
@@ -307,11 +327,13 @@ def encode_conditions(
         reference_index=views.position,
         reference_camera=camera_vector(reference_w2c),
         reference_valid=views.valid,
-        target_geometry=wanted,
-        reference_geometry=seen if choices.attention == "correspondence" else None,
+        target_geometry=wanted if masked or tokens is not None else None,
+        reference_geometry=seen if masked else None,
         warped=warped,
         entries=entries,
         entry_geometry=entry_geometry,
+        reference_place=reference_place,
+        target_place=target_place,
     )
 
 

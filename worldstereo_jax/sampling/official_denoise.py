@@ -100,11 +100,14 @@ def official_inputs(
     )
     references = camera = None
     if config.camera_width is not None:
+        on_surface = config.reference_positions == "surface"
         references = References(
             latent=conditions.reference,
             index=conditions.reference_index,
             camera=conditions.reference_camera,
             valid=conditions.reference_valid,
+            place=conditions.reference_place if on_surface else None,
+            target_place=conditions.target_place if on_surface else None,
         )
         camera = conditions.camera
     latent = jnp.concatenate([noisy_latent, conditions.condition], axis=-1)

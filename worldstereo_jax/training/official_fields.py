@@ -27,6 +27,7 @@ _HALF = ("condition", "render_latent", "reference", "text", "image", "target")
 _WHOLE = ("camera", "reference_index", "reference_camera", "reference_valid")
 _NULL_TEXT, _NEGATIVE_TEXT = "null_text.npy", "negative_text.npy"
 _GEOMETRY = ("target_geometry", "reference_geometry", "entry_geometry")
+_PLACES = ("reference_place", "target_place")
 _WIDTHS = ("warped_width", "entry_width")
 
 
@@ -46,7 +47,8 @@ def to_fields(clip: TrainingClip, cameras: Cameras) -> dict[str, np.ndarray]:
     for name in _HALF:
         if parts[name] is not None:
             fields[name] = _half(name, parts[name])
-    fields |= {name: np.asarray(parts[name]) for name in _WHOLE}
+    whole = (*_WHOLE, *_PLACES)
+    fields |= {name: np.asarray(parts[name]) for name in whole if parts[name] is not None}
     fields["render_holes"] = np.packbits(np.asarray(conditions.render_mask) > 0.5, axis=-1)
     # In the normalised frame already, as the rays are.
     fields["w2c"] = np.asarray(normalise_unified(cameras.w2c, cameras.w2c[:1])[0])
@@ -110,6 +112,7 @@ def from_fields(
         plucker=jax.vmap(rays)(get("w2c"), get("intrinsics")),
         reference=get("reference", jnp.float32),
         **{name: get(name) for name in _WHOLE},
+        **{name: get(name) for name in _PLACES if name in fields},
         target_geometry=geometry("target_geometry"),
         reference_geometry=geometry("reference_geometry"),
         entry_geometry=geometry("entry_geometry"),
@@ -129,6 +132,11 @@ def clip_recipe(
 ) -> dict[str, object]:
     """What a cache's clips were made for, as plain json values; see `check_recipe`."""
     stride = None if config.control is None else config.control.mask_downsample
+    # Of what official models do not read, nothing is said of clips without: their caches are as old
+    # as that.
+    own = {name: getattr(config, name) for name in _WIDTHS if getattr(config, name) > 0}
+    if config.reference_positions == "surface":
+        own["reference_positions"] = config.reference_positions
     return {
         "height": height,
         "width": width,
@@ -138,15 +146,14 @@ def clip_recipe(
         "text_width": config.text_dim,
         "image_width": config.image_width,
         "camera_width": config.camera_width,
-        # Not said of clips without: their caches are as old as that.
-        **{name: getattr(config, name) for name in _WIDTHS if getattr(config, name) > 0},
+        **own,
     }
 
 
 def check_recipe(recipe: Mapping[str, object], config: ModelConfig, source: str) -> None:
     """Refuse clips that were made for another model.
 
-    Warps and entries that the model does not read may be there, and are then not read.
+    Warps, entries and places that the model does not read may be there, and are then not read.
 
     Args:
         recipe: of the cache.
@@ -166,6 +173,11 @@ def check_recipe(recipe: Mapping[str, object], config: ModelConfig, source: str)
             raise InputError(
                 f"{source}: its clips lack what a model of {name} {value} reads; build their cache "
                 "again with --stereo"
+            )
+        if name == "reference_positions" and name not in recipe:
+            raise InputError(
+                f"{source}: its clips lack the places that a model of reference_positions {value} "
+                "reads; build their cache again with --reference-positions surface"
             )
         if recipe.get(name) != value:
             raise InputError(
