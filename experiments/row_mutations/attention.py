@@ -40,6 +40,13 @@ ATTENTION = (
     ),
     mutation(
         14,
+        "memory.masks:_SAME_DEPTH",
+        "a surface hides itself where depth is a little off",
+        is_now(0.0),
+        "memory/test_masks.py::test_a_surface_does_not_hide_itself",
+    ),
+    mutation(
+        14,
         "memory.masks:visibility_words",
         "every view is said to see every token",
         then(lambda found: ~jnp.zeros_like(found)),

@@ -89,6 +89,20 @@ STORED = (
     ),
     mutation(
         4,
+        "memory.entry_match:_BEHIND",
+        "both sides of a thin wall are one surface",
+        is_now(-2.0),
+        "memory/test_entry_match.py::test_seen_looked_through_hidden_or_turned_away",
+    ),
+    mutation(
+        4,
+        "memory.entry_warp:_BEHIND",
+        "of a thin wall both sides are drawn",
+        is_now(-2.0),
+        "memory/test_entry_warp.py::test_of_a_thin_board_the_side_is_drawn_that_is_seen",
+    ),
+    mutation(
+        4,
         "memory.entry_update:_measure",
         "entries have no normal",
         without("normal"),
@@ -198,6 +212,13 @@ STORED = (
         "references that are not there are attended to",
         lambda original: lambda q, k, v, key_valid=None, **options: original(q, k, v, **options),
         "models/test_worldstereo.py::test_an_invalid_reference_influences_nothing",
+    ),
+    mutation(
+        8,
+        "memory.correspondence:_is_face",
+        "the two sides of a thin wall correspond",
+        then(ones),
+        "memory/test_correspondence.py::test_the_two_sides_of_a_thin_wall_do_not_correspond",
     ),
     mutation(
         8,

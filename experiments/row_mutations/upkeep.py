@@ -66,6 +66,13 @@ UPKEEP = (
     ),
     mutation(
         30,
+        "memory.entry_prune:_own_axes",
+        "cells are told along one axis",
+        then(lambda found: found.at[1:].set(0.0)),
+        "memory/test_entry_prune.py::test_points_that_no_view_saw_are_thinned_as_evenly",
+    ),
+    mutation(
+        30,
         "memory.keyframe_edit:useful_keyframes",
         "no keyframe is pruned",
         lambda original: lambda stereo, budget, **options: stereo.valid,
@@ -231,6 +238,13 @@ UPKEEP = (
             )
         ),
         "memory/test_visibility.py::test_occlusion_per_view_matches_ray_casting",
+    ),
+    mutation(
+        34,
+        "memory.coverage:_LEVELS",
+        "what a wall hides earns its view something between the wall's points",
+        is_now(1),
+        "memory/test_coverage.py::test_a_view_of_what_is_hidden_earns_nothing",
     ),
     mutation(
         34,

@@ -141,3 +141,19 @@ def test_views_without_depth_correspond_nowhere(room):
         )
         assert not bool(valid.any())
         assert bool(jnp.isfinite(pixels).all())
+
+
+@pytest.mark.row("S8")
+@pytest.mark.row("S14")
+def test_the_two_sides_of_a_thin_wall_do_not_correspond(room):
+    """Two cameras on either side of the plane z = 4, of which each sees a side at 45 degrees."""
+    y, x = np.mgrid[:80, :112] + 0.5
+    rays = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(room.intrinsics).T
+    seen = []
+    for eye in ([-3.0, 0.0, 1.0], [-3.0, 0.0, 7.0], [-2.0, 0.4, 1.0]):
+        w2c = room.look(eye, [0.0, 0.0, 4.0])
+        towards = (rays @ np.linalg.inv(w2c)[:3, :3].T)[..., 2]
+        depth = jnp.asarray((4.0 - eye[2]) / towards, jnp.float32)
+        seen.append((depth, jnp.asarray(w2c, jnp.float32), jnp.asarray(room.intrinsics)))
+    assert not bool(dense_correspondence(*seen[0], *seen[1])[1].any())
+    assert float(dense_correspondence(*seen[0], *seen[2])[1].mean()) > 0.5

@@ -126,6 +126,11 @@ def test_a_view_of_what_is_hidden_earns_nothing(room):
     shown = view_coverage(memory, jnp.asarray(front, jnp.float32)[None], room.bank.intrinsics[:1])
     assert float(np.asarray(shown)[0, 0, cells].max()) == 0.0
     assert float(np.asarray(shown)[0, 1, cells].min()) > 0.9
+    # Nor does it when the target comes ten times as close, and the box's points lie far apart.
+    close = room.look([1.15, 1.4, 2.75], [1.15, 1.4, 3])
+    shown = view_coverage(memory, jnp.asarray(close, jnp.float32)[None], room.bank.intrinsics[:1])
+    assert float(np.asarray(shown)[0, 0].max()) == 0.0
+    assert float(np.asarray(shown)[0, 1].min()) > 0.08
 
 
 @pytest.mark.row("S26")

@@ -43,6 +43,7 @@ def wall():
     return frame_surface(_frame(depth))
 
 
+@pytest.mark.row("S4")
 @pytest.mark.row("S10")
 @pytest.mark.row("S34")
 def test_seen_looked_through_hidden_or_turned_away(wall):
@@ -56,11 +57,14 @@ def test_seen_looked_through_hidden_or_turned_away(wall):
         [0.05, 0.05, 4.0],  # on the wall behind the plate, seen from beside it
         [0.05, 0.05, 2.0],  # on the plate, but seen from behind
         [9.0, 0.0, 4.0],  # out of the picture
+        [2.2, 0.0, 4.0],  # on the wall, but seen along it from a little behind
+        [2.2, 0.0, 4.0],  # on the wall, seen along it from before it
     ]
     cameras = [eye] * 5 + [[3.0, 0.0, 0.5], [0.0, 0.0, 5.0], eye]
+    cameras += [[-0.6, 0.0, 5.3], [-0.6, 0.0, 2.7]]
     found = _sight(_entries(positions, cameras), wall, gate=0.05)
-    np.testing.assert_array_equal(found.agrees, [1, 0, 1, 0, 1, 0, 0, 0])
-    np.testing.assert_array_equal(found.denies, [0, 1, 0, 1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(found.agrees, [1, 0, 1, 0, 1, 0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(found.denies, [0, 1, 0, 1, 0, 0, 0, 0, 0, 0])
     np.testing.assert_allclose(found.point[4], np.array([1.5, 0.0, 4.08]) * 4 / 4.08, atol=1e-4)
     np.testing.assert_allclose(found.footprint[0], 2.0 / 42, rtol=1e-4)
     np.testing.assert_allclose(found.distance[2], np.hypot(1.5, 4.0), rtol=1e-5)

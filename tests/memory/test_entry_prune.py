@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from tests.memory import entry_scene as es
 from worldstereo_jax.geometry.cameras import project
@@ -109,6 +110,20 @@ def test_a_turned_and_scaled_bank_keeps_the_same_entries(bank, degrees, scale):
         np.asarray(prune_entries(x, half).feature_weight[:half]) for x in (bank, moved)
     )
     assert np.isin(kept, kept_moved).mean() > 0.98
+
+
+@pytest.mark.row("S26")
+@pytest.mark.row("S30")
+@pytest.mark.parametrize("points", ["alone", "first"])
+def test_points_that_no_view_saw_are_thinned_as_evenly(bank, points):
+    """They have no line of sight by which cells could be laid; also before what views saw."""
+    unseen = bank.valid if points == "alone" else bank.valid & (jnp.arange(bank.capacity) < 200)
+    some = bank.replace(eye=jnp.where(unseen[:, None], bank.anchor, bank.eye))
+    half = prune_entries(some, int(bank.count) // 2)
+    kept = np.asarray(half.position)[np.asarray(half.valid)]
+    away, _ = cKDTree(kept).query(np.asarray(bank.position)[np.asarray(bank.valid)])
+    footprint = np.asarray(bank.footprint)[np.asarray(bank.valid)]
+    assert np.quantile(away / footprint, 0.99) < 3.0
 
 
 @pytest.mark.row("S22")

@@ -81,6 +81,23 @@ def test_what_most_views_looked_through_hides_nothing_and_what_none_did_is_drawn
         assert 10 * np.log10(4 / error) > 17.0
 
 
+@pytest.mark.row("S4")
+@pytest.mark.row("S18")
+def test_of_a_thin_board_the_side_is_drawn_that_is_seen():
+    """A white side and a black one at the same place, within what depth tells apart."""
+    turned = np.diag([-1.0, 1.0, -1.0, 1.0]).astype(np.float32)
+    turned[2, 3] = 8.0
+    w2c = np.stack([np.eye(4, dtype=np.float32), turned])
+    side = np.ones((es.HEIGHT, es.WIDTH, 3), np.float32)
+    depth = np.full((2, es.HEIGHT, es.WIDTH), 4.0, np.float32)
+    bank = es.build(es.frames(np.stack([side, -side]), es.noisy(depth, noise=1e-3), w2c))
+    assert int(bank.count) == 2 * side[..., 0].size
+    for camera, colour in zip(w2c, (1.0, -1.0), strict=True):
+        drawn = _drawn(bank, camera)
+        assert float(drawn.mask.max()) == 0.0
+        np.testing.assert_allclose(drawn.features, colour, atol=0.05)
+
+
 @pytest.mark.row("S18")
 def test_what_is_drawn_can_be_learned_through_the_warp(room):
     """The warp is linear in the values it carries, so its derivative gives them back."""

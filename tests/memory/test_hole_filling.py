@@ -31,6 +31,12 @@ def test_a_hole_between_near_and_far_continues_the_far_surface():
     assert float(filled[:, 12:20].mean()) < -0.4
     even = fill_holes(image, hole)[..., 0]
     assert float(even[:, 12:14].mean()) > 0.2
+    # Nor is a sky drawn over both, however far it is, and in whatever unit.
+    for unit in (1e-3, 1.0, 1e3):
+        sky = jnp.broadcast_to(jnp.arange(16)[:, None] < 2, hole.shape) & (column >= 20)
+        above = jnp.where(sky[..., None], 0.0, image)
+        under = fill_holes(above, hole, unit * jnp.where(sky, 1e4, depth))[..., 0]
+        assert float(jnp.abs(under - filled)[6:, 12:20].mean()) < 0.05
 
 
 def test_nothing_known_gives_zero_and_never_nan():

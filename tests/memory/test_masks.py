@@ -64,8 +64,10 @@ def test_tokens_stand_on_the_surface_with_its_normal(room):
     np.testing.assert_array_equal(geometry.frame[0], np.repeat(np.arange(4), TOKENS))
 
 
-def test_the_median_stands_on_one_of_two_surfaces(room):
-    depth = jnp.full((1, 32, 32), 2.0).at[:, :, 9:].set(7.0).at[0, :4, :4].set(0.0)
+@pytest.mark.row("S36")
+@pytest.mark.parametrize("unknown", [0.0, np.nan, np.inf])
+def test_the_median_stands_on_one_of_two_surfaces(room, unknown):
+    depth = jnp.full((1, 32, 32), 2.0).at[:, :, 9:].set(7.0).at[0, :4, :4].set(unknown)
     surface = token_surface(
         ViewSet(depth, jnp.eye(4)[None], room.bank.intrinsics[:1], jnp.ones((1,), bool))
     )
@@ -134,6 +136,19 @@ def test_visibility_bits_are_frustum_and_occlusion(room):
     unknown = _views(room.bank, depth=jnp.zeros((4, 80, 112)))
     words = visibility_words(points, unknown, jnp.full((4,), 0.05))
     assert int(words[2, 0]) == 0b1111
+
+
+@pytest.mark.row("S14")
+@pytest.mark.row("S34")
+def test_a_surface_does_not_hide_itself(room):
+    """The side wall, along which a view looks: exact depth, a little off, and too near."""
+    view = _wall(room, [4.2, 0.0, 0.0], [4.6, 0.0, 6.0])
+    z = np.linspace(1.6, 5.6, 60)
+    points = jnp.asarray(np.stack([np.full(60, 5.0), np.linspace(-0.3, 0.3, 60), z], -1))
+    for share, seen in ((1.0, 1.0), (0.99, 1.0), (0.95, 0.0)):
+        near = view._replace(depth=share * view.depth)
+        words = visibility_words(points, near, jnp.zeros((60,)))
+        assert float(words[:, 0].mean()) == seen
 
 
 @pytest.mark.row("S14")

@@ -14,6 +14,7 @@ from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import pixel_grid
 from worldstereo_jax.memory.surface import inverse_depth, pixel_transfer, tangent_planes
+from worldstereo_jax.memory.transfer import determinant, surface_jacobian
 
 _NEAR = 0.02  # a depth below this share of the other camera's depth is cut off
 
@@ -68,18 +69,23 @@ def dense_correspondence(
         most_drift: pixels of a by which the point that b shows there may miss when brought back.
 
     Returns:
-        (x, y) in b [h, w, 2], meaningful where the projection lies in front of b; valid [h, w].
+        (x, y) in b [h, w, 2], meaningful where the projection lies in front of b; valid [h, w]: not
+        where b sees the other side of a thin wall, as the tangent planes of both say.
     """
     inverse_a, inverse_b = inverse_depth(depth_a), inverse_depth(depth_b)
     forward = pixel_transfer(w2c_a, intrinsics_a, w2c_b, intrinsics_b)
     grid = pixel_grid(*depth_a.shape)
     pixels, expected, front = _carry(forward, grid, inverse_a)
-    shown, inside = _read_plane(inverse_b, pixels)
+    plane, shown, inside = _read_plane(inverse_b, pixels)
     agrees = jnp.abs(shown - expected) <= tolerance * shown
     # Back again from what b shows there: also refuses a's own depth at a wrong slant.
     backward = pixel_transfer(w2c_b, intrinsics_b, w2c_a, intrinsics_a)
     returned, _, in_front_again = _carry(backward, pixels, shown)
     drift = jnp.linalg.norm(returned - grid, axis=-1)
+    # Seen from its back a surface is mirrored; noise mirrors one of the two planes, rarely both.
+    agrees &= _is_face(forward, tangent_planes(inverse_a), pixels) | _is_face(
+        backward, plane, returned
+    )
     valid = (inverse_a > 0) & front & inside & (shown > 0) & agrees
     return pixels, valid & in_front_again & (drift <= most_drift)
 
@@ -102,7 +108,7 @@ def hidden_pixels(
     forward = pixel_transfer(w2c_a, intrinsics_a, w2c_b, intrinsics_b)
     inverse_a = inverse_depth(depth_a)
     pixels, expected, front = _carry(forward, pixel_grid(*depth_a.shape), inverse_a)
-    shown, inside = _read_plane(inverse_depth(depth_b), pixels)
+    _, shown, inside = _read_plane(inverse_depth(depth_b), pixels)
     return (inverse_a > 0) & front & inside & (shown > (1.0 + tolerance) * expected)
 
 
@@ -226,12 +232,25 @@ def _carry(
 
 def _read_plane(
     inverse: Float[Array, "h w"], pixels: Float[Array, "ha wa 2"]
-) -> tuple[Float[Array, "ha wa"], Bool[Array, "ha wa"]]:
-    """Inverse depth at sub-pixel places, on the tangent plane of the pixel they fall in."""
+) -> tuple[Float[Array, "ha wa 3"], Float[Array, "ha wa"], Bool[Array, "ha wa"]]:
+    """The tangent plane of the pixel that places fall in, its inverse depth there, and if in b."""
     h, w = inverse.shape
     x, y = pixels[..., 0], pixels[..., 1]
     inside = (x >= 0) & (y >= 0) & (x < w) & (y < h)
     column = jnp.where(inside, x, 0.0).astype(jnp.int32)
     row = jnp.where(inside, y, 0.0).astype(jnp.int32)
     plane = tangent_planes(inverse)[row, column]
-    return plane[..., 0] * x + plane[..., 1] * y + plane[..., 2], inside
+    return plane, plane[..., 0] * x + plane[..., 1] * y + plane[..., 2], inside
+
+
+def _is_face(
+    transfer: tuple[Float[Array, "3 3"], Float[Array, "3"]],
+    plane: Float[Array, "h w 3"],
+    carried: Float[Array, "h w 2"],
+) -> Bool[Array, "h w"]:
+    """Whether the other camera, in which pixels are `carried`, sees the face that `plane` shows."""
+    matrix, vector = (part[None] for part in transfer)
+    slope, pixel = ([x[None, ..., i] for i in (0, 1)] for x in (plane, carried))
+    # Only the sign counts, and the ratio of depths, 1 here, is positive.
+    jacobian = surface_jacobian(matrix, vector, slope, pixel, jnp.ones_like(pixel[0]))
+    return determinant(jacobian)[0] > 0

@@ -3,10 +3,14 @@
 Unlike the overlap of frustum boxes, this knows about occlusion and distance: stored surface points
 are z-buffered into coarse cells of every target frame, a view earns a cell by showing the cell's
 front surface, the more the finer it resolves it and the surer its depth is, and views are chosen
-greedily for what they add. Points that other views refute are left out here as in the warp: they
-would hide what the target sees, and earn their view what it does not show.
+greedily for what they add. A point covers as many cells as it appears wide, or what is behind a
+wall would show between the wall's points when a target comes close to it. Points that other views
+refute are left out here as in the warp: they would hide what the target sees, and earn their view
+what it does not show.
 """
 
+import functools
+import itertools
 import typing
 
 import jax
@@ -25,6 +29,7 @@ from worldstereo_jax.memory.transfer import (
 )
 from worldstereo_jax.memory.visibility import DepthViews, refuted_points, thin_surfaces
 
+_LEVELS = 5  # points up to 16 cells wide; a surface nearer than that shows what is behind it
 _SAME = 0.02  # share of depth within which two views show one surface, as in `warping.warp_views`
 
 # What a view shows with depth that it read from the memory counts this much: of equals the one that
@@ -82,6 +87,21 @@ def view_coverage(
     usable = (inverse > 0) & (confidence > 0) & ~refuted
     view = jnp.broadcast_to(jnp.arange(views)[:, None, None], inverse.shape)
 
+    # The levels' cells, one level after the other.
+    shapes = [(-(-rows // 2**i), -(-columns // 2**i)) for i in range(_LEVELS)]
+    ends = list(itertools.accumulate(a * b for a, b in shapes))
+    cells, starts = ends[-1], jnp.asarray([0, *ends[:-1]], jnp.int32)
+    widths = jnp.asarray([b for _, b in shapes], jnp.int32)
+
+    def layers(table: Float[Array, "*v n"]) -> list[Float[Array, "*v rows columns"]]:
+        """Every level's cells, each value for all the cells of the finest level it stands for."""
+        parts = jnp.split(table, ends[:-1], axis=-1)
+        wide = [
+            jnp.repeat(jnp.repeat(part.reshape(*table.shape[:-1], *shape), 2**i, -2), 2**i, -1)
+            for i, (part, shape) in enumerate(zip(parts, shapes, strict=True))
+        ]
+        return [part[..., :rows, :columns] for part in wide]
+
     def one_frame(camera: tuple[Array, Array]) -> Array:
         matrix, vector = jax.vmap(pixel_transfer, in_axes=(0, 0, None, None))(
             memory.w2c, memory.intrinsics, *camera
@@ -91,18 +111,26 @@ def view_coverage(
         qz = jnp.where(seen, q[2], 1.0)
         x, y = q[0] / qz, q[1] / qz
         inside = seen & (x >= 0) & (y >= 0) & (x < width) & (y < height)
-        place = [jnp.where(inside, a, 0.0).astype(jnp.int32) // cell for a in (x, y)]
-        place = place[1] * columns + place[0]
         found = jnp.where(inside, inverse / qz, 0.0)
-        front = jnp.zeros((rows * columns,)).at[place].max(found)
-        is_front = inside & (found * (1 + tolerance) >= front[place])
         jacobian = surface_jacobian(matrix, vector, slope, (x, y), qz)
         # Target pixels per pixel of the view, along the direction in which they are most.
         largest = stretches(jacobian)[1]
         shown = confidence / jnp.maximum(largest, 1.0)
-        table = jnp.zeros((views, rows * columns))
-        is_front &= determinant(jacobian) > 0
-        return table.at[view, place].max(jnp.where(is_front, shown, 0.0))
+        level = jnp.ceil(jnp.log2(jnp.maximum(largest * (stride / cell), 1.0)))
+        level = jnp.clip(level, 0, _LEVELS - 1).astype(jnp.int32)
+        column, row = (jnp.where(inside, a, 0.0).astype(jnp.int32) // cell >> level for a in (x, y))
+        place = starts[level] + row * widths[level] + column
+        front = jnp.zeros((cells,)).at[place].max(found)
+        is_front = inside & (found * (1 + tolerance) >= front[place]) & (determinant(jacobian) > 0)
+        table = jnp.zeros((views, cells))
+        table = table.at[view, place].max(jnp.where(is_front, shown, 0.0))
+        fronts, tables = layers(front), layers(table)
+        nearest = functools.reduce(jnp.maximum, fronts)
+        earned = [
+            jnp.where((front * (1 + tolerance) >= nearest)[None], table, 0.0)
+            for front, table in zip(fronts, tables, strict=True)
+        ]
+        return functools.reduce(jnp.maximum, earned).reshape(views, -1)
 
     return jax.lax.map(one_frame, (w2c, intrinsics))
 

@@ -23,6 +23,8 @@ from worldstereo_jax.memory.surface import (
     tangent_planes,
 )
 
+_SIDE = 8  # pixels along blocks whose mean normal tells which side of a surface is seen
+
 
 @typing.no_type_check
 @flax.struct.dataclass
@@ -116,7 +118,8 @@ class FrameSurface:
     inverse [h, w]: inverse depth, 0 where no surface is known. confidence [h, w]: 0 there too.
     table [h * w, 10]: side by side the tangent plane (3 numbers, see `surface`), the confidence,
     the largest inverse depth around, the unit normal, 1 beside a jump of depth, else 0, and 1 where
-    the depth was measured, 0 where it was read from the memory. w2c,
+    the depth was measured, 0 where it was read from the memory. sides [h / 8, w / 8, 3], rounded
+    up: mean normals of blocks of pixels, which noise turns less, unit; 0 = unknown. w2c,
     intrinsics, and centre [3], the camera's place. focal []: geometric mean of both focal lengths,
     pixels.
     """
@@ -124,6 +127,7 @@ class FrameSurface:
     inverse: Float[Array, "h w"]
     confidence: Float[Array, "h w"]
     table: Float[Array, "p 10"]
+    sides: Float[Array, "bh bw 3"]
     w2c: Float[Array, "4 4"]
     intrinsics: Float[Array, "3 3"]
     centre: Float[Array, "3"]
@@ -137,8 +141,9 @@ class SurfaceSample:
 
     pixel [n, 2], depth [n]: of the points themselves. inverse [n]: of the surface on their rays,
     at sub-pixel position. confidence [n]. nearest [n]: largest inverse depth around.
-    normal [n, 3]: of the surface, 0 = unknown. edge [n]: 1 beside a jump of depth, else 0. measured
-    [n]: not read from the memory. inside [n]: in front of the camera, in the picture.
+    normal [n, 3]: of the surface, side [n, 3]: mean of those around; 0 = unknown. edge [n]: 1
+    beside a jump of depth, else 0. measured [n]: not read from the memory. inside [n]: in front of
+    the camera, in the picture.
     """
 
     pixel: Float[Array, "n 2"]
@@ -147,6 +152,7 @@ class SurfaceSample:
     confidence: Float[Array, "n"]
     nearest: Float[Array, "n"]
     normal: Float[Array, "n 3"]
+    side: Float[Array, "n 3"]
     edge: Float[Array, "n"]
     measured: Bool[Array, "n"]
     inside: Bool[Array, "n"]
@@ -175,11 +181,21 @@ def frame_surface(frame: EntryFrame, *, jump: float = 0.02) -> FrameSurface:
         inverse=jnp.where(keep, inverse, 0.0),
         confidence=confidence,
         table=jnp.concatenate(parts, -1).reshape(-1, 10),
+        sides=_block_means(normal),
         w2c=frame.w2c,
         intrinsics=k,
         centre=camera_centers(frame.w2c),
         focal=jnp.sqrt(jnp.abs(k[0, 0] * k[1, 1])),
     )
+
+
+def _block_means(normal: Float[Array, "h w 3"]) -> Float[Array, "bh bw 3"]:
+    height, width, _ = normal.shape
+    whole = jnp.pad(normal, ((0, -height % _SIDE), (0, -width % _SIDE), (0, 0)))
+    rows, columns = whole.shape[0] // _SIDE, whole.shape[1] // _SIDE
+    mean = whole.reshape(rows, _SIDE, columns, _SIDE, 3).sum((1, 3))
+    length = jnp.linalg.norm(mean, axis=-1, keepdims=True)
+    return mean / jnp.where(length > 0, length, 1.0)
 
 
 def sample_surface_at(surface: FrameSurface, points: Float[Array, "n 3"]) -> SurfaceSample:
@@ -201,6 +217,7 @@ def sample_surface_at(surface: FrameSurface, points: Float[Array, "n 3"]) -> Sur
         confidence=jnp.where(known, found[:, 3], 0.0),
         nearest=jnp.where(inside, found[:, 4], 0.0),
         normal=found[:, 5:8],
+        side=surface.sides[y.astype(jnp.int32) // _SIDE, x.astype(jnp.int32) // _SIDE],
         edge=jnp.where(known, found[:, 8], 0.0),
         measured=known & (found[:, 9] > 0),
         inside=inside,

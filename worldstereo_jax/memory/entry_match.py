@@ -21,9 +21,13 @@ from worldstereo_jax.memory.entry_frame import (
 APART = 3.0
 """Gates between a surface and an entry that cannot be the same."""
 
-# Cosine between two lines of sight beyond which they are held to see the two sides of one wall: no
-# normals are asked, which noise turns, and which change with every frame.
+# Cosine between two lines of sight beyond which they are held to see the two sides of one wall,
+# whatever the normals.
 _BACK = -0.5
+# And between the normal of the frame's surface and the line along which an entry was first seen, if
+# that line comes from behind the surface: by the pixel's own normal, which noise turns, and by the
+# mean of those around.
+_BEHIND = -0.3
 _MARCH = 8  # steps along an entry's line of sight
 _BISECT = 6  # halvings of the step in which that line meets a surface
 
@@ -81,12 +85,14 @@ def sight_entries(bank: EntryBank, surface: FrameSurface, *, gate: float) -> Sig
     direction, distance = _towards(surface.centre[None], bank.anchor)
     first, _ = _towards(bank.eye, bank.anchor)
     facing = (first * direction).sum(-1)
-    agrees = known & (jnp.abs(ratio - 1.0) <= gate) & (facing > _BACK)
+    behind = [(normal * first).sum(-1) < _BEHIND for normal in (sample.normal, sample.side)]
+    same_side = (facing > _BACK) & ~(behind[0] & behind[1])
+    agrees = known & (jnp.abs(ratio - 1.0) <= gate) & same_side
     before_all = sample.depth * sample.nearest
     through = (before_all * (1.0 + gate) < 1.0) | ((sample.edge == 0) & (ratio < 1.0 - gate))
     through &= known
-    behind = known & (ratio > 1.0 + gate)
-    line = _line_is_crossed(bank, surface, behind, gate=gate)
+    hidden = known & (ratio > 1.0 + gate)
+    line = _line_is_crossed(bank, surface, hidden, gate=gate)
     blocked = line.crossed
     far = 1.0 + APART * gate
     depth = 1.0 / jnp.where(known, sample.inverse, 1.0)

@@ -111,19 +111,25 @@ def _placed(bank: EntryBank) -> tuple[Float[Array, "n 3"], Int[Array, " n"]]:
 
 
 def _own_axes(bank: EntryBank) -> Float[Array, "3 3"]:
-    """Axes that turn with the bank, as rows: towards its first entry, and to the side of its last.
+    """Axes that turn with the bank, as rows: along a first line in it, and to the side of its last.
 
-    The world's own where there is nothing to tell a side by.
+    The first line is the one along which the first entry that a view saw was seen; where none was,
+    from the first entry to the one half way. The world's own where there is nothing to tell a side
+    by.
     """
+    seen = bank.valid & (bank.anchor != bank.eye).any(-1)
+    sight = jnp.argmax(seen)
     first, last = jnp.argmax(bank.valid), bank.capacity - 1 - jnp.argmax(bank.valid[::-1])
-    ahead = bank.anchor[first] - bank.eye[first]
-    aside = bank.anchor[last] - bank.eye[first]
+    start = jnp.where(seen.any(), bank.eye[sight], bank.anchor[first])
+    ahead = jnp.where(seen.any(), bank.anchor[sight], bank.anchor[(first + last) // 2]) - start
+    aside = bank.anchor[last] - start
     ahead = ahead / jnp.maximum(jnp.linalg.norm(ahead), 1e-30)
     across = aside - (aside * ahead).sum() * ahead
     length = jnp.linalg.norm(across)
     across = across / jnp.maximum(length, 1e-30)
     axes = jnp.stack([across, jnp.cross(ahead, across), ahead])
-    return jnp.where(length > 1e-3 * jnp.linalg.norm(aside), axes, jnp.eye(3))
+    found = ahead.any() & (length > 1e-3 * jnp.linalg.norm(aside))
+    return jnp.where(found, axes, jnp.eye(3))
 
 
 def _at_edge(bank: EntryBank) -> Bool[Array, " n"]:

@@ -44,6 +44,10 @@ _STEEPEST = 0.25  # share of depth by which a tangent plane may change within a 
 # of what it gives way to, as much as it can have itself; and the pixels over which that is sought.
 _OUTVOTED, _TRUSTED, _SHARED = 0.8, 0.3, 4
 _AROUND_PANE = 12  # pixels on either side over which a pane and what is behind it have their mean
+# Cosine between an entry's normal and the line to the camera below which it is seen from behind,
+# and the share of its weight that it has then: beside entries of the side that is seen it has no
+# say.
+_BEHIND, _BEHIND_SHARE = -0.3, 1e-3
 _BAND = 16  # rows worked on at once, so that what every pixel's candidates hold stays small
 
 
@@ -51,13 +55,15 @@ class _Splats(typing.NamedTuple):
     """Entries in the target camera; every array has a leading axis n.
 
     place: (x, y). inverse: inverse depth, 0 = not to be drawn. slope: its derivatives by x and y
-    on the tangent plane. size: width on the target in pixels, at least 1.
+    on the tangent plane. size: width on the target in pixels, at least 1. behind: the camera sees
+    the entry's back.
     """
 
     place: Float[Array, "n 2"]
     inverse: Float[Array, "n"]
     slope: Float[Array, "n 2"]
     size: Float[Array, "n"]
+    behind: Bool[Array, "n"]
 
 
 class _Near(typing.NamedTuple):
@@ -221,7 +227,7 @@ def _draw(
     splats = _project(bank, w2c, intrinsics, rule.least_confidence)
     refuted = _refuted(bank, splats, rule.tolerance, height, width)
     splats = splats._replace(inverse=jnp.where(refuted, 0.0, splats.inverse))
-    grids = _front_entries(splats, height, width)
+    grids = _front_entries(splats, rule.tolerance, height, width)
     bands = -(-height // _BAND)
 
     def band(number: Array) -> tuple[Array, Array, Array, Array]:
@@ -329,7 +335,8 @@ def _project(
     slope = slope / jnp.where(known, towards, 1.0)[:, None]
     most = _STEEPEST / (depth * size * _REACH)
     slope = jnp.clip(jnp.where(known[:, None], slope, 0.0), -most[:, None], most[:, None])
-    return _Splats(place, jnp.where(front, 1.0 / depth, 0.0), slope, size)
+    behind = towards > -_BEHIND * jnp.linalg.norm(local, axis=-1)
+    return _Splats(place, jnp.where(front, 1.0 / depth, 0.0), slope, size, behind)
 
 
 def _refuted(
@@ -355,13 +362,19 @@ def _refuted(
     return inside & doubtful & (farthest[index] < (1.0 - 2.0 * tolerance) * splats.inverse)
 
 
-def _front_entries(splats: _Splats, height: int, width: int) -> list[Int[Array, "_ _"]]:
-    """Per level the front-most entry of each cell, -1 where there is none, with a border of -1."""
+def _front_entries(
+    splats: _Splats, tolerance: float, height: int, width: int
+) -> list[Int[Array, "_ _"]]:
+    """Per level the front-most entry of each cell, -1 where there is none, with a border of -1.
+
+    Of one surface, or of the two sides of a thin one, those come first whose face is seen.
+    """
     x, y = splats.place[:, 0], splats.place[:, 1]
     level = jnp.ceil(jnp.log2(splats.size) - 0.5)
     level = jnp.clip(level, 0, _LEVELS - 1).astype(jnp.int32)
     inside = (splats.inverse > 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
     number = jnp.arange(splats.size.shape[0], dtype=jnp.int32)
+    order = splats.inverse * jnp.where(splats.behind, 1.0 - 2.0 * tolerance, 1.0)
     grids = []
     for i, border in enumerate(_AROUND):
         # Room for the rows of the last band, which may stand out of the picture.
@@ -369,8 +382,8 @@ def _front_entries(splats: _Splats, height: int, width: int) -> list[Int[Array, 
         here = inside & (level == i)
         cell_x, cell_y = (jnp.where(here, a, 0.0).astype(jnp.int32) >> i for a in (x, y))
         index = jnp.where(here, cell_y * columns + cell_x, rows * columns)
-        nearest = jnp.zeros((rows * columns + 1,), jnp.float32).at[index].max(splats.inverse)
-        first = here & (splats.inverse >= nearest[index])
+        nearest = jnp.zeros((rows * columns + 1,), jnp.float32).at[index].max(order)
+        first = here & (order >= nearest[index])
         held = jnp.full((rows * columns,), -1, jnp.int32)
         held = held.at[jnp.where(first, index, rows * columns)].max(number, mode="drop")
         grids.append(jnp.pad(held.reshape(rows, columns), border, constant_values=-1))
@@ -399,6 +412,7 @@ def _candidates(
     centre = (cell.astype(jnp.float32) + 0.5 for cell in (column, row))
     pixel = jnp.stack(jnp.broadcast_arrays(*centre), -1).reshape(1, -1, 2)
     safe = jnp.maximum(entry, 0)
+    weight = bank.confidence * jnp.where(splats.behind, _BEHIND_SHARE, 1.0)
     away = pixel - splats.place[safe]
     inverse = splats.inverse[safe] + (splats.slope[safe] * away).sum(-1)
     away = away / splats.size[safe][..., None]
@@ -407,7 +421,7 @@ def _candidates(
         entry=safe,
         inverse=jnp.where(drawn, inverse, 0.0),
         away=away,
-        weight=jnp.where(drawn, bank.confidence[safe], 0.0),
+        weight=jnp.where(drawn, weight[safe], 0.0),
         spacing=jnp.clip(bank.spacing, 1.0, _SPARSEST)[safe],
     )
 

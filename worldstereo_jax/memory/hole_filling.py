@@ -14,11 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int
+from worldstereo_jax.memory.surface import inverse_depth
 
 # A surface at twice the depth of another weighs 2 to this power as much in a hole beside both.
 _FAR_PREFERENCE = 4.0
 # And is taken for nearest up to its depth to this power times as far away.
 _FAR_REACH = 0.5
+# Shares of the picture's mean depth beyond which no surface counts as nearer, or as farther: a sky
+# is not drawn into all holes of the scene before it, nor takes the difference out of the rest.
+_NEAREST, _FARTHEST = 0.125, 3.0
 _DIFFUSIONS = 10
 # Share of the nearest known pixel against the broad mean. Half is best on average; more of the
 # nearest goes wrong less badly where one wall fills all that comes into view.
@@ -51,8 +55,10 @@ def fill_holes(
     known = hole < 0.5
     relative = jnp.ones_like(hole)
     if depth is not None:
-        nearest_scale = jnp.maximum(jnp.max(jnp.where(known, depth, 0.0)), 1e-6)
-        relative = jnp.clip(depth / nearest_scale, 1e-2, 1.0)
+        inverse = jnp.where(known, inverse_depth(depth), 0.0)
+        # The harmonic mean, in which a sky has no say.
+        mean = inverse.sum() / jnp.maximum((inverse > 0).sum(), 1)
+        relative = jnp.clip(depth * mean, _NEAREST, _FARTHEST)
     colour = jnp.where(known[..., None], image, 0.0)
     broad, _ = _pull_push(colour, jnp.where(known, relative**_FAR_PREFERENCE, 0.0))
     row, column = nearest_known(known, jnp.where(known, relative, 1.0) ** _FAR_REACH)

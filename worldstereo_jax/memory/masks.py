@@ -35,6 +35,8 @@ _LEAST_COSINE = 0.25
 _SAME_SURFACE = 0.1
 # Normals whose mean is shorter than this belong to no one plane: a crease or a rough surface.
 _STRAIGHT = 0.9
+# Share of depth within which two views show one surface, as in `warping.warp_views`.
+_SAME_DEPTH = 0.02
 # Tokens of less weight than this are not said to correspond to anything.
 _LEAST_WEIGHT = 0.02
 
@@ -88,7 +90,7 @@ def token_surface(views: ViewSet) -> TokenSurface:
         )
     _, height, width = views.depth.shape
     depth = _by_token(views.depth[..., None])[..., 0]
-    known = depth > 0
+    known = valid_depth(depth)
     count = known.sum(-1)
     ordered = jnp.sort(jnp.where(known, depth, jnp.inf), axis=-1)
     middle = jnp.maximum(count - 1, 0) // 2
@@ -230,22 +232,27 @@ def visibility_words(
 ) -> UInt32[Array, "t words"]:
     """Bitsets of the views that show points and do not occlude them (rows S14, S34).
 
-    A point is occluded when the view's depth at its pixel is nearer than it by more than its
-    `slack` (world units). A view without depth there hides nothing. A point up to half a token
-    out of the frame belongs to a token that is in it.
+    A point is occluded when the view's surface on its ray, on the tangent plane of the pixel, is
+    nearer than it by more than its `slack` (world units) and by more than two views of one surface
+    differ: depth that is a little off must not make a surface hide itself. A view without depth
+    there hides nothing. A point up to half a token out of the frame belongs to a token that is in
+    it.
     """
     _, height, width = others.depth.shape
     margin = TOKEN / 2
 
     def seen_in(view: tuple[Array, Array, Array, Array]) -> Array:
         depth, w2c, intrinsics, valid = view
+        inverse = inverse_depth(depth)
         pixels, z = project(position, w2c, intrinsics)
         x, y = pixels[:, 0], pixels[:, 1]
         inside = (z > 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
         close = (x >= -margin) & (y >= -margin) & (x < width + margin) & (y < height + margin)
         column, row = jnp.where(inside[:, None], pixels, 0.0).astype(jnp.int32).T
-        stored = jnp.where(inside, depth[row, column], 0.0)
-        return (z > 0) & close & valid & (~valid_depth(stored) | (z <= stored + slack))
+        plane = tangent_planes(inverse)[row, column]
+        shown = jnp.where(inside, plane[:, 0] * x + plane[:, 1] * y + plane[:, 2], 0.0)
+        reach = z - jnp.maximum(slack, _SAME_DEPTH * z)
+        return (z > 0) & close & valid & (shown * reach <= 1.0)
 
     seen = jax.lax.map(seen_in, (others.depth, others.w2c, others.intrinsics, others.valid))
     words = -(-others.depth.shape[0] // 32)
