@@ -1,13 +1,12 @@
 """Sizes and choices of the models: frozen dataclasses, and the presets users name."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
-from worldstereo_jax.errors import InputError
+from worldstereo_jax.errors import InputError, nearest_hint
 
 NORMALISATIONS = ("allowed", "multiply")
 REFERENCE_POSITIONS = ("beside", "surface")
@@ -195,13 +194,7 @@ def _refuse_unknown(values: Mapping[str, Any], cls: type, what: str) -> None:
     known = [field.name for field in dataclasses.fields(cls)]
     for name in values:
         if name not in known:
-            raise InputError(f"{what}: unknown field {name!r}{nearest_hint(name, known)}")
-
-
-def nearest_hint(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """' (did you mean ...?)' with the nearest known name, or the whole list."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else f"; known: {', '.join(sorted(known))}"
+            raise InputError(f"{what}: unknown field {name!r}: {nearest_hint(name, known)}")
 
 
 _WAN_14B = ModelConfig(
@@ -265,5 +258,5 @@ def get_preset(name: str) -> ModelConfig:
         InputError: for an unknown name, suggesting the nearest.
     """
     if name not in PRESETS:
-        raise InputError(f"unknown preset {name!r}{nearest_hint(name, list(PRESETS))}")
+        raise InputError(f"unknown preset {name!r}: {nearest_hint(name, PRESETS)}")
     return PRESETS[name]

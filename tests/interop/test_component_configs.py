@@ -60,7 +60,7 @@ def test_published_sizes():
     ("read", "values", "said"),
     [
         (vae_config, {**VAE, "is_residual": True}, "is_residual is True, but only False"),
-        (vae_config, {**VAE, "zdim": 3}, "'zdim' .did you mean 'z_dim'"),
+        (vae_config, {**VAE, "zdim": 3}, "'zdim': did you mean 'z_dim'"),
         (vae_config, {}, "key 'latents_mean' is missing"),
         (umt5_config, {"feed_forward_proj": "relu"}, "feed_forward_proj is 'relu'"),
         (umt5_config, {"is_gated_act": False}, "is_gated_act is False"),

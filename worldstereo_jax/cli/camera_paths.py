@@ -17,7 +17,7 @@ from worldstereo_jax.cli.recorded_path import (
 )
 from worldstereo_jax.cli.scene_input import AnyScene, image_size, middle_depth
 from worldstereo_jax.data.scene_folders import PanoramaScene, SingleViewScene, Trajectory
-from worldstereo_jax.errors import InputError
+from worldstereo_jax.errors import InputError, unknown_name
 from worldstereo_jax.geometry.camera_formats import FORMATS, detect_format
 from worldstereo_jax.geometry.camera_io import read_camera_json, select_cameras
 from worldstereo_jax.geometry.cameras import resize_intrinsics
@@ -26,7 +26,6 @@ from worldstereo_jax.geometry.trajectories import (
     make_path,
     path_names,
     spline_path,
-    unknown_name,
 )
 from worldstereo_jax.sampling.world import Cameras, WorldMemory
 

@@ -40,8 +40,8 @@ from worldstereo_jax.cli.scene_input import (
 )
 from worldstereo_jax.data.scene_folders import PanoramaScene
 from worldstereo_jax.data.video_io import FRAMES_PER_SECOND
-from worldstereo_jax.errors import InputError
-from worldstereo_jax.geometry.trajectories import path_names, unknown_name
+from worldstereo_jax.errors import InputError, unknown_name
+from worldstereo_jax.geometry.trajectories import path_names
 from worldstereo_jax.interop.shipped import SHIPPED, load_world
 from worldstereo_jax.sampling.compiled import compile_rollout
 from worldstereo_jax.sampling.world import Cameras, RolloutConfig, WorldMemory

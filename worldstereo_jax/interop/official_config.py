@@ -10,8 +10,7 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 
-from worldstereo_jax.config import nearest_hint
-from worldstereo_jax.errors import InputError
+from worldstereo_jax.errors import InputError, nearest_hint
 
 # Provenance, and settings of text generation and training that every config of transformers holds.
 _WITHOUT_EFFECT = frozenset(
@@ -139,7 +138,7 @@ def translate(
                     f"{source}: {name} is {value!r}, but only {keys.fixed[name]!r} is supported"
                 )
         elif name not in known and name not in _WITHOUT_EFFECT:
-            raise InputError(f"{source}: unknown key {name!r}{nearest_hint(name, known)}")
+            raise InputError(f"{source}: unknown key {name!r}: {nearest_hint(name, known)}")
     return fields
 
 
