@@ -179,22 +179,27 @@ class ModelConfig:
         Raises:
             InputError: for a field that does not exist, named with the nearest that does.
         """
-        values = dict(fields)
-        _refuse_unknown(values, cls, "model config")
+        values = config_fields(cls, fields, "model config")
         if values.get("control") is not None:
-            _refuse_unknown(values["control"], ControlConfig, "model config, control")
-            values["control"] = ControlConfig(**values["control"])
-        values["patch_size"] = tuple(values.get("patch_size", (1, 2, 2)))
-        if not isinstance(values.get("attention_pattern", ""), str):
-            values["attention_pattern"] = tuple(values["attention_pattern"])
+            control = config_fields(ControlConfig, values["control"], "model config, control")
+            values["control"] = ControlConfig(**control)
         return cls(**values)
 
 
-def _refuse_unknown(values: Mapping[str, Any], cls: type, what: str) -> None:
+def config_fields(cls: type, values: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Arguments for a config dataclass from JSON: lists become tuples.
+
+    Raises:
+        InputError: for a field that does not exist, named with the nearest that does; `what` begins
+            the sentence.
+    """
     known = [field.name for field in dataclasses.fields(cls)]
     for name in values:
         if name not in known:
             raise InputError(f"{what}: unknown field {name!r}: {nearest_hint(name, known)}")
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
 
 
 _WAN_14B = ModelConfig(
