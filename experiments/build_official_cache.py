@@ -38,8 +38,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from worldstereo_jax.cli.arguments import parse_size
 from worldstereo_jax.cli.memory_input import depth_for_paths
-from worldstereo_jax.cli.official_options import parse_size
 from worldstereo_jax.data.clip_windows import (
     Window,
     candidates,

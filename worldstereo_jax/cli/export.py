@@ -12,16 +12,16 @@ from typing import NamedTuple
 import numpy as np
 
 from worldstereo_jax.array_types import Float, ndarray
-from worldstereo_jax.cli.arguments import ArgumentParser, check_can_be_made
-from worldstereo_jax.cli.finished_run import VIDEO, RunWorld, clip_folders, read_clip, run_world
-from worldstereo_jax.cli.memory_input import memory_folder, read_any_memory
+from worldstereo_jax.cli.arguments import ArgumentParser, check_new
+from worldstereo_jax.cli.finished_run import VIDEO, clip_folders, read_clip, run_world
+from worldstereo_jax.cli.memory_input import StoredMemory, memory_folder, open_memory
 from worldstereo_jax.data.colmap_export import export_colmap
 from worldstereo_jax.data.export import ExportView, export_world_mirror, panorama_camera_id
 from worldstereo_jax.data.nerfstudio_export import export_nerfstudio
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.finished_clip import stored_frames
 from worldstereo_jax.memory.entry_cloud import surface_cloud
-from worldstereo_jax.memory.folder import is_memory, model_of_memory
+from worldstereo_jax.memory.folder import is_memory
 from worldstereo_jax.sampling.world import WorldMemory
 
 FORMATS = ("colmap", "nerfstudio", "worldmirror")
@@ -54,13 +54,11 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Read, collect, write."""
-    if options.target.exists():
-        raise InputError(f"{options.target} is there already; name a new folder")
-    check_can_be_made(options.target, "DEST")
+    check_new(options.target, "DEST")
     world = _world(options.folder)
     views = _views(options.folder, world.memory, with_clips=options.views == "all")
     if options.to == "worldmirror":
-        target = export_world_mirror(options.target, model_of_memory(world.folder), views)
+        target = export_world_mirror(options.target, world.model, views)
         print(f"{len(views):,} views")
         print(target)
         return
@@ -72,10 +70,10 @@ def run(options: argparse.Namespace) -> None:
     print(options.target)
 
 
-def _world(folder: Path) -> RunWorld:
+def _world(folder: Path) -> StoredMemory:
     """The memory of a run's folder, of a clip's, or of a memory folder itself."""
     if is_memory(folder):
-        return RunWorld(folder, read_any_memory(folder, model_of_memory(folder)))
+        return open_memory(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; a run's results were expected")
     if is_memory(memory_folder(folder)) or (folder / VIDEO).is_file():

@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> None:
     if options.model is not None:
         run_official(options)
         return
-    refuse_official_options(parser(), options)
+    refuse_official_options(options)
     started = time.perf_counter()
     # What can be wrong is found out in order of cost, all of it before anything is computed.
     check_output_folder(options.out, overwrite=options.overwrite)

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from worldstereo_jax.array_types import Float
+from worldstereo_jax.cli.arguments import parse_size
 from worldstereo_jax.cli.camera_paths import Job, plan_jobs, units_of
 from worldstereo_jax.cli.clip_store import ClipStore
 from worldstereo_jax.cli.console import Stages
@@ -23,7 +24,6 @@ from worldstereo_jax.cli.memory_input import (
     with_room,
 )
 from worldstereo_jax.cli.official_clips import ClipMaker, begin_official_memory, placed
-from worldstereo_jax.cli.official_options import parse_size
 from worldstereo_jax.cli.outputs import (
     KEYFRAMES_PER_SECOND,
     check_output_folder,

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,12 @@ from worldstereo_jax.memory.entry_codec import QuantisedEntries, restore_entries
 from worldstereo_jax.memory.entry_folder import entries_from_fields
 from worldstereo_jax.memory.entry_frame import make_entry_frame
 from worldstereo_jax.memory.entry_update import update_entries
-from worldstereo_jax.memory.folder import is_memory, load_memory, load_optional_fields
+from worldstereo_jax.memory.folder import (
+    is_memory,
+    load_memory,
+    load_optional_fields,
+    model_of_memory,
+)
 from worldstereo_jax.memory.global_geometric import init_global_memory
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory, init_spatial_memory
 from worldstereo_jax.sampling.world import (
@@ -49,7 +54,7 @@ def read_memory(folder: Path, model: str, scene: AnyScene) -> WorldMemory:
     Raises:
         InputError: naming what does not fit, and as `load_memory` does.
     """
-    memory = read_any_memory(memory_folder(folder), model)
+    memory = open_memory(folder, model=model).memory
     stereo = memory.stereo
     size = image_size(scene)
     found = tuple(stereo.images.shape[1:3])
@@ -76,20 +81,35 @@ A_MEMORY: Mapping[str, Any] = {
 """The argument of a command that names a memory; `memory_folder` tells which is meant."""
 
 
-def memory_folder(folder: Path) -> Path:
-    """The memory of a folder: itself, or the memory/ of a run's results."""
-    inside = folder / "memory"
-    return inside if not is_memory(folder) and is_memory(inside) else folder
+class StoredMemory(NamedTuple):
+    """A saved memory: the folder it lies in, the model it belongs to, and what it holds."""
+
+    folder: Path
+    model: str
+    memory: WorldMemory
 
 
-def read_any_memory(folder: Path, model: str) -> WorldMemory:
-    """A saved memory of this model, whatever it was begun from.
+def open_memory(folder: Path, *, model: str | None = None) -> StoredMemory:
+    """The memory of a folder, whatever it was begun from.
+
+    Args:
+        folder: the memory's own, or that of a run's results: see `memory_folder`.
+        model: whose memory it must be; None for any.
 
     Raises:
         InputError: as `load_memory` does.
     """
-    points, stereo = load_memory(folder, model=model)
-    return WorldMemory(points=points, stereo=stereo, entries=_read_entries(folder, stereo))
+    found = memory_folder(folder)
+    model = model_of_memory(found) if model is None else model
+    points, stereo = load_memory(found, model=model)
+    memory = WorldMemory(points=points, stereo=stereo, entries=_read_entries(found, stereo))
+    return StoredMemory(found, model, memory)
+
+
+def memory_folder(folder: Path) -> Path:
+    """The memory of a folder: itself, or the memory/ of a run's results."""
+    inside = folder / "memory"
+    return inside if not is_memory(folder) and is_memory(inside) else folder
 
 
 def _read_entries(folder: Path, stereo: SpatialStereoMemory) -> EntryBank:

@@ -14,14 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.array_types import Float
-from worldstereo_jax.cli.arguments import ArgumentParser, count, seed
+from worldstereo_jax.cli.arguments import ArgumentParser, count, parse_size, seed
 from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.content import content_hash
 from worldstereo_jax.cli.device_room import check_model_room, model_mesh
 from worldstereo_jax.cli.official_options import (
     add_guidance_options,
     add_machine_options,
-    parse_size,
 )
 from worldstereo_jax.cli.outputs import check_output_folder, results_folder, write_run
 from worldstereo_jax.data.images import read_image, resize_image
