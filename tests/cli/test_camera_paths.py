@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from worldstereo_jax.cli.camera_paths import (
+    CameraChoice,
     Job,
     PresetPath,
     cameras_of,
@@ -25,10 +26,9 @@ _FRAMES = 9
 _K = np.array([[100.0, 0, 60], [0, 100.0, 36], [0, 0, 1]], np.float32)
 
 
-def _plan(path, **options: Any) -> list[Job]:
+def _plan(path, trajectories=(), **options: Any) -> list[Job]:
     scene, own_size = read_working_scene(path)
-    settings = {"camera": None, "amplitude": None, "trajectories": []} | options
-    return plan_jobs(scene, own_size, _FRAMES, **settings)
+    return plan_jobs(scene, own_size, _FRAMES, CameraChoice(**options), trajectories)
 
 
 def _cameras(job: Job) -> Cameras:
@@ -155,14 +155,14 @@ def test_a_memory_alone_is_passed_as_the_scene_it_was_begun_from(scene, tmp_path
     for camera in ("spiral", str(scene / "camera.json")):
         (job,) = _plan(scene, camera=camera)
         expected = cameras_of(job, memory, _FRAMES)
-        found = path_through_memory(memory, camera, None, _FRAMES)
+        found = path_through_memory(memory, CameraChoice(camera), _FRAMES)
         np.testing.assert_allclose(found.w2c, expected.w2c, atol=1e-6)
         np.testing.assert_allclose(found.intrinsics, expected.intrinsics, rtol=1e-5)
     zooming = np.stack([_K, _K * np.array([[2.0], [2.0], [1.0]], np.float32)])
     path = np.asarray(make_path("left", 2))
     for size in (None, (72, 120)):
         write_cameras_json(tmp_path / "path.json", path, zooming, size)
-        found = path_through_memory(memory, str(tmp_path / "path.json"), None, 2)
+        found = path_through_memory(memory, CameraChoice(str(tmp_path / "path.json")), 2)
         np.testing.assert_allclose(
             found.intrinsics, zooming * [[160 / 120], [160 / 120], [1]], rtol=1e-5
         )

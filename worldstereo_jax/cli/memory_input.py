@@ -234,6 +234,29 @@ def estimate_depth(
     return jnp.concatenate([estimate(params.depth, image[None]) for image in jnp.asarray(images)])
 
 
+def views_before(scene: AnyScene, memory: WorldMemory | None) -> int:
+    """Views that are stored before the first clip: those of the memory it goes on from, if any."""
+    if memory is not None:
+        return int(memory.stereo.count)
+    return 1 if isinstance(scene, SingleViewScene) else len(scene.bank.names)
+
+
+def roomy(
+    config: RolloutConfig, scene: AnyScene, memory: WorldMemory | None, clips: int
+) -> RolloutConfig:
+    """`with_capacity` for clips of a scene, with at least the capacities of the memory, if any."""
+    views = views_before(scene, memory)
+    if memory is None:
+        return with_capacity(config, views, views * config.height * config.width, clips)
+    held = dataclasses.replace(
+        config,
+        bank_capacity=max(config.bank_capacity, memory.stereo.capacity),
+        point_capacity=max(config.point_capacity, memory.points.capacity),
+        entry_capacity=max(config.entry_capacity, memory.entries.capacity),
+    )
+    return with_capacity(held, views, int(memory.points.count), clips)
+
+
 def with_capacity(config: RolloutConfig, views: int, points: int, clips: int) -> RolloutConfig:
     """The config with memories so large that no view or point of `clips` clips can be lost.
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from worldstereo_jax.cli.arguments import check_new, count
-from worldstereo_jax.cli.camera_paths import add_path_options, path_through_memory
+from worldstereo_jax.cli.camera_paths import CameraChoice, add_path_options, path_through_memory
 from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.memory_input import A_MEMORY, open_memory
 from worldstereo_jax.cli.run_record import rollout_of_run
@@ -45,14 +45,7 @@ def _preview(options: argparse.Namespace) -> None:
     if int(memory.stereo.count) == 0:
         raise InputError(f"{folder} holds no views, so nothing can be told of a path")
     frames = options.frames or rollout_of_run(folder).frames
-    cameras = path_through_memory(
-        memory,
-        options.camera,
-        options.amplitude,
-        frames,
-        camera_format=options.camera_format,
-        camera_scale=options.camera_scale,
-    )
+    cameras = path_through_memory(memory, CameraChoice.of(options), frames)
     with Stages(1) as stages, stages.stage("looking along the path"):
         preview = preview_path(
             memory, cameras, on_frame=lambda i: stages.note(f" frame {i + 1} of {frames}")
