@@ -25,6 +25,7 @@ from worldstereo_jax.cli.memory_input import (
     with_room,
 )
 from worldstereo_jax.cli.official_clips import ClipMaker, begin_official_memory, placed
+from worldstereo_jax.cli.official_options import load_chosen
 from worldstereo_jax.cli.outputs import (
     KEYFRAMES_PER_SECOND,
     check_output_folder,
@@ -50,7 +51,6 @@ from worldstereo_jax.interop.memory_slots import slot_widths
 from worldstereo_jax.interop.official_pipeline import (
     OFFICIAL_SCALE,
     OfficialFiles,
-    load_official,
     official_world,
     open_official,
     text_states,
@@ -177,14 +177,7 @@ def run_official(options: argparse.Namespace) -> None:
         with stages.stage("encoding the prompts"):
             prompts = _prompts(files, jobs, negative, options, dtype, mesh)
         with stages.stage("loading the model"):
-            params = load_official(
-                files,
-                dtype=dtype,
-                weights=options.weights,
-                mesh=mesh,
-                lora=options.lora,
-                lora_scale=1.0 if options.lora_scale is None else options.lora_scale,
-            )
+            params = load_chosen(files, options, dtype, mesh)
 
         def tell(step: int) -> None:
             stages.note(f" step {step + 1} of {choices.schedule.steps}")

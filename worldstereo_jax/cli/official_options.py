@@ -1,11 +1,15 @@
-"""The options of `worldstereo generate` that an official model adds."""
+"""The options that an official model adds to a command, and the parameters that they choose."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from worldstereo_jax.cli.arguments import count
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop.official_pipeline import ModelFiles, load_official
+from worldstereo_jax.sampling.official_world import OfficialParams
 
 _TEXTS = ("--prompt", "--negative-prompt", "--text-cache")
 
@@ -82,6 +86,20 @@ def add_machine_options(add: Callable[..., object]) -> None:
     add("--lora-scale", type=float, metavar="X", help="its strength (default 1)")
     add("--vae-tile", type=count, metavar="N", help="VAE in tiles of N latent pixels (official 32)")
     add("--devices", type=count, metavar="N", help="split the model over N devices (default 1)")
+
+
+def load_chosen(
+    files: ModelFiles, options: argparse.Namespace, dtype: str, mesh: Mesh | None
+) -> OfficialParams:
+    """`load_official` as the options of `add_machine_options` ask."""
+    return load_official(
+        files,
+        dtype=dtype,
+        weights=options.weights,
+        mesh=mesh,
+        lora=options.lora,
+        lora_scale=1.0 if options.lora_scale is None else options.lora_scale,
+    )
 
 
 def refuse_official_options(options: argparse.Namespace) -> None:
