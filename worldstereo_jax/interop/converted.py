@@ -21,9 +21,9 @@ import orbax.checkpoint as ocp
 from worldstereo_jax.array_types import PyTree
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.files import read_json_object
 from worldstereo_jax.interop.layer_stacks import flat_paths
 from worldstereo_jax.interop.official import model_places
-from worldstereo_jax.interop.official_config import read_json
 from worldstereo_jax.interop.official_names import Place
 from worldstereo_jax.interop.safetensors_io import DTYPES, TensorInfo
 from worldstereo_jax.interop.tensor_source import TensorSource
@@ -65,7 +65,7 @@ class ConvertedSource(TensorSource):
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        manifest = read_json(self.folder / MANIFEST)
+        manifest = read_json_object(self.folder / MANIFEST)
         if manifest.get("format") != FORMAT:
             raise InputError(
                 f"{self.folder / MANIFEST}: format is {manifest.get('format')!r}, expected {FORMAT}"

@@ -4,11 +4,8 @@ A key is translated, or fixed to the one value that this project computes, or kn
 nothing in what is computed; any other is an error that names it.
 """
 
-import json
-import os
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 
 from worldstereo_jax.errors import InputError, nearest_hint
 
@@ -97,24 +94,6 @@ class Keys(typing.NamedTuple):
     translated: Mapping[str, str]
     fixed: Mapping[str, typing.Any] = {}
     ignored: str = ""
-
-
-def read_json(path: str | os.PathLike[str]) -> dict[str, typing.Any]:
-    """A json object from a file.
-
-    Raises:
-        InputError: when the file is missing or holds no object.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such config file")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not readable json ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds no json object")
-    return values
 
 
 def translate(
