@@ -10,7 +10,7 @@ meets the infinite log signal-to-noise ratios at sigma 0 and 1.
 import math
 import typing
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +22,7 @@ from worldstereo_jax.sampling.prediction import flow_x0
 from worldstereo_jax.sampling.schedules import Schedule
 
 
+@runtime_checkable
 class SolverState(Protocol):
     """What every solver's state offers: `sample`, the current x, float32, any shape."""
 
