@@ -149,7 +149,7 @@ def _by_memory(
     keep = np.asarray(memory.stereo.source) < number
     before = replay_keyframes(rollout_of_run(world.folder), memory, keep)
     found, agreement = agreement_with(clip, before.entries)
-    pictures[folder / PICTURE] = agreement_picture(np.asarray(clip.video), agreement)[..., :3]
+    pictures[folder / PICTURE] = agreement_picture(np.asarray(clip.video), agreement)
     return found | flicker_scores(clip, bank_depth(clip, memory.entries))
 
 
