@@ -73,7 +73,7 @@ def restore_entries(quantised: QuantisedEntries) -> EntryBank:
     )
 
 
-def bytes_per_row(bank: EntryBank | QuantisedEntries) -> dict[str, int]:
+def bytes_per_entry(bank: EntryBank | QuantisedEntries) -> dict[str, int]:
     """Bytes that one entry takes: `features` with their change by view, `geometry`, and `total`.
 
     Counters and scales, which are stored once for the whole bank, are left out.
