@@ -10,7 +10,6 @@ from worldstereo_jax.cli.camera_paths import (
     Job,
     PresetPath,
     cameras_of,
-    middle_depth,
     path_through_memory,
     plan_jobs,
     spread,
@@ -105,15 +104,6 @@ def test_a_preset_starts_at_the_first_view_and_turns_about_its_middle():
     expected = np.asarray(make_path("left", _FRAMES, amplitude=0.5, pivot_depth=3.0)) @ start
     np.testing.assert_allclose(found.w2c, expected, atol=1e-5)
     np.testing.assert_allclose(found.intrinsics[-1], _K)
-
-
-def test_the_middle_counts_unless_nothing_is_known_there():
-    depth = np.full((8, 8), 9.0, np.float32)
-    depth[2:6, 2:6] = 2.0
-    depth[3, 3] = 0
-    assert middle_depth(depth) == 2.0
-    depth[2:6, 2:6] = 0
-    assert middle_depth(depth) == 9.0
 
 
 def test_a_panorama_makes_its_paths_in_the_official_order(panorama):

@@ -15,12 +15,13 @@ from worldstereo_jax.cli.recorded_path import (
     read_recorded_path,
     scene_units,
 )
-from worldstereo_jax.cli.scene_input import AnyScene, image_size, middle_depth
+from worldstereo_jax.cli.scene_input import AnyScene, image_size
 from worldstereo_jax.data.scene_folders import PanoramaScene, SingleViewScene, Trajectory
 from worldstereo_jax.errors import InputError, unknown_name
 from worldstereo_jax.geometry.camera_formats import FORMATS, detect_format
 from worldstereo_jax.geometry.camera_io import read_camera_json, select_cameras
 from worldstereo_jax.geometry.cameras import resize_intrinsics
+from worldstereo_jax.geometry.scene_unit import middle_depth
 from worldstereo_jax.geometry.trajectories import (
     ease,
     make_path,

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.array_types import Array, Float, ndarray
-from worldstereo_jax.cli.scene_input import AnyScene, image_size, middle_depth
+from worldstereo_jax.cli.scene_input import AnyScene, image_size
 from worldstereo_jax.data.scene_folders import SingleViewScene
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.geometry.panorama_depth import agree_on_depth, share_a_centre
-from worldstereo_jax.geometry.pivot import pivot_depth
+from worldstereo_jax.geometry.scene_unit import depth_for_paths
 from worldstereo_jax.memory.entries import EntryBank, init_entries
 from worldstereo_jax.memory.entry_codec import QuantisedEntries, restore_entries
 from worldstereo_jax.memory.entry_folder import entries_from_fields
@@ -41,9 +40,6 @@ from worldstereo_jax.sampling.world import (
 
 # Mean difference, of colours in [-1, 1], up to which a stored view counts as the scene's image.
 _SAME_IMAGE = 0.02
-# Cosine of the angle within which a view looks at a path's pivot.
-_STRAIGHT = 0.95
-
 # Entries per pixel of all views together.
 _NEW_SHARE = 0.5
 
@@ -160,7 +156,8 @@ def begin_memory(
     """
     images, w2c, intrinsics = starting_views(scene)
     if known_depth is None:
-        depth = depth_for_paths(estimate_depth(world, params, images), w2c, intrinsics, paths)
+        estimate = estimate_depth(world, params, images)
+        depth = depth_for_paths(estimate, w2c, intrinsics, [path.w2c for path in paths])
     else:
         depth = jnp.asarray(known_depth)[None]
     cameras = Cameras(w2c=jnp.asarray(w2c), intrinsics=jnp.asarray(intrinsics))
@@ -176,53 +173,6 @@ def starting_views(
         return scene.bank.images, scene.bank.w2c, scene.bank.intrinsics
     w2c = np.eye(4, dtype=np.float32)[None] if scene.w2c is None else scene.w2c[:1]
     return scene.image[None], w2c, scene.intrinsics[:1]
-
-
-def depth_for_paths(
-    depth: Float[Array, "v h w"],
-    w2c: Float[ndarray, "v 4 4"],
-    intrinsics: Float[ndarray, "v 3 3"],
-    paths: Sequence[Cameras],
-) -> Float[Array, "v h w"]:
-    """Estimated depth of a scene's first views, made one world that `paths` run through.
-
-    Views of one centre are made to agree, and all is brought to the unit of the paths.
-    """
-    if len(depth) > 1 and share_a_centre(w2c, np.asarray(depth)):
-        depth = agree_on_depth(depth, jnp.asarray(w2c), jnp.asarray(intrinsics))
-    return depth * path_unit(np.asarray(depth), w2c, [np.asarray(path.w2c) for path in paths])
-
-
-def path_unit(
-    depth: Float[ndarray, "v h w"],
-    w2c: Float[ndarray, "v 4 4"],
-    paths: Sequence[Float[ndarray, "f 4 4"]],
-) -> float:
-    """Factor that brings estimated depth to the unit of camera paths laid through the same world.
-
-    An estimate's unit is a guess, a path's is the scene's own. Paths turn about the middle of what
-    an image shows, so the pivot's depth before the view that looks at it most directly is that
-    view's middle depth. The median over the paths is taken; 1 where no path turns about a point
-    that a view has before it.
-
-    Args:
-        depth: estimated camera z of the views.
-        w2c: their cameras.
-        paths: cameras of the paths.
-    """
-    factors = []
-    for path in paths:
-        ahead = pivot_depth(path)
-        if ahead is None:
-            continue
-        pivot = np.linalg.inv(path[0]) @ np.array([0.0, 0.0, ahead, 1.0])
-        seen = (w2c @ pivot)[:, :3]
-        # A view that stands at the pivot itself looks nowhere.
-        straightness = seen[:, 2] / np.maximum(np.linalg.norm(seen, axis=1), 1e-9)
-        view = int(np.argmax(straightness))
-        if straightness[view] >= _STRAIGHT:
-            factors.append(seen[view, 2] / middle_depth(depth[view]))
-    return float(np.median(factors)) if factors else 1.0
 
 
 def estimate_depth(

@@ -82,10 +82,3 @@ def read_scene_depth(
     if isinstance(scene, PanoramaScene) and len(scene.bank.names) > 1:
         raise InputError("--depth is for a single image; the depth of a panorama is estimated")
     return read_working_depth(path, own_size, image_size(scene))
-
-
-def middle_depth(depth: Float[ndarray, "h w"]) -> float:
-    """Median of the known depth in the middle of an image, or of all of it."""
-    height, width = depth.shape
-    middle = depth[height // 4 : -(height // 4), width // 4 : -(width // 4)]
-    return float(np.median(middle[middle > 0] if np.any(middle > 0) else depth[depth > 0]))
