@@ -13,7 +13,7 @@ from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.safetensors_io import PICKLED, SafetensorsFile, TensorInfo
 
 
-class TensorSource(Mapping[str, np.ndarray], abc.ABC):
+class TensorSource(Mapping, abc.ABC):
     """Tensors by name, of which type and shape are known; each is read when asked for.
 
     Args:
