@@ -23,6 +23,8 @@ VARIANTS: Mapping[str, tuple[bool, bool]] = {
     "global memory only": (True, False),
     "no memory": (False, False),
 }
+TO_FIRST, TO_TRUTH = "PSNR dB to first clip", "PSNR dB to truth"
+"""Of a clip that revisits: `revisit_metrics`."""
 METRICS = {"PSNR dB": psnr, "SSIM": ssim, "MS-SSIM": ms_ssim, "GMSD": gmsd}
 PERCEPTUAL = "LPIPS"
 LOWER_IS_BETTER = frozenset({"GMSD", PERCEPTUAL})
@@ -85,6 +87,6 @@ def revisit_metrics(
         scene["intrinsics"][0],
     )
     return {
-        "PSNR dB to truth": float(clip_psnr(video, scene["revisit_image"], seen.mask)),
-        "PSNR dB to first clip": float(clip_psnr(video, seen.image, seen.mask)),
+        TO_TRUTH: float(clip_psnr(video, scene["revisit_image"], seen.mask)),
+        TO_FIRST: float(clip_psnr(video, seen.image, seen.mask)),
     }
