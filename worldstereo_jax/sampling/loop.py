@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Float, Int
-from worldstereo_jax.sampling.prediction import flow_x0
 from worldstereo_jax.sampling.schedules import Schedule
-from worldstereo_jax.sampling.solvers import SolverFactory, SolverState
+from worldstereo_jax.sampling.solvers import SolverFactory
 
 VelocityFn = Callable[[Array, Array, Array], Array]
 """(x [...], timestep scalar in 0..1000, sigma scalar in 0..1) -> velocity [...]."""
@@ -35,7 +34,7 @@ def sample(
     made = solver(schedule)
     report = None if on_step is None else lambda index: on_step(int(index))
 
-    def body(state: SolverState, index: Array) -> tuple[SolverState, None]:
+    def body(state: Any, index: Array) -> tuple[Any, None]:
         state = made.step(state, _velocity(velocity_fn, schedule, state, index), index)
         if report is not None:
             # The value passed depends on the new state, so that the call follows the step.
@@ -70,10 +69,10 @@ def sample_until(
     """
     made = solver(schedule)
 
-    def body(index: Array, carry: tuple[SolverState, Array]) -> tuple[SolverState, Array]:
+    def body(index: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
         state, _ = carry
         velocity = _velocity(velocity_fn, schedule, state, index)
-        x0 = flow_x0(velocity, state.sample, jnp.asarray(schedule.sigmas)[index])
+        x0 = state.sample - jnp.asarray(schedule.sigmas)[index] * velocity
         return made.step(state, velocity, index), x0
 
     start = made.init(noise)
@@ -81,9 +80,7 @@ def sample_until(
     return state.sample, x0
 
 
-def _velocity(
-    velocity_fn: VelocityFn, schedule: Schedule, state: SolverState, index: Array
-) -> Array:
+def _velocity(velocity_fn: VelocityFn, schedule: Schedule, state: Any, index: Array) -> Array:
     """What the network says in step `index`, which may be traced; float32."""
     timestep = jnp.asarray(schedule.timesteps)[index]
     sigma = jnp.asarray(schedule.sigmas)[index]
