@@ -11,7 +11,7 @@ from worldstereo_jax.evaluation.alternatives import ALTERNATIVES, AlternativeRol
 from worldstereo_jax.evaluation.attention_patterns import HARD
 from worldstereo_jax.evaluation.clip_scores import FLICKER, ClipTruth, clip_scores
 from worldstereo_jax.evaluation.lpips import LpipsWeights
-from worldstereo_jax.evaluation.memory_gain import revisit_metrics
+from worldstereo_jax.evaluation.memory_gain import TO_FIRST, revisit_metrics
 from worldstereo_jax.evaluation.memory_report import report_entries
 from worldstereo_jax.evaluation.reprojection import reproject
 from worldstereo_jax.evaluation.view_distance import BinnedError, binned_error, nearest_view
@@ -32,7 +32,6 @@ REPROJECTION, AUTOENCODER, TRUTH = "pixel reprojection", "autoencoder", "truth"
 ANGLES = (0.0, 2.0, 5.0, 10.0, 20.0, 40.0, 90.0)  # degrees
 DISTANCES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)  # metres
 BY_ANGLE, BY_DISTANCE = "angle", "distance"
-TO_FIRST, TO_TRUTH = "PSNR dB to first clip", "PSNR dB to truth"
 Figures = dict[tuple[str, str, str], float]
 
 

@@ -12,14 +12,13 @@ from experiments.alternatives_scenes import (
     BY_DISTANCE,
     DISTANCES,
     REPROJECTION,
-    TO_FIRST,
-    TO_TRUTH,
     TRUTH,
     SceneResult,
 )
 from worldstereo_jax.evaluation.alternatives import GLOBAL_ONLY, NO_MEMORY, WITHOUT_WARPS
 from worldstereo_jax.evaluation.attention_patterns import HARD
 from worldstereo_jax.evaluation.clip_scores import FLICKER, MASKED_PSNR, UNSEEN_PSNR
+from worldstereo_jax.evaluation.memory_gain import TO_FIRST, TO_TRUTH
 from worldstereo_jax.evaluation.paired import paired_difference
 from worldstereo_jax.evaluation.report import Table, format_difference
 from worldstereo_jax.evaluation.view_distance import BinnedError

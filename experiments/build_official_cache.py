@@ -40,9 +40,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from worldstereo_jax.cli.memory_input import depth_for_paths
-from worldstereo_jax.cli.official_options import parse_size
 from worldstereo_jax.config import REFERENCE_POSITIONS
+from worldstereo_jax.cli.arguments import parse_size
 from worldstereo_jax.data.clip_windows import (
     Window,
     candidates,
@@ -53,6 +52,7 @@ from worldstereo_jax.data.posed_clips import PosedClip, find_posed_clips
 from worldstereo_jax.data.scene_source import SceneClips
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import keyframe_indices
+from worldstereo_jax.geometry.scene_unit import depth_for_paths
 from worldstereo_jax.geometry.sparse_depth import unit_of_points
 from worldstereo_jax.geometry.splat import OFFICIAL_RADIUS_NDC
 from worldstereo_jax.interop.memory_slots import read_widths, slot_widths
@@ -298,7 +298,7 @@ def _posed(
             unit = unit_of_points(np.asarray(depth[0]), clip.points, w2c[0], lens[0])
             if unit is not None:
                 return depth[0] * unit
-        return depth_for_paths(depth, w2c, lens, [path])[0]
+        return depth_for_paths(depth, w2c, lens, [path.w2c])[0]
 
     def depth_of_window(window: Window) -> np.ndarray:
         clip, chosen = window.video, window.frames

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from worldstereo_jax.data.images import to_uint8
 from worldstereo_jax.data.scene_source import SceneClips
 from worldstereo_jax.files import atomic_write
 
@@ -24,7 +25,7 @@ def render(seeds: range, split: str) -> tuple[np.ndarray, np.ndarray]:
     images, depths = [], []
     for clip in tqdm(SceneClips(seeds, split=split, frames=2), desc=split):
         for name in ("", "revisit_"):
-            images.append(np.round((clip[f"{name}image"] + 1.0) * 127.5).astype(np.uint8))
+            images.append(to_uint8(clip[f"{name}image"]))
             depths.append(clip[f"{name}depth"].astype(np.float32))
     return np.concatenate(images), np.concatenate(depths)
 

@@ -20,6 +20,7 @@ import numpy as np
 from skimage import data
 
 from pallas_kernels import from_geometry
+from worldstereo_jax.data.images import to_uint8
 from worldstereo_jax.data.scene_layouts import make_scene
 from worldstereo_jax.data.scene_source import render_clip
 from worldstereo_jax.data.scene_trajectories import sample_revisit
@@ -61,7 +62,7 @@ def procedural(seed: int) -> tuple[np.ndarray, ViewSet, ViewSet]:
     parts = [
         view(*(jnp.asarray(clip[n][i]) for n in ("depth", "w2c", "intrinsics"))) for i in (1, 0)
     ]
-    image = np.clip(127.5 * (clip["image"][1] + 1), 0, 255).astype(np.uint8)
+    image = to_uint8(clip["image"][1])
     return image, parts[0], parts[1]
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from worldstereo_jax.data.scene_source import LongWorlds
-from worldstereo_jax.evaluation.image_metrics import masked_psnr
+from worldstereo_jax.evaluation.image_metrics import clip_psnr
 from worldstereo_jax.evaluation.memory_gain import frame_metrics
 from worldstereo_jax.evaluation.paired import paired_difference
 from worldstereo_jax.evaluation.report import Table, format_difference, write_section
@@ -64,15 +64,9 @@ def revisit_metrics(
         scene["w2c"][-1],
         scene["intrinsics"][0, 0],
     )
-
-    def pooled(reference: jax.Array) -> float:
-        rows = (len(video) - 1) * height
-        shown, wanted = (x[1:].reshape(rows, width, -1) for x in (video, reference))
-        return float(masked_psnr(shown, wanted, seen.mask[1:].reshape(rows, width)))
-
     return {
-        "PSNR dB to truth, revisited": pooled(scene["image"][-1]),
-        "PSNR dB to earlier clips": pooled(seen.image),
+        "PSNR dB to truth, revisited": float(clip_psnr(video, scene["image"][-1], seen.mask)),
+        "PSNR dB to earlier clips": float(clip_psnr(video, seen.image, seen.mask)),
     }
 
 

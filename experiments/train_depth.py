@@ -29,6 +29,7 @@ import numpy as np
 import optax
 from PIL import Image
 
+from worldstereo_jax.data.images import from_uint8
 from worldstereo_jax.files import atomic_write
 from worldstereo_jax.geometry.depth_alignment import align_depth
 from worldstereo_jax.interop.weights import count_parameters, save_weights
@@ -145,7 +146,7 @@ def main() -> None:
 
     with np.load(args.frames, allow_pickle=False) as data:
         views = Views(data["train"], data["train_depth"])
-        test_images = data["held_out"].astype(np.float32) / 127.5 - 1.0
+        test_images = from_uint8(data["held_out"])
         test_depth = data["held_out_depth"]
     net = TinyDepth(TinyDepthConfig())
     key = jax.random.key(args.seed)

@@ -31,6 +31,7 @@ import numpy as np
 import optax
 from PIL import Image
 
+from worldstereo_jax.data.images import from_uint8
 from worldstereo_jax.data.textures import (
     HELD_OUT_PHOTOGRAPHS,
     TRAIN_PHOTOGRAPHS,
@@ -72,7 +73,7 @@ class Crops:
             source = levels[rng.integers(len(levels))]
         top = rng.integers(source.shape[0] - CROP + 1)
         left = rng.integers(source.shape[1] - CROP + 1)
-        crop = source[top : top + CROP, left : left + CROP].astype(np.float32) / 127.5 - 1.0
+        crop = from_uint8(source[top : top + CROP, left : left + CROP])
         if rng.random() < 0.5:
             crop = crop[:, ::-1]
         if rng.random() < 0.25:
@@ -101,7 +102,7 @@ def held_out_photographs() -> dict[str, np.ndarray]:
         for label, scale in (("", 1.0), ("_half", 0.5)):
             size = (int(full.shape[1] * scale) // 8 * 8, int(full.shape[0] * scale) // 8 * 8)
             image = np.asarray(Image.fromarray(full).resize(size, Image.Resampling.LANCZOS))
-            images[name + label] = image[None].astype(np.float32) / 127.5 - 1.0
+            images[name + label] = from_uint8(image[None])
     return images
 
 
@@ -173,7 +174,7 @@ def main() -> None:
 
     tests = held_out_photographs()
     if held_out_frames is not None:
-        tests["frames"] = held_out_frames.astype(np.float32) / 127.5 - 1.0
+        tests["frames"] = from_uint8(held_out_frames)
     baseline = {n: mean_psnr(reconstruct_pca(pca, x), x) for n, x in tests.items()}
     print("PCA    ", _row(baseline), flush=True)
     reconstruct = jax.jit(

@@ -99,8 +99,6 @@ def _over_rows(mask: BlockMask, change: Callable[[Array, int], Array]) -> BlockM
     def leaf(path: typing.Any, x: Array) -> Array:
         if not stands_for_rows(path):
             return x
-        return change(
-            x, 2 if path[-1].name in ("slot", "parts", "index", "count", "partial") else 1
-        )
+        return change(x, 2 if path[-1].name in _OF_TILES else 1)
 
     return jax.tree_util.tree_map_with_path(leaf, mask)

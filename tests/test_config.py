@@ -21,10 +21,10 @@ def test_per_layer_patterns_survive_json():
 
 
 def test_unknown_names_suggest_the_nearest():
-    with pytest.raises(InputError, match=r"unknown preset 'tinny' .*'tiny'"):
+    with pytest.raises(InputError, match=r"unknown preset 'tinny': .*'tiny'"):
         get_preset("tinny")
     fields = get_preset("tiny").to_dict()
-    with pytest.raises(InputError, match=r"unknown field 'widht' .*'width'"):
+    with pytest.raises(InputError, match=r"unknown field 'widht': .*'width'"):
         ModelConfig.from_dict({**fields, "widht": 3})
     fields["control"]["depth"] = 3
     with pytest.raises(InputError, match="control: unknown field 'depth'"):

@@ -1,13 +1,12 @@
 """Sizes and choices of the models: frozen dataclasses, and the presets users name."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
-from worldstereo_jax.errors import InputError
+from worldstereo_jax.errors import InputError, nearest_hint
 
 NORMALISATIONS = ("allowed", "multiply")
 REFERENCE_POSITIONS = ("beside", "surface")
@@ -185,28 +184,27 @@ class ModelConfig:
         Raises:
             InputError: for a field that does not exist, named with the nearest that does.
         """
-        values = dict(fields)
-        _refuse_unknown(values, cls, "model config")
+        values = config_fields(cls, fields, "model config")
         if values.get("control") is not None:
-            _refuse_unknown(values["control"], ControlConfig, "model config, control")
-            values["control"] = ControlConfig(**values["control"])
-        values["patch_size"] = tuple(values.get("patch_size", (1, 2, 2)))
-        if not isinstance(values.get("attention_pattern", ""), str):
-            values["attention_pattern"] = tuple(values["attention_pattern"])
+            control = config_fields(ControlConfig, values["control"], "model config, control")
+            values["control"] = ControlConfig(**control)
         return cls(**values)
 
 
-def _refuse_unknown(values: Mapping[str, Any], cls: type, what: str) -> None:
+def config_fields(cls: type, values: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Arguments for a config dataclass from JSON: lists become tuples.
+
+    Raises:
+        InputError: for a field that does not exist, named with the nearest that does; `what` begins
+            the sentence.
+    """
     known = [field.name for field in dataclasses.fields(cls)]
     for name in values:
         if name not in known:
-            raise InputError(f"{what}: unknown field {name!r}{nearest_hint(name, known)}")
-
-
-def nearest_hint(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """' (did you mean ...?)' with the nearest known name, or the whole list."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else f"; known: {', '.join(sorted(known))}"
+            raise InputError(f"{what}: unknown field {name!r}: {nearest_hint(name, known)}")
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
 
 
 _WAN_14B = ModelConfig(
@@ -270,5 +268,5 @@ def get_preset(name: str) -> ModelConfig:
         InputError: for an unknown name, suggesting the nearest.
     """
     if name not in PRESETS:
-        raise InputError(f"unknown preset {name!r}{nearest_hint(name, list(PRESETS))}")
+        raise InputError(f"unknown preset {name!r}: {nearest_hint(name, PRESETS)}")
     return PRESETS[name]

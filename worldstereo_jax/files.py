@@ -1,7 +1,8 @@
-"""Writing files and folders so that a crash never leaves half of one under the final name."""
+"""Files and folders written so that a crash never leaves half of one, and JSON read."""
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -9,6 +10,9 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from worldstereo_jax.errors import InputError
 
 REFUSALS = frozenset(
     {
@@ -47,6 +51,28 @@ DAMAGED_ARRAYS = (
     zlib.error,
 )
 """What reading a .npy or .npz file may raise when it is damaged, or something else."""
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file; InputError when it is missing, no file, or not JSON."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist or is not a file.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(f"{path} is not valid JSON: {reason}.") from error
+
+
+def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Like `read_json`, and the content must be an object with named fields."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object with named fields.")
+    return content
 
 
 @contextlib.contextmanager

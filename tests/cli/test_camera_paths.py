@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from worldstereo_jax.cli.camera_paths import (
+    CameraChoice,
     Job,
     PresetPath,
     cameras_of,
-    middle_depth,
     path_through_memory,
     plan_jobs,
     spread,
@@ -25,10 +25,9 @@ _FRAMES = 9
 _K = np.array([[100.0, 0, 60], [0, 100.0, 36], [0, 0, 1]], np.float32)
 
 
-def _plan(path, **options: Any) -> list[Job]:
+def _plan(path, trajectories=(), **options: Any) -> list[Job]:
     scene, own_size = read_working_scene(path)
-    settings = {"camera": None, "amplitude": None, "trajectories": []} | options
-    return plan_jobs(scene, own_size, _FRAMES, **settings)
+    return plan_jobs(scene, own_size, _FRAMES, CameraChoice(**options), trajectories)
 
 
 def _cameras(job: Job) -> Cameras:
@@ -107,15 +106,6 @@ def test_a_preset_starts_at_the_first_view_and_turns_about_its_middle():
     np.testing.assert_allclose(found.intrinsics[-1], _K)
 
 
-def test_the_middle_counts_unless_nothing_is_known_there():
-    depth = np.full((8, 8), 9.0, np.float32)
-    depth[2:6, 2:6] = 2.0
-    depth[3, 3] = 0
-    assert middle_depth(depth) == 2.0
-    depth[2:6, 2:6] = 0
-    assert middle_depth(depth) == 9.0
-
-
 def test_a_panorama_makes_its_paths_in_the_official_order(panorama):
     names = [job.name for job in _plan(panorama)]
     assert names == ["view0/traj0", "target1/traj0"]
@@ -155,14 +145,14 @@ def test_a_memory_alone_is_passed_as_the_scene_it_was_begun_from(scene, tmp_path
     for camera in ("spiral", str(scene / "camera.json")):
         (job,) = _plan(scene, camera=camera)
         expected = cameras_of(job, memory, _FRAMES)
-        found = path_through_memory(memory, camera, None, _FRAMES)
+        found = path_through_memory(memory, CameraChoice(camera), _FRAMES)
         np.testing.assert_allclose(found.w2c, expected.w2c, atol=1e-6)
         np.testing.assert_allclose(found.intrinsics, expected.intrinsics, rtol=1e-5)
     zooming = np.stack([_K, _K * np.array([[2.0], [2.0], [1.0]], np.float32)])
     path = np.asarray(make_path("left", 2))
     for size in (None, (72, 120)):
         write_cameras_json(tmp_path / "path.json", path, zooming, size)
-        found = path_through_memory(memory, str(tmp_path / "path.json"), None, 2)
+        found = path_through_memory(memory, CameraChoice(str(tmp_path / "path.json")), 2)
         np.testing.assert_allclose(
             found.intrinsics, zooming * [[160 / 120], [160 / 120], [1]], rtol=1e-5
         )

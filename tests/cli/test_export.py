@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from worldstereo_jax.cli.main import main
-from worldstereo_jax.cli.memory_input import read_any_memory
+from worldstereo_jax.cli.memory_input import open_memory
 from worldstereo_jax.data.images import read_image
 from worldstereo_jax.data.point_cloud_io import read_point_cloud
 from worldstereo_jax.geometry.camera_formats import read_cameras
@@ -31,7 +31,7 @@ def test_a_run_as_a_model_of_colmap(finished, true_scene, tmp_path, capsys):
     kept, seen = (read_image(out / f"images/first-000{i}.png") for i in (3, 1))
     np.testing.assert_allclose(kept, true_scene["image"][3], atol=1 / 127)
     assert 1 / 127 < np.abs(seen - true_scene["image"][1]).max() < 0.3
-    cloud = surface_cloud(read_any_memory(finished / "memory", "tiny").entries)
+    cloud = surface_cloud(open_memory(finished / "memory").memory.entries)
     points = np.loadtxt(out / "sparse/0/points3D.txt")
     np.testing.assert_allclose(points[:, 1:4], cloud.positions, atol=1e-5)
     assert f"8 views, {len(points):,} points of the entries' surfaces" in capsys.readouterr().out
@@ -47,7 +47,7 @@ def test_a_memory_as_a_data_set_of_nerfstudio(finished, true_scene, tmp_path):
     np.testing.assert_allclose(found.w2c, true_scene["w2c"][[0, 3, 2]], atol=1e-5)
     np.testing.assert_allclose(found.intrinsics[0], true_scene["intrinsics"][0], rtol=1e-5)
     positions, _ = read_point_cloud(out / content["ply_file_path"])
-    cloud = surface_cloud(read_any_memory(finished / "memory", "tiny").entries)
+    cloud = surface_cloud(open_memory(finished / "memory").memory.entries)
     np.testing.assert_array_equal(positions, cloud.positions)
     same = exported(finished, tmp_path / "same", "nerfstudio", "--views", "memory")
     assert (same / "transforms.json").read_bytes() == (out / "transforms.json").read_bytes()
@@ -68,7 +68,7 @@ def test_one_clip_for_worldmirror(finished, tmp_path):
     [
         ("none", "x", "is no folder"),
         ("", "x", "there is no memory of its run"),
-        ("mine", "mine", "is there already; name a new folder"),
+        ("mine", "mine", "is there already; name a new one"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, refused, source, target, said):

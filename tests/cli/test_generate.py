@@ -13,12 +13,12 @@ from plyfile import PlyData
 from tests.posed_cameras import random_cameras
 from worldstereo_jax.cli import generate
 from worldstereo_jax.cli.main import main
-from worldstereo_jax.cli.scene_input import middle_depth
 from worldstereo_jax.data import images, video_io
 from worldstereo_jax.data.scene_source import SceneClips
 from worldstereo_jax.geometry.camera_formats import write_cameras
 from worldstereo_jax.geometry.camera_io import read_camera_json
 from worldstereo_jax.geometry.cameras import camera_centers
+from worldstereo_jax.geometry.scene_unit import middle_depth
 from worldstereo_jax.geometry.trajectories import make_path
 from worldstereo_jax.memory.folder import load_memory
 from worldstereo_jax.sampling.world import RolloutConfig, empty_memory

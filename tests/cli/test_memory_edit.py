@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from worldstereo_jax.cli.main import main
-from worldstereo_jax.cli.memory_input import read_any_memory
+from worldstereo_jax.cli.memory_input import open_memory
 from worldstereo_jax.cli.outputs import save_world
 from worldstereo_jax.data.scene_source import SceneClips
 from worldstereo_jax.sampling.world import (
@@ -42,7 +42,7 @@ def folders(tmp_path_factory):
 
 
 def held(folder):
-    memory = read_any_memory(folder, "tiny")
+    memory = open_memory(folder).memory
     return int(memory.stereo.count), int(memory.points.count), int(memory.entries.count)
 
 
@@ -50,7 +50,7 @@ def test_undo_gives_back_the_memory_before(folders, tmp_path, capsys):
     assert main(["memory", "undo", str(folders[2]), "--out", str(tmp_path / "undone")]) == 0
     said = capsys.readouterr().out
     assert "keyframes: 4 -> 2" in said
-    before, undone = (read_any_memory(f, "tiny") for f in (folders[1], tmp_path / "undone"))
+    before, undone = (open_memory(f).memory for f in (folders[1], tmp_path / "undone"))
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(undone), strict=True):
         np.testing.assert_array_equal(a, b)
     assert held(folders[2])[0] == 4
@@ -65,7 +65,7 @@ def test_compress_keeps_all_but_the_features_last_digits(folders, tmp_path, caps
     )
     said = capsys.readouterr().out
     assert "bytes of an entry, features:" in said
-    before, after = (read_any_memory(f, "tiny") for f in (folders[1], out))
+    before, after = (open_memory(f).memory for f in (folders[1], out))
     for level, coded in zip(before.entries.features, after.entries.features, strict=True):
         step = np.abs(level).max(0) / (2 ** (bits - 1) - 1)
         assert (np.abs(np.asarray(level - coded)) <= 0.51 * step + 1e-6).all()

@@ -6,7 +6,7 @@ import pytest
 from plyfile import PlyData
 
 from worldstereo_jax.cli.main import main
-from worldstereo_jax.cli.memory_input import read_any_memory
+from worldstereo_jax.cli.memory_input import open_memory
 from worldstereo_jax.cli.outputs import save_world
 from worldstereo_jax.data.point_cloud_io import read_point_cloud
 from worldstereo_jax.data.scene_source import SceneClips
@@ -32,7 +32,7 @@ def test_a_saved_memory_gives_its_surfaces(folder, tmp_path, capsys):
     out = tmp_path / "surface.ply"
     arguments = ["--spacing", "0.01", "--least-confidence", "0.5", "--out", str(out)]
     assert main(["memory", "surface", str(folder), *arguments]) == 0
-    entries = read_any_memory(folder, "tiny").entries
+    entries = open_memory(folder).memory.entries
     cloud = surface_cloud(entries, spacing=0.01, least_confidence=0.5)
     positions, _ = read_point_cloud(out)
     np.testing.assert_array_equal(positions, cloud.positions)

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from tests.posed_cameras import random_cameras
-from worldstereo_jax.cli.camera_paths import Job, cameras_of, path_through_memory, plan_jobs
+from worldstereo_jax.cli.camera_paths import (
+    CameraChoice,
+    Job,
+    cameras_of,
+    path_through_memory,
+    plan_jobs,
+)
 from worldstereo_jax.cli.recorded_path import (
     RecordedPath,
     begun_by,
@@ -22,12 +28,11 @@ from worldstereo_jax.sampling.world import Cameras, RolloutConfig, empty_memory
 
 FRAMES = 9
 DEPTH = np.full((8, 8), 4.0, np.float32)
-NOTHING = {"camera": None, "amplitude": None, "trajectories": []}
 
 
 def plan(picture, file, **options) -> Job:
     scene, own_size = read_working_scene(picture)
-    (job,) = plan_jobs(scene, own_size, FRAMES, **(NOTHING | {"camera": str(file)} | options))
+    (job,) = plan_jobs(scene, own_size, FRAMES, CameraChoice(str(file), **options))
     return job
 
 
@@ -167,7 +172,7 @@ def test_what_does_not_fit_is_named(tmp_path, picture, scene):
     for option in ({"camera_format": "tum"}, {"camera_scale": 2.0}):
         refused("--camera-format and --camera-scale are for a FILE of --camera", "left", **option)
         with pytest.raises(InputError, match="are for a FILE of --camera"):
-            plan_jobs(*read_working_scene(scene), FRAMES, **NOTHING, **option)
+            plan_jobs(*read_working_scene(scene), FRAMES, CameraChoice(**option))
 
 
 def test_a_memory_alone_is_passed_as_by_a_clip_that_goes_on_from_it(tmp_path, picture):
@@ -182,9 +187,8 @@ def test_a_memory_alone_is_passed_as_by_a_clip_that_goes_on_from_it(tmp_path, pi
     memory = dataclasses.replace(memory, stereo=stereo)
     write_cameras(tmp_path / "tum.txt", recording(), "tum")
     expected = cameras_of(plan(picture, tmp_path / "tum.txt", camera_scale=0.5), memory, FRAMES)
-    found = path_through_memory(
-        memory, str(tmp_path / "tum.txt"), None, FRAMES, camera_format="tum", camera_scale=0.5
-    )
+    choice = CameraChoice(str(tmp_path / "tum.txt"), camera_format="tum", camera_scale=0.5)
+    found = path_through_memory(memory, choice, FRAMES)
     np.testing.assert_array_equal(found.w2c, expected.w2c)
     np.testing.assert_array_equal(found.intrinsics, expected.intrinsics)
     assert np.abs(found.w2c[-1] - found.w2c[0]).max() > 0.01

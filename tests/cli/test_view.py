@@ -11,7 +11,7 @@ import pytest
 
 from tests.evaluation import wall_world as ww
 from worldstereo_jax.cli import view
-from worldstereo_jax.cli.camera_paths import path_through_memory
+from worldstereo_jax.cli.camera_paths import CameraChoice, path_through_memory
 from worldstereo_jax.cli.main import main
 from worldstereo_jax.cli.outputs import RUN_FILE, save_world
 from worldstereo_jax.cli.viewer_path import NO_KEY
@@ -309,7 +309,7 @@ def test_a_path_is_previewed_played_and_written_for_generate(shown, browser, tmp
     w2c, _, size = read_camera_json(file)
     np.testing.assert_array_equal(w2c, builder.cameras().w2c)
     assert size == (ww.HEIGHT, ww.WIDTH)
-    told = path_through_memory(ww.wall(), str(file), None, 3)
+    told = path_through_memory(ww.wall(), CameraChoice(str(file)), 3)
     np.testing.assert_array_equal(told.w2c, builder.cameras().w2c)
     np.testing.assert_allclose(told.intrinsics, builder.cameras().intrinsics)
 

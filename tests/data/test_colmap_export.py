@@ -5,7 +5,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from worldstereo_jax.data.colmap_export import export_colmap
-from worldstereo_jax.data.export import ExportView
+from worldstereo_jax.data.export import ExportPoints, ExportView
 from worldstereo_jax.data.images import read_image
 from worldstereo_jax.errors import InputError
 
@@ -28,8 +28,7 @@ COLOURS = np.linspace(-1, 1, 15).reshape(5, 3)
 
 def test_cameras_poses_and_points_come_back(tmp_path):
     given = views()
-    keep = np.array([True, True, False, True, True])
-    out = export_colmap(tmp_path / "model", given, POINTS, COLOURS, keep)
+    out = export_colmap(tmp_path / "model", given, ExportPoints(POINTS, COLOURS))
     model = out / "sparse" / "0"
     cameras = (model / "cameras.txt").read_text().splitlines()
     images = (model / "images.txt").read_text().splitlines()
@@ -49,8 +48,8 @@ def test_cameras_poses_and_points_come_back(tmp_path):
         picture = read_image(out / "images" / values[9])
         np.testing.assert_allclose(picture, view.image, atol=1 / 127)
     points = np.loadtxt(model / "points3D.txt")
-    np.testing.assert_allclose(points[:, 1:4], POINTS[keep], rtol=1e-6)
-    np.testing.assert_allclose(points[:, 4:7], (COLOURS[keep] + 1) * 127.5, atol=0.5)
+    np.testing.assert_allclose(points[:, 1:4], POINTS, rtol=1e-6)
+    np.testing.assert_allclose(points[:, 4:7], (COLOURS + 1) * 127.5, atol=0.5)
 
 
 def test_colmap_reads_it(tmp_path):
@@ -58,7 +57,7 @@ def test_colmap_reads_it(tmp_path):
         "pycolmap", reason="pycolmap (the evaluate extra) is not installed"
     )
     given = views()
-    out = export_colmap(tmp_path / "model", given, POINTS, COLOURS)
+    out = export_colmap(tmp_path / "model", given, ExportPoints(POINTS, COLOURS))
     model = colmap.Reconstruction(out / "sparse" / "0")
     assert len(model.points3D) == 5
     by_name = {image.name: image for image in model.images.values()}
@@ -77,7 +76,6 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path):
         "share the id": ([first, first],),
         "cannot name a file": ([ExportView("a/b", first.image, first.w2c, first.intrinsics)],),
         "skew": ([second, ExportView("b", first.image, first.w2c, skewed)],),
-        "need colours": ([first], POINTS),
     }
     for message, arguments in bad.items():
         with pytest.raises(InputError, match=message):

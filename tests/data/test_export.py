@@ -21,7 +21,6 @@ def _views(ids: list[str]) -> list[export.ExportView]:
 
 def test_ids_follow_the_official_pattern():
     assert export.panorama_camera_id(3) == "pano-0003"
-    assert export.frame_camera_id("view-0", "traj1", 12) == "view_0-traj1-0012"
 
 
 def test_folder_holds_images_cameras_to_world_and_the_name_map(tmp_path):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from worldstereo_jax.data.export import ExportView
+from worldstereo_jax.data.export import ExportPoints, ExportView
 from worldstereo_jax.data.images import read_image
 from worldstereo_jax.data.nerfstudio_export import export_nerfstudio
 from worldstereo_jax.data.point_cloud_io import read_point_cloud
@@ -31,8 +31,7 @@ def views(zoom=0.0):
 @pytest.mark.parametrize("zoom", [0.0, 0.1])
 def test_cameras_images_and_points_come_back(tmp_path, zoom):
     given, points = views(zoom), np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
-    keep = np.array([True, False, True, True])
-    out = export_nerfstudio(tmp_path / "data", given, points, np.zeros((4, 3)), keep)
+    out = export_nerfstudio(tmp_path / "data", given, ExportPoints(points, np.zeros((4, 3))))
     found = read_cameras(out / "transforms.json")
     assert found.size == (48, 64)
     np.testing.assert_allclose(found.w2c, [view.w2c for view in given], atol=1e-6)
@@ -40,7 +39,7 @@ def test_cameras_images_and_points_come_back(tmp_path, zoom):
     for name, view in zip(found.names, given, strict=True):
         np.testing.assert_allclose(read_image(out / name), view.image, atol=1 / 127)
     content = json.loads((out / "transforms.json").read_text())
-    np.testing.assert_array_equal(read_point_cloud(out / content["ply_file_path"])[0], points[keep])
+    np.testing.assert_array_equal(read_point_cloud(out / content["ply_file_path"])[0], points)
     # Camera to world, OpenGL: the camera looks along its -z.
     first = np.array(content["frames"][1]["transform_matrix"])
     np.testing.assert_allclose(-first[:3, 2], np.asarray(given[1].w2c)[2, :3], atol=1e-6)
@@ -61,7 +60,6 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path):
         "share the id": ([first, first],),
         "must be of one size": ([first, small],),
         "has skew": ([second, ExportView("b", first.image, first.w2c, skewed)],),
-        "need colours": ([first], np.zeros((1, 3))),
     }
     for message, arguments in bad.items():
         with pytest.raises(InputError, match=message):

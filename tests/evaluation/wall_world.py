@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from worldstereo_jax.cli.memory_input import read_any_memory
+from worldstereo_jax.cli.memory_input import open_memory
 from worldstereo_jax.cli.outputs import save_world
 from worldstereo_jax.sampling.world import RolloutConfig, WorldMemory, empty_memory
 
@@ -95,4 +95,4 @@ def wall() -> WorldMemory:
     """The wall as a command reads it, so that what is compiled for one test serves the others."""
     with tempfile.TemporaryDirectory() as home:
         save_world(Path(home) / "memory", make_wall(), "tiny")
-        return read_any_memory(Path(home) / "memory", "tiny")
+        return open_memory(Path(home) / "memory").memory

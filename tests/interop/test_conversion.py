@@ -128,7 +128,7 @@ def test_what_is_in_the_way_is_named(checkpoint, converted, tmp_path, capsys):
     (tmp_path / "other" / "conversion.json").write_text("{}")
     with pytest.raises(InputError, match="unfinished conversion of another"):
         convert_to_orbax(checkpoint, tmp_path / "other", progress=False)
-    with pytest.raises(InputError, match="no such config file"):
+    with pytest.raises(InputError, match="does not exist"):
         export_to_safetensors(tmp_path, tmp_path / "y.safetensors", progress=False)
     assert main(["convert", str(tmp_path), str(tmp_path / "y.safetensors")]) == 2
     assert "is no folder that worldstereo convert wrote" in capsys.readouterr().err

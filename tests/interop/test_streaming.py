@@ -22,7 +22,7 @@ from worldstereo_jax.interop.official import (
 )
 from worldstereo_jax.interop.safetensors_io import write_safetensors
 from worldstereo_jax.interop.streaming import _ByteBudget, stream_params
-from worldstereo_jax.interop.tensor_source import TensorSource, open_weights
+from worldstereo_jax.interop.tensor_source import WeightFiles, open_weights
 from worldstereo_jax.models.placement import one_device, split_widest_axis, tensor_parallel
 from worldstereo_jax.models.quantised import quantise_params, quantiser
 
@@ -115,7 +115,7 @@ def test_every_bit_of_a_file_arrives(tmp_path, official):
 def test_what_was_read_is_not_copied_on_the_host(folder, monkeypatch):
     """Only where another type is asked for, and then once."""
     read, handed = {}, []
-    read_one, put = TensorSource.__getitem__, streaming._DeviceArrays.put
+    read_one, put = WeightFiles.__getitem__, streaming._DeviceArrays.put
 
     def reading(self, name):
         read[name] = read_one(self, name)
@@ -125,7 +125,7 @@ def test_what_was_read_is_not_copied_on_the_host(folder, monkeypatch):
         handed.append(any(np.shares_memory(value, array) for array in list(read.values())))
         put(self, place, value)
 
-    monkeypatch.setattr(TensorSource, "__getitem__", reading)
+    monkeypatch.setattr(WeightFiles, "__getitem__", reading)
     monkeypatch.setattr(streaming._DeviceArrays, "put", putting)
     for dtype, shared in ((None, True), (jnp.bfloat16, False)):
         stream_params([open_weights(folder)], *TABLE, dtype=dtype)
@@ -165,7 +165,7 @@ def test_faults_are_found_before_anything_is_read(tmp_path, official, monkeypatc
     def refuse(*_):
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr(TensorSource, "__getitem__", refuse)
+    monkeypatch.setattr(WeightFiles, "__getitem__", refuse)
     name = "blocks.1.attn1.to_q.weight"
     write_safetensors(tmp_path / "a.safetensors", {**official, name: np.ones((2, 3))})
     with pytest.raises(
@@ -211,7 +211,7 @@ def test_a_fault_while_reading_ends_the_loading(folder, monkeypatch):
     def fail(self, name):
         raise OSError("the disk went away")
 
-    monkeypatch.setattr(TensorSource, "__getitem__", fail)
+    monkeypatch.setattr(WeightFiles, "__getitem__", fail)
     with pytest.raises(OSError, match="went away"):
         stream_params([open_weights(folder)], *TABLE, placement=one_device)
 

@@ -45,6 +45,36 @@ def check_can_be_made(path: Path, argument: str) -> None:
         raise InputError(f"{argument} {path} cannot be made: {nearest} is not writable")
 
 
+def check_new(path: Path, argument: str, *, suffix: str | None = None) -> None:
+    """Refuse a result that would replace what is there, or that cannot be made.
+
+    Args:
+        path: to be written.
+        argument: that names it.
+        suffix: in which it must end, in lower or upper case; None for any.
+
+    Raises:
+        InputError: naming the argument and what is in the way.
+    """
+    if suffix is not None and path.suffix.lower() != suffix:
+        raise InputError(f"{argument} {path} must end in {suffix}")
+    if path.exists():
+        raise InputError(f"{argument} {path} is there already; name a new one")
+    check_can_be_made(path, argument)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of "480x832".
+
+    Raises:
+        InputError: when the text is no such size.
+    """
+    parts = text.split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"--size is {text!r}, expected height x width such as 480x832")
+    return int(parts[0]), int(parts[1])
+
+
 def _whole_number(text: str, lowest: int, highest: int) -> int:
     try:
         value = int(text)

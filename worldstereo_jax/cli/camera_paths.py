@@ -15,18 +15,18 @@ from worldstereo_jax.cli.recorded_path import (
     read_recorded_path,
     scene_units,
 )
-from worldstereo_jax.cli.scene_input import AnyScene, image_size, middle_depth
+from worldstereo_jax.cli.scene_input import AnyScene, image_size
 from worldstereo_jax.data.scene_folders import PanoramaScene, SingleViewScene, Trajectory
-from worldstereo_jax.errors import InputError
+from worldstereo_jax.errors import InputError, unknown_name
 from worldstereo_jax.geometry.camera_formats import FORMATS, detect_format
 from worldstereo_jax.geometry.camera_io import read_camera_json, select_cameras
 from worldstereo_jax.geometry.cameras import resize_intrinsics
+from worldstereo_jax.geometry.scene_unit import middle_depth
 from worldstereo_jax.geometry.trajectories import (
     ease,
     make_path,
     path_names,
     spline_path,
-    unknown_name,
 )
 from worldstereo_jax.sampling.world import Cameras, WorldMemory
 
@@ -45,6 +45,30 @@ class _CameraFile:
 
     file: Path
     format: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraChoice:
+    """What a command line says of the path; None where it says nothing.
+
+    Attributes:
+        camera: file or preset; None for the scene's own paths.
+        amplitude: how far a preset goes, 1 when None.
+        camera_format: of the file, told by its content when None.
+        camera_scale: scene units that one unit of the file is to be; see `scene_units`.
+    """
+
+    camera: str | None = None
+    amplitude: float | None = None
+    camera_format: str | None = None
+    camera_scale: float | None = None
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "CameraChoice":
+        """The options --camera and those of `add_path_options`."""
+        return cls(
+            **{field.name: getattr(options, field.name) for field in dataclasses.fields(cls)}
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,37 +113,29 @@ def plan_jobs(
     scene: AnyScene,
     own_size: tuple[int, int],
     frames: int,
-    *,
-    camera: str | None,
-    amplitude: float | None,
-    trajectories: Sequence[str],
-    camera_format: str | None = None,
-    camera_scale: float | None = None,
+    choice: CameraChoice,
+    trajectories: Sequence[str] = (),
 ) -> list[Job]:
-    """Which clips to make: one along `camera`, or the scene's own paths in the official order.
+    """Which clips to make: one along --camera, or the scene's own paths in the official order.
 
     Args:
         scene: at its working size.
         own_size: (height, width) of the scene's image in its file.
         frames: cameras of a clip.
-        camera: file or preset, None for the scene's own paths.
-        amplitude: how far a preset goes, None for 1.
+        choice: what is said of the path.
         trajectories: "<view>/<trajectory>" of a panorama to make, all when empty.
-        camera_format: of the file, told by its content when None.
-        camera_scale: scene units that one unit of the file is to be; see `scene_units`.
 
     Raises:
         InputError: naming the argument or file at fault.
     """
-    if trajectories and (camera is not None or isinstance(scene, SingleViewScene)):
+    if trajectories and (choice.camera is not None or isinstance(scene, SingleViewScene)):
         raise InputError("--trajectory chooses among the scene's own paths, without --camera")
-    if camera is not None:
-        path = _read_path(scene, own_size, frames, camera, amplitude, camera_format, camera_scale)
+    if choice.camera is not None:
+        path = _read_path(scene, own_size, frames, choice)
         return [Job("", getattr(scene, "prompt", ""), path)]
-    if amplitude is not None:
+    if choice.amplitude is not None:
         raise InputError("--amplitude is for the PRESET paths of --camera")
-    if camera_format is not None or camera_scale is not None:
-        raise InputError("--camera-format and --camera-scale are for a FILE of --camera")
+    _refuse_file_options(choice)
     if isinstance(scene, PanoramaScene):
         return [
             Job(_label(t), t.prompt, spread(t.w2c, t.intrinsics, frames))
@@ -168,15 +184,7 @@ def units_of(jobs: Sequence[Job], memory: WorldMemory) -> dict[str, float]:
     }
 
 
-def path_through_memory(
-    memory: WorldMemory,
-    camera: str,
-    amplitude: float | None,
-    frames: int,
-    *,
-    camera_format: str | None = None,
-    camera_scale: float | None = None,
-) -> Cameras:
+def path_through_memory(memory: WorldMemory, choice: CameraChoice, frames: int) -> Cameras:
     """The path that --camera asks for, through the world of a memory alone, for its image size.
 
     As `plan_jobs` and `cameras_of` lay it when a clip goes on from the memory. A file that names no
@@ -185,11 +193,8 @@ def path_through_memory(
 
     Args:
         memory: at least one view must be stored.
-        camera: file or preset.
-        amplitude: how far a preset goes, None for 1.
+        choice: what is said of the path, with a file or preset.
         frames: cameras of the path.
-        camera_format: of the file, told by its content when None.
-        camera_scale: scene units that one unit of the file is to be; see `scene_units`.
 
     Raises:
         InputError: naming the argument or file at fault.
@@ -197,9 +202,9 @@ def path_through_memory(
     stereo = memory.stereo
     height, width = stereo.images.shape[1:3]
     own_size = (height, width)
-    path = _preset_or_file(camera, amplitude, frames, camera_format, camera_scale)
+    path = _preset_or_file(choice, frames)
     if isinstance(path, _CameraFile) and path.format != "worldstereo":
-        path = _recording(path, frames, own_size, own_size, camera_scale)
+        path = _recording(path, frames, own_size, own_size, choice.camera_scale)
     if not isinstance(path, _CameraFile):
         return cameras_of(Job("", "", path), memory, frames)
     w2c, intrinsics, size = read_camera_json(path.file)
@@ -241,13 +246,7 @@ def _cameras(
 
 
 def _read_path(
-    scene: AnyScene,
-    own_size: tuple[int, int],
-    frames: int,
-    camera: str,
-    amplitude: float | None,
-    camera_format: str | None,
-    camera_scale: float | None,
+    scene: AnyScene, own_size: tuple[int, int], frames: int, choice: CameraChoice
 ) -> Cameras | PresetPath | RecordedPath:
     """The path that --camera asks for.
 
@@ -255,12 +254,12 @@ def _read_path(
     the size that the file names, or else of the scene's own size. Those of other formats are a
     recording.
     """
-    path = _preset_or_file(camera, amplitude, frames, camera_format, camera_scale)
+    path = _preset_or_file(choice, frames)
     if isinstance(path, PresetPath):
         return path
     size = image_size(scene)
     if path.format != "worldstereo":
-        return _recording(path, frames, own_size, size, camera_scale)
+        return _recording(path, frames, own_size, size, choice.camera_scale)
     w2c, intrinsics, file_size = read_camera_json(path.file)
     if file_size is None:
         _check_centre(path.file, intrinsics[0], own_size)
@@ -280,17 +279,17 @@ def _check_centre(file: Path, intrinsics: Float[ndarray, "3 3"], own_size: tuple
         )
 
 
-def _preset_or_file(
-    camera: str,
-    amplitude: float | None,
-    frames: int,
-    camera_format: str | None,
-    camera_scale: float | None,
-) -> PresetPath | _CameraFile:
-    """What --camera names, with the options about it; a preset is checked before anything else."""
+def _refuse_file_options(choice: CameraChoice) -> None:
+    if choice.camera_format is not None or choice.camera_scale is not None:
+        raise InputError("--camera-format and --camera-scale are for a FILE of --camera")
+
+
+def _preset_or_file(choice: CameraChoice, frames: int) -> PresetPath | _CameraFile:
+    """What --camera names; a preset is checked before anything else."""
+    camera, scale, amplitude = choice.camera, choice.camera_scale, choice.amplitude
+    assert camera is not None
     if camera in path_names():
-        if camera_format is not None or camera_scale is not None:
-            raise InputError("--camera-format and --camera-scale are for a FILE of --camera")
+        _refuse_file_options(choice)
         path = PresetPath(camera, 1.0 if amplitude is None else amplitude)
         make_path(path.name, frames, amplitude=path.amplitude)
         return path
@@ -299,12 +298,12 @@ def _preset_or_file(
         raise InputError(unknown_name("camera path", camera, path_names()))
     if amplitude is not None:
         raise InputError("--amplitude is for the PRESET paths of --camera, not for a file")
-    if camera_scale is not None and not (np.isfinite(camera_scale) and camera_scale > 0):
-        raise InputError(f"--camera-scale must be a positive number, not {camera_scale}")
-    if camera_format is not None and camera_format not in FORMATS:
-        raise InputError(unknown_name("camera format", camera_format, FORMATS))
-    name = camera_format or detect_format(file)
-    if name == "worldstereo" and camera_scale is not None:
+    if scale is not None and not (np.isfinite(scale) and scale > 0):
+        raise InputError(f"--camera-scale must be a positive number, not {scale}")
+    if choice.camera_format is not None and choice.camera_format not in FORMATS:
+        raise InputError(unknown_name("camera format", choice.camera_format, FORMATS))
+    name = choice.camera_format or detect_format(file)
+    if name == "worldstereo" and scale is not None:
         raise InputError(
             f"--camera-scale is for a path recorded elsewhere; the cameras of {file} stand in the "
             "scene's world"

@@ -6,8 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from worldstereo_jax.cli.arguments import ArgumentParser, check_can_be_made
-from worldstereo_jax.cli.official_options import parse_size
+from worldstereo_jax.cli.arguments import ArgumentParser, check_new, parse_size
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_formats import (
     FORMATS,
@@ -110,9 +109,7 @@ def _info(options: argparse.Namespace) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     """Read, change, write, and say what was written."""
-    if options.target.exists():
-        raise InputError(f"DST {options.target} is there already; name a new one")
-    check_can_be_made(options.target, "DST")
+    check_new(options.target, "DST")
     for option, value in (("--fps", options.fps), ("--scale", options.scale)):
         if value is not None and not (np.isfinite(value) and value > 0):
             raise InputError(f"{option} must be a positive number, not {value}")
@@ -128,7 +125,7 @@ def _convert(options: argparse.Namespace) -> None:
     if cameras.times is None:
         cameras = dataclasses.replace(cameras, times=np.arange(len(cameras)) / options.fps)
     cameras = dataclasses.replace(cameras, names=_picture_names(cameras.names, options.to))
-    needs_lens = options.to in FORMATS and "intrinsics" in FORMATS[options.to].needs
+    needs_lens = "intrinsics" in FORMATS[options.to].needs
     if needs_lens and cameras.intrinsics is not None and cameras.size is None:
         raise InputError(
             f"{options.to} needs the size of the images, which {options.source} does not tell: "

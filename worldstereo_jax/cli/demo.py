@@ -29,6 +29,8 @@ from worldstereo_jax.data.scene_source import SceneClips
 from worldstereo_jax.evaluation.comparison_sheet import comparison_sheet
 from worldstereo_jax.evaluation.memory_gain import (
     BOTH,
+    TO_FIRST,
+    TO_TRUTH,
     VARIANTS,
     frame_metrics,
     revisit_metrics,
@@ -40,7 +42,6 @@ from worldstereo_jax.sampling.rollout import Clip
 from worldstereo_jax.sampling.world import Cameras, RolloutConfig, init_memory
 
 TRUTH = "ground truth"
-TO_FIRST, TO_TRUTH = "PSNR dB to first clip", "PSNR dB to truth"
 
 
 def parser() -> argparse.ArgumentParser:

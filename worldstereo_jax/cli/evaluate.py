@@ -22,11 +22,11 @@ from worldstereo_jax.cli.arguments import ArgumentParser, check_can_be_made
 from worldstereo_jax.cli.finished_run import (
     CAMERAS,
     VIDEO,
-    RunWorld,
     clip_folders,
     read_clip,
     run_world,
 )
+from worldstereo_jax.cli.memory_input import StoredMemory
 from worldstereo_jax.cli.run_record import rollout_of_run
 from worldstereo_jax.data.images import read_image, resize_image, write_uint8_image
 from worldstereo_jax.data.video_io import read_video
@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> None:
         print(path)
 
 
-def _incomparable(clip: FinishedClip, world: RunWorld, folder: Path) -> str | None:
+def _incomparable(clip: FinishedClip, world: StoredMemory, folder: Path) -> str | None:
     """Why a clip cannot be compared with the memory, None where it can."""
     if number_of_clip(world.memory.stereo, clip) is None:
         return (
@@ -140,7 +140,7 @@ def _incomparable(clip: FinishedClip, world: RunWorld, folder: Path) -> str | No
 
 
 def _by_memory(
-    clip: FinishedClip, world: RunWorld, folder: Path, pictures: dict[Path, Any]
+    clip: FinishedClip, world: StoredMemory, folder: Path, pictures: dict[Path, Any]
 ) -> dict[str, float]:
     """Against what was known before the clip, and flicker over the surfaces known now."""
     memory = world.memory
@@ -149,11 +149,11 @@ def _by_memory(
     keep = np.asarray(memory.stereo.source) < number
     before = replay_keyframes(rollout_of_run(world.folder), memory, keep)
     found, agreement = agreement_with(clip, before.entries)
-    pictures[folder / PICTURE] = agreement_picture(np.asarray(clip.video), agreement)[..., :3]
+    pictures[folder / PICTURE] = agreement_picture(np.asarray(clip.video), agreement)
     return found | flicker_scores(clip, bank_depth(clip, memory.entries))
 
 
-def _by_earlier(clip: FinishedClip, world: RunWorld, folder: Path) -> dict[str, float]:
+def _by_earlier(clip: FinishedClip, world: StoredMemory, folder: Path) -> dict[str, float]:
     earlier = read_clip(folder)
     number = number_of_clip(world.memory.stereo, earlier)
     if number is None:
@@ -210,7 +210,7 @@ def _by_cameras(clip: FinishedClip, file: Path, folder: Path) -> dict[str, float
 
 def _write(
     options: argparse.Namespace,
-    world: RunWorld | None,
+    world: StoredMemory | None,
     scores: Mapping[str, Mapping[str, float]],
     pictures: Mapping[Path, UInt8[ndarray, "height width 3"]],
 ) -> None:

@@ -7,32 +7,27 @@ reconstruction (HY-World 2.0).
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from worldstereo_jax.array_types import Float, ndarray
-from worldstereo_jax.cli.arguments import ArgumentParser, check_can_be_made
-from worldstereo_jax.cli.finished_run import VIDEO, RunWorld, clip_folders, read_clip, run_world
-from worldstereo_jax.cli.memory_input import memory_folder, read_any_memory
+from worldstereo_jax.cli.arguments import ArgumentParser, check_new
+from worldstereo_jax.cli.finished_run import VIDEO, clip_folders, read_clip, run_world
+from worldstereo_jax.cli.memory_input import StoredMemory, memory_folder, open_memory
 from worldstereo_jax.data.colmap_export import export_colmap
-from worldstereo_jax.data.export import ExportView, export_world_mirror, panorama_camera_id
+from worldstereo_jax.data.export import (
+    ExportPoints,
+    ExportView,
+    export_world_mirror,
+    panorama_camera_id,
+)
 from worldstereo_jax.data.nerfstudio_export import export_nerfstudio
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.finished_clip import stored_frames
 from worldstereo_jax.memory.entry_cloud import surface_cloud
-from worldstereo_jax.memory.folder import is_memory, model_of_memory
+from worldstereo_jax.memory.folder import is_memory
 from worldstereo_jax.sampling.world import WorldMemory
 
 FORMATS = ("colmap", "nerfstudio", "worldmirror")
-
-
-class _Points(NamedTuple):
-    """Points of a memory: places [n, 3], colours [n, 3] in [-1, 1], and what they are."""
-
-    positions: Float[ndarray, "n 3"]
-    colors: Float[ndarray, "n 3"]
-    kind: str
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,28 +49,25 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Read, collect, write."""
-    if options.target.exists():
-        raise InputError(f"{options.target} is there already; name a new folder")
-    check_can_be_made(options.target, "DEST")
+    check_new(options.target, "DEST")
     world = _world(options.folder)
     views = _views(options.folder, world.memory, with_clips=options.views == "all")
     if options.to == "worldmirror":
-        target = export_world_mirror(options.target, model_of_memory(world.folder), views)
+        target = export_world_mirror(options.target, world.model, views)
         print(f"{len(views):,} views")
         print(target)
         return
-    points = _points(world.memory)
+    points, kind = _points(world.memory)
     write = export_colmap if options.to == "colmap" else export_nerfstudio
-    given = (points.positions, points.colors) if len(points.positions) else ()
-    write(options.target, views, *given)
-    print(f"{len(views):,} views, {len(points.positions):,} points of {points.kind}")
+    write(options.target, views, points if len(points.positions) else None)
+    print(f"{len(views):,} views, {len(points.positions):,} points of {kind}")
     print(options.target)
 
 
-def _world(folder: Path) -> RunWorld:
+def _world(folder: Path) -> StoredMemory:
     """The memory of a run's folder, of a clip's, or of a memory folder itself."""
     if is_memory(folder):
-        return RunWorld(folder, read_any_memory(folder, model_of_memory(folder)))
+        return open_memory(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; a run's results were expected")
     if is_memory(memory_folder(folder)) or (folder / VIDEO).is_file():
@@ -115,13 +107,12 @@ def _views(folder: Path, memory: WorldMemory, *, with_clips: bool) -> list[Expor
     ] + found
 
 
-def _points(memory: WorldMemory) -> _Points:
-    """The surfaces of the entries, which know depth best; else the global memory's points."""
+def _points(memory: WorldMemory) -> tuple[ExportPoints, str]:
+    """Points of the entries' surfaces, which know depth best, else of the global memory; whose."""
     if int(memory.entries.count):
         cloud = surface_cloud(memory.entries)
         if len(cloud.positions):
-            positions, colors = np.asarray(cloud.positions), np.asarray(cloud.colors)
-            return _Points(positions, colors, "the entries' surfaces")
+            return ExportPoints(cloud.positions, cloud.colors), "the entries' surfaces"
     keep = np.asarray(memory.points.valid)
     points, colors = (np.asarray(x)[keep] for x in (memory.points.positions, memory.points.colors))
-    return _Points(points, colors, "the global memory")
+    return ExportPoints(points, colors), "the global memory"

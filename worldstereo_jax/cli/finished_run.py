@@ -1,26 +1,17 @@
 """What a finished run has left: its clips and their memory."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from worldstereo_jax.cli.memory_input import read_any_memory
+from worldstereo_jax.cli.memory_input import StoredMemory, open_memory
 from worldstereo_jax.data.video_io import read_video
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.finished_clip import FinishedClip
 from worldstereo_jax.geometry.camera_io import read_camera_json
-from worldstereo_jax.memory.folder import is_memory, model_of_memory
-from worldstereo_jax.sampling.world import WorldMemory
+from worldstereo_jax.memory.folder import is_memory
 
 VIDEO, CAMERAS = "video.mp4", "cameras.json"
-
-
-class RunWorld(NamedTuple):
-    """A run's memory, and where it lies."""
-
-    folder: Path
-    memory: WorldMemory
 
 
 def clip_folders(folder: Path) -> list[Path]:
@@ -37,12 +28,12 @@ def clip_folders(folder: Path) -> list[Path]:
     return found
 
 
-def run_world(folder: Path) -> RunWorld | None:
+def run_world(folder: Path) -> StoredMemory | None:
     """The memory beside a clip, or beside one of the two folders it lies in."""
     for place in (folder, *folder.resolve().parents[:2]):
         inside = place / "memory"
         if is_memory(inside):
-            return RunWorld(inside, read_any_memory(inside, model_of_memory(inside)))
+            return open_memory(inside)
     return None
 
 

@@ -9,6 +9,7 @@ import jax
 
 from worldstereo_jax.cli.arguments import ArgumentParser, count, seed
 from worldstereo_jax.cli.camera_paths import (
+    CameraChoice,
     Job,
     add_path_options,
     cameras_of,
@@ -17,7 +18,7 @@ from worldstereo_jax.cli.camera_paths import (
 )
 from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.generate_official import run_official
-from worldstereo_jax.cli.memory_input import begin_memory, read_memory, with_capacity, with_room
+from worldstereo_jax.cli.memory_input import begin_memory, read_memory, roomy, with_room
 from worldstereo_jax.cli.official_options import add_official_options, refuse_official_options
 from worldstereo_jax.cli.outputs import (
     KEYFRAMES_PER_SECOND,
@@ -35,16 +36,15 @@ from worldstereo_jax.cli.recorded_path import begun_by
 from worldstereo_jax.cli.scene_input import (
     AnyScene,
     image_size,
-    read_working_depth,
+    read_scene_depth,
     read_working_scene,
 )
-from worldstereo_jax.data.scene_folders import PanoramaScene
 from worldstereo_jax.data.video_io import FRAMES_PER_SECOND
-from worldstereo_jax.errors import InputError
-from worldstereo_jax.geometry.trajectories import path_names, unknown_name
+from worldstereo_jax.errors import InputError, unknown_name
+from worldstereo_jax.geometry.trajectories import path_names
 from worldstereo_jax.interop.shipped import SHIPPED, load_world
 from worldstereo_jax.sampling.compiled import compile_rollout
-from worldstereo_jax.sampling.world import Cameras, RolloutConfig, WorldMemory
+from worldstereo_jax.sampling.world import Cameras, RolloutConfig
 
 
 def parser() -> argparse.ArgumentParser:
@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> None:
     if options.model is not None:
         run_official(options)
         return
-    refuse_official_options(parser(), options)
+    refuse_official_options(options)
     started = time.perf_counter()
     # What can be wrong is found out in order of cost, all of it before anything is computed.
     check_output_folder(options.out, overwrite=options.overwrite)
@@ -125,26 +125,16 @@ def run(options: argparse.Namespace) -> None:
     config = dataclasses.replace(RolloutConfig(), height=height, width=width)
     if options.steps is not None:
         config = dataclasses.replace(config, steps=options.steps)
-    jobs = plan_jobs(
-        scene,
-        own_size,
-        config.frames,
-        camera=options.camera,
-        amplitude=options.amplitude,
-        trajectories=options.trajectory,
-        camera_format=options.camera_format,
-        camera_scale=options.camera_scale,
-    )
+    choice = CameraChoice.of(options)
+    jobs = plan_jobs(scene, own_size, config.frames, choice, options.trajectory)
     scene = begun_by(scene, jobs[0].path)
     depth = None
     if options.depth is not None:
-        if isinstance(scene, PanoramaScene) and len(scene.bank.names) > 1:
-            raise InputError("--depth is for a single image; the depth of a panorama is estimated")
-        depth = read_working_depth(options.depth, own_size, (height, width))
+        depth = read_scene_depth(options.depth, scene, own_size)
     memory = None
     if options.memory is not None:
         memory = read_memory(options.memory, options.preset, scene)
-    config = _roomy(config, scene, memory, len(jobs))
+    config = roomy(config, scene, memory, len(jobs))
     world, params = load_world(options.preset, rollout=config)
     reading = round(time.perf_counter() - started, 3)
 
@@ -212,23 +202,6 @@ def run(options: argparse.Namespace) -> None:
         )
     for job in jobs:
         print(options.out / job.name / "contact_sheet.png")
-
-
-def _roomy(
-    config: RolloutConfig, scene: AnyScene, memory: WorldMemory | None, clips: int
-) -> RolloutConfig:
-    if memory is not None:
-        views, points = int(memory.stereo.count), int(memory.points.count)
-        config = dataclasses.replace(
-            config,
-            bank_capacity=max(config.bank_capacity, memory.stereo.capacity),
-            point_capacity=max(config.point_capacity, memory.points.capacity),
-            entry_capacity=max(config.entry_capacity, memory.entries.capacity),
-        )
-    else:
-        views = len(scene.bank.names) if isinstance(scene, PanoramaScene) else 1
-        points = views * config.height * config.width
-    return with_capacity(config, views, points, clips)
 
 
 def _title(scene: AnyScene, job: Job) -> str:

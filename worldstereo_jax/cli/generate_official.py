@@ -11,19 +11,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from worldstereo_jax.array_types import Float
-from worldstereo_jax.cli.camera_paths import Job, plan_jobs, units_of
+from worldstereo_jax.cli.arguments import parse_size
+from worldstereo_jax.cli.camera_paths import CameraChoice, Job, plan_jobs, units_of
 from worldstereo_jax.cli.clip_store import ClipStore
 from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.content import content_hash
 from worldstereo_jax.cli.device_room import check_model_room, model_mesh
 from worldstereo_jax.cli.memory_input import (
     read_memory,
+    roomy,
     starting_views,
-    with_capacity,
+    views_before,
     with_room,
 )
 from worldstereo_jax.cli.official_clips import ClipMaker, begin_official_memory, placed
-from worldstereo_jax.cli.official_options import parse_size
+from worldstereo_jax.cli.official_options import load_chosen
 from worldstereo_jax.cli.outputs import (
     KEYFRAMES_PER_SECOND,
     check_output_folder,
@@ -34,7 +36,7 @@ from worldstereo_jax.cli.outputs import (
     write_run,
 )
 from worldstereo_jax.cli.recorded_path import begun_by
-from worldstereo_jax.cli.scene_input import AnyScene, image_size, read_working_depth
+from worldstereo_jax.cli.scene_input import AnyScene, image_size, read_scene_depth
 from worldstereo_jax.data.scene_folders import (
     PanoramaScene,
     Trajectory,
@@ -49,7 +51,6 @@ from worldstereo_jax.interop.memory_slots import slot_widths
 from worldstereo_jax.interop.official_pipeline import (
     OFFICIAL_SCALE,
     OfficialFiles,
-    load_official,
     official_world,
     open_official,
     text_states,
@@ -96,16 +97,8 @@ def run_official(options: argparse.Namespace) -> None:
     size = parse_size(options.size) if options.size else files.settings.size_for(*own_size)
     scene = read_scene(options.scene, size)
     frames = _video_frames(files)
-    jobs = plan_jobs(
-        scene,
-        own_size,
-        frames,
-        camera=options.camera,
-        amplitude=options.amplitude,
-        trajectories=options.trajectory,
-        camera_format=options.camera_format,
-        camera_scale=options.camera_scale,
-    )
+    choice = CameraChoice.of(options)
+    jobs = plan_jobs(scene, own_size, frames, choice, options.trajectory)
     if options.prompt is not None:
         jobs = [dataclasses.replace(job, prompt=options.prompt) for job in jobs]
     scene = begun_by(scene, jobs[0].path)
@@ -113,9 +106,7 @@ def run_official(options: argparse.Namespace) -> None:
     _check_predecessors(jobs, trajectories)
     depth = None
     if options.depth is not None:
-        if isinstance(scene, PanoramaScene) and len(scene.bank.names) > 1:
-            raise InputError("--depth is for a single image; the depth of a panorama is estimated")
-        depth = read_working_depth(options.depth, own_size, size)
+        depth = read_scene_depth(options.depth, scene, own_size)
     choices = _choices(files, options)
     memory = None
     if options.memory is not None:
@@ -133,7 +124,7 @@ def run_official(options: argparse.Namespace) -> None:
         options,
         memory,
         drawn=trajectories is None or options.renders == "memory",
-        most=_views_before(scene, memory) + (len(jobs) - 1) * config.keyframes,
+        most=views_before(scene, memory) + (len(jobs) - 1) * config.keyframes,
     )
     if trajectories is not None and options.renders != "memory":
         for job in jobs:
@@ -165,12 +156,7 @@ def run_official(options: argparse.Namespace) -> None:
             "config": world.denoiser.to_dict(),
         },
         "size": size,
-        "camera": [
-            options.camera,
-            options.amplitude,
-            options.camera_format,
-            options.camera_scale,
-        ],
+        "camera": dataclasses.astuple(choice),
         "choices": _recorded(choices),
         "clips": [job.name for job in jobs],
         "prompt": {job.name: job.prompt for job in jobs},
@@ -191,14 +177,7 @@ def run_official(options: argparse.Namespace) -> None:
         with stages.stage("encoding the prompts"):
             prompts = _prompts(files, jobs, negative, options, dtype, mesh)
         with stages.stage("loading the model"):
-            params = load_official(
-                files,
-                dtype=dtype,
-                weights=options.weights,
-                mesh=mesh,
-                lora=options.lora,
-                lora_scale=1.0 if options.lora_scale is None else options.lora_scale,
-            )
+            params = load_chosen(files, options, dtype, mesh)
 
         def tell(step: int) -> None:
             stages.note(f" step {step + 1} of {choices.schedule.steps}")
@@ -317,25 +296,16 @@ def _rollout_config(
     sees_depth: bool,
 ) -> RolloutConfig:
     height, width = size
-    views = _views_before(scene, memory)
-    points = views * height * width
-    held = RolloutConfig(bank_capacity=1, point_capacity=1, entry_capacity=1)
-    if memory is not None:
-        points = int(memory.points.count)
-        held = dataclasses.replace(
-            held,
-            bank_capacity=memory.stereo.capacity,
-            point_capacity=memory.points.capacity,
-            entry_capacity=memory.entries.capacity,
-        )
     keyframes = min(KEYFRAMES, frames - 1)
-    config = dataclasses.replace(
-        held,
+    config = RolloutConfig(
+        bank_capacity=1,
+        point_capacity=1,
+        entry_capacity=1,
         frames=frames,
         height=height,
         width=width,
         # No slot for a view that cannot be there: each costs a frame's tokens.
-        references=min(REFERENCES, views + (clips - 1) * keyframes),
+        references=min(REFERENCES, views_before(scene, memory) + (clips - 1) * keyframes),
         keyframes=keyframes,
         # The official radius; small images need a whole pixel, or no point covers any.
         point_radius=max(1.0, OFFICIAL_RADIUS_NDC * min(height, width) / 2),
@@ -344,20 +314,14 @@ def _rollout_config(
         # One picture of full size shows nearly half of as many: looking at fewer saves little.
         entry_candidates=_MOST_ENTRIES,
     )
-    config = with_capacity(config, views, points, clips)
+    config = roomy(config, scene, memory, clips)
     if not sees_depth:
         # No point and no entry will ever be known: room for them would cost gigabytes, and each
         # look into it seconds.
         return dataclasses.replace(config, point_capacity=1, entry_capacity=1)
-    entries = max(held.entry_capacity, min(config.entry_capacity, _MOST_ENTRIES))
+    held = 1 if memory is None else memory.entries.capacity
+    entries = max(held, min(config.entry_capacity, _MOST_ENTRIES))
     return dataclasses.replace(config, entry_capacity=entries)
-
-
-def _views_before(scene: AnyScene, memory: WorldMemory | None) -> int:
-    """Views that are stored before the first clip."""
-    if memory is not None:
-        return int(memory.stereo.count)
-    return len(scene.bank.names) if isinstance(scene, PanoramaScene) else 1
 
 
 def _check_needs(

@@ -1,7 +1,6 @@
 """Entry point of the `worldstereo` command."""
 
 import contextlib
-import difflib
 import importlib
 import io
 import os
@@ -13,7 +12,7 @@ from typing import NoReturn
 
 import worldstereo_jax
 from worldstereo_jax.cli.arguments import ArgumentParser
-from worldstereo_jax.errors import InputError
+from worldstereo_jax.errors import InputError, nearest_hint
 from worldstereo_jax.files import REFUSALS
 
 # name -> (module, one line). A module is imported only when chosen, since jax takes seconds to
@@ -140,9 +139,7 @@ def _start_quickly() -> None:
 def _no_command(command: str, arguments: list[str]) -> None:
     """Answer `--help` and `--version`; reject anything else, naming the nearest command."""
     if command and not command.startswith("-"):
-        near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(COMMANDS)}."
-        raise InputError(f"there is no command {command!r}: {hint}")
+        raise InputError(f"there is no command {command!r}: {nearest_hint(command, COMMANDS)}")
     parser = ArgumentParser(
         prog="worldstereo",
         description="One image and a camera path in; a 3D-consistent video, its memory and a "

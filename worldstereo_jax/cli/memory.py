@@ -73,11 +73,11 @@ def inspect_memory(options: argparse.Namespace) -> None:
     report = report_memory(stereo)
     print(describe(folder, model, points, stereo, report, optional))
     if report.views:
-        write_uint8_image(picture, memory_picture(stereo, report, title=str(folder))[..., :3])
+        write_uint8_image(picture, memory_picture(stereo, report, title=str(folder)))
         print(f"\n{picture}")
     if report.views and "position" in optional:
         beside = picture.with_name(f"{picture.stem}_agreement.png")
-        write_uint8_image(beside, _draw_agreement(stereo, optional)[..., :3])
+        write_uint8_image(beside, _draw_agreement(stereo, optional))
         print(beside)
 
 
@@ -164,7 +164,7 @@ def _held_entries(optional: dict[str, np.ndarray]) -> EntryBank:
 
 def _draw_agreement(
     stereo: SpatialStereoMemory, optional: dict[str, np.ndarray]
-) -> UInt8[ndarray, "height width 4"]:
+) -> UInt8[ndarray, "height width 3"]:
     """Stored views beside the entries seen from them, and where both differ (row S25)."""
     held = np.flatnonzero(np.asarray(stereo.valid))
     chosen = np.unique(held[np.linspace(0, len(held) - 1, _VIEWS).astype(int)])

@@ -7,11 +7,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from worldstereo_jax.cli.arguments import check_can_be_made, count
+from worldstereo_jax.cli.arguments import check_new, count
 from worldstereo_jax.cli.memory_input import (
     A_MEMORY,
     memory_folder,
-    read_any_memory,
+    open_memory,
     with_room,
 )
 from worldstereo_jax.cli.outputs import memory_counts, save_world
@@ -81,10 +81,8 @@ def _command(actions, name: str, what: str) -> argparse.ArgumentParser:
 
 def _compress(options: argparse.Namespace) -> None:
     """Read, quantise, write; what a run reads from it is within half a step (row S31)."""
-    _check_new(options.out)
-    folder = memory_folder(options.folder)
-    model = model_of_memory(folder)
-    memory = read_any_memory(folder, model)
+    check_new(options.out, "--out")
+    _, model, memory = open_memory(options.folder)
     coded = quantise_entries(memory.entries, bits=(options.bits,) * len(memory.entries.features))
     save_memory(
         options.out, memory.points, memory.stereo, model=model, optional=entry_fields(coded)
@@ -95,19 +93,11 @@ def _compress(options: argparse.Namespace) -> None:
     print(options.out)
 
 
-def _check_new(folder: Path) -> None:
-    if folder.exists():
-        raise InputError(f"--out {folder} is there already; name a new folder")
-    check_can_be_made(folder, "--out")
-
-
 def _edit(options: argparse.Namespace) -> None:
     """Read, change by `options.edit`, write; the old memory stays as it is."""
-    _check_new(options.out)
-    folder = memory_folder(options.folder)
-    model = model_of_memory(folder)
+    check_new(options.out, "--out")
+    folder, model, memory = open_memory(options.folder)
     edit: Callable[[argparse.Namespace, RolloutConfig, WorldMemory], WorldMemory] = options.edit
-    memory = read_any_memory(folder, model)
     found = edit(options, rollout_of_run(folder), memory)
     before, after = memory_counts(memory), memory_counts(found)
     if not any(after[name] for name in ("points", "keyframes", "entries")):
@@ -144,7 +134,7 @@ def _select(options: argparse.Namespace, config: RolloutConfig, memory: WorldMem
 
 def _merge(options: argparse.Namespace, config: RolloutConfig, memory: WorldMemory) -> WorldMemory:
     model = model_of_memory(memory_folder(options.folder))
-    other = read_any_memory(memory_folder(options.other), model)
+    other = open_memory(options.other, model=model).memory
     views = int(memory.stereo.count) + int(other.stereo.count)
     roomy = RolloutConfig(
         bank_capacity=views,

@@ -4,24 +4,28 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.array_types import Array, Float, ndarray
-from worldstereo_jax.cli.scene_input import AnyScene, image_size, middle_depth
+from worldstereo_jax.cli.scene_input import AnyScene, image_size
 from worldstereo_jax.data.scene_folders import SingleViewScene
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.geometry.panorama_depth import agree_on_depth, share_a_centre
-from worldstereo_jax.geometry.pivot import pivot_depth
+from worldstereo_jax.geometry.scene_unit import depth_for_paths
 from worldstereo_jax.memory.entries import EntryBank, init_entries
 from worldstereo_jax.memory.entry_codec import QuantisedEntries, restore_entries
 from worldstereo_jax.memory.entry_folder import entries_from_fields
 from worldstereo_jax.memory.entry_frame import make_entry_frame
 from worldstereo_jax.memory.entry_update import update_entries
-from worldstereo_jax.memory.folder import is_memory, load_memory, load_optional_fields
+from worldstereo_jax.memory.folder import (
+    is_memory,
+    load_memory,
+    load_optional_fields,
+    model_of_memory,
+)
 from worldstereo_jax.memory.global_geometric import init_global_memory
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory, init_spatial_memory
 from worldstereo_jax.sampling.world import (
@@ -36,9 +40,6 @@ from worldstereo_jax.sampling.world import (
 
 # Mean difference, of colours in [-1, 1], up to which a stored view counts as the scene's image.
 _SAME_IMAGE = 0.02
-# Cosine of the angle within which a view looks at a path's pivot.
-_STRAIGHT = 0.95
-
 # Entries per pixel of all views together.
 _NEW_SHARE = 0.5
 
@@ -49,7 +50,7 @@ def read_memory(folder: Path, model: str, scene: AnyScene) -> WorldMemory:
     Raises:
         InputError: naming what does not fit, and as `load_memory` does.
     """
-    memory = read_any_memory(memory_folder(folder), model)
+    memory = open_memory(folder, model=model).memory
     stereo = memory.stereo
     size = image_size(scene)
     found = tuple(stereo.images.shape[1:3])
@@ -76,20 +77,35 @@ A_MEMORY: Mapping[str, Any] = {
 """The argument of a command that names a memory; `memory_folder` tells which is meant."""
 
 
-def memory_folder(folder: Path) -> Path:
-    """The memory of a folder: itself, or the memory/ of a run's results."""
-    inside = folder / "memory"
-    return inside if not is_memory(folder) and is_memory(inside) else folder
+class StoredMemory(NamedTuple):
+    """A saved memory: the folder it lies in, the model it belongs to, and what it holds."""
+
+    folder: Path
+    model: str
+    memory: WorldMemory
 
 
-def read_any_memory(folder: Path, model: str) -> WorldMemory:
-    """A saved memory of this model, whatever it was begun from.
+def open_memory(folder: Path, *, model: str | None = None) -> StoredMemory:
+    """The memory of a folder, whatever it was begun from.
+
+    Args:
+        folder: the memory's own, or that of a run's results: see `memory_folder`.
+        model: whose memory it must be; None for any.
 
     Raises:
         InputError: as `load_memory` does.
     """
-    points, stereo = load_memory(folder, model=model)
-    return WorldMemory(points=points, stereo=stereo, entries=_read_entries(folder, stereo))
+    found = memory_folder(folder)
+    model = model_of_memory(found) if model is None else model
+    points, stereo = load_memory(found, model=model)
+    memory = WorldMemory(points=points, stereo=stereo, entries=_read_entries(found, stereo))
+    return StoredMemory(found, model, memory)
+
+
+def memory_folder(folder: Path) -> Path:
+    """The memory of a folder: itself, or the memory/ of a run's results."""
+    inside = folder / "memory"
+    return inside if not is_memory(folder) and is_memory(inside) else folder
 
 
 def _read_entries(folder: Path, stereo: SpatialStereoMemory) -> EntryBank:
@@ -140,7 +156,8 @@ def begin_memory(
     """
     images, w2c, intrinsics = starting_views(scene)
     if known_depth is None:
-        depth = depth_for_paths(estimate_depth(world, params, images), w2c, intrinsics, paths)
+        estimate = estimate_depth(world, params, images)
+        depth = depth_for_paths(estimate, w2c, intrinsics, [path.w2c for path in paths])
     else:
         depth = jnp.asarray(known_depth)[None]
     cameras = Cameras(w2c=jnp.asarray(w2c), intrinsics=jnp.asarray(intrinsics))
@@ -158,53 +175,6 @@ def starting_views(
     return scene.image[None], w2c, scene.intrinsics[:1]
 
 
-def depth_for_paths(
-    depth: Float[Array, "v h w"],
-    w2c: Float[ndarray, "v 4 4"],
-    intrinsics: Float[ndarray, "v 3 3"],
-    paths: Sequence[Cameras],
-) -> Float[Array, "v h w"]:
-    """Estimated depth of a scene's first views, made one world that `paths` run through.
-
-    Views of one centre are made to agree, and all is brought to the unit of the paths.
-    """
-    if len(depth) > 1 and share_a_centre(w2c, np.asarray(depth)):
-        depth = agree_on_depth(depth, jnp.asarray(w2c), jnp.asarray(intrinsics))
-    return depth * path_unit(np.asarray(depth), w2c, [np.asarray(path.w2c) for path in paths])
-
-
-def path_unit(
-    depth: Float[ndarray, "v h w"],
-    w2c: Float[ndarray, "v 4 4"],
-    paths: Sequence[Float[ndarray, "f 4 4"]],
-) -> float:
-    """Factor that brings estimated depth to the unit of camera paths laid through the same world.
-
-    An estimate's unit is a guess, a path's is the scene's own. Paths turn about the middle of what
-    an image shows, so the pivot's depth before the view that looks at it most directly is that
-    view's middle depth. The median over the paths is taken; 1 where no path turns about a point
-    that a view has before it.
-
-    Args:
-        depth: estimated camera z of the views.
-        w2c: their cameras.
-        paths: cameras of the paths.
-    """
-    factors = []
-    for path in paths:
-        ahead = pivot_depth(path)
-        if ahead is None:
-            continue
-        pivot = np.linalg.inv(path[0]) @ np.array([0.0, 0.0, ahead, 1.0])
-        seen = (w2c @ pivot)[:, :3]
-        # A view that stands at the pivot itself looks nowhere.
-        straightness = seen[:, 2] / np.maximum(np.linalg.norm(seen, axis=1), 1e-9)
-        view = int(np.argmax(straightness))
-        if straightness[view] >= _STRAIGHT:
-            factors.append(seen[view, 2] / middle_depth(depth[view]))
-    return float(np.median(factors)) if factors else 1.0
-
-
 def estimate_depth(
     world: World, params: WorldParams, images: Float[ndarray, "v h w 3"]
 ) -> Float[Array, "v h w"]:
@@ -212,6 +182,29 @@ def estimate_depth(
     estimate = jax.jit(lambda params, image: world.depth.apply({"params": params}, image))
     # One by one: a panorama's views at once would take much memory.
     return jnp.concatenate([estimate(params.depth, image[None]) for image in jnp.asarray(images)])
+
+
+def views_before(scene: AnyScene, memory: WorldMemory | None) -> int:
+    """Views that are stored before the first clip: those of the memory it goes on from, if any."""
+    if memory is not None:
+        return int(memory.stereo.count)
+    return 1 if isinstance(scene, SingleViewScene) else len(scene.bank.names)
+
+
+def roomy(
+    config: RolloutConfig, scene: AnyScene, memory: WorldMemory | None, clips: int
+) -> RolloutConfig:
+    """`with_capacity` for clips of a scene, with at least the capacities of the memory, if any."""
+    views = views_before(scene, memory)
+    if memory is None:
+        return with_capacity(config, views, views * config.height * config.width, clips)
+    held = dataclasses.replace(
+        config,
+        bank_capacity=max(config.bank_capacity, memory.stereo.capacity),
+        point_capacity=max(config.point_capacity, memory.points.capacity),
+        entry_capacity=max(config.entry_capacity, memory.entries.capacity),
+    )
+    return with_capacity(held, views, int(memory.points.count), clips)
 
 
 def with_capacity(config: RolloutConfig, views: int, points: int, clips: int) -> RolloutConfig:

@@ -3,17 +3,16 @@
 import argparse
 from pathlib import Path
 
-from worldstereo_jax.cli.arguments import check_can_be_made, count
-from worldstereo_jax.cli.camera_paths import add_path_options, path_through_memory
+from worldstereo_jax.cli.arguments import check_new, count
+from worldstereo_jax.cli.camera_paths import CameraChoice, add_path_options, path_through_memory
 from worldstereo_jax.cli.console import Stages
-from worldstereo_jax.cli.memory_input import A_MEMORY, memory_folder, read_any_memory
+from worldstereo_jax.cli.memory_input import A_MEMORY, open_memory
 from worldstereo_jax.cli.run_record import rollout_of_run
 from worldstereo_jax.data.images import write_uint8_image
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.path_preview import frame_figures, preview_path
 from worldstereo_jax.evaluation.preview_sheet import preview_sheet, preview_summary, preview_table
 from worldstereo_jax.geometry.trajectories import path_names
-from worldstereo_jax.memory.folder import model_of_memory
 
 
 def add_preview(actions) -> None:
@@ -41,24 +40,12 @@ def add_preview(actions) -> None:
 
 def _preview(options: argparse.Namespace) -> None:
     """Print the figures, draw the sheet."""
-    if options.out.suffix.lower() != ".png":
-        raise InputError(f"--out {options.out} must end in .png")
-    if options.out.exists():
-        raise InputError(f"--out {options.out} is there already; name a new file")
-    check_can_be_made(options.out, "--out")
-    folder = memory_folder(options.folder)
-    memory = read_any_memory(folder, model_of_memory(folder))
+    check_new(options.out, "--out", suffix=".png")
+    folder, _, memory = open_memory(options.folder)
     if int(memory.stereo.count) == 0:
         raise InputError(f"{folder} holds no views, so nothing can be told of a path")
     frames = options.frames or rollout_of_run(folder).frames
-    cameras = path_through_memory(
-        memory,
-        options.camera,
-        options.amplitude,
-        frames,
-        camera_format=options.camera_format,
-        camera_scale=options.camera_scale,
-    )
+    cameras = path_through_memory(memory, CameraChoice.of(options), frames)
     with Stages(1) as stages, stages.stage("looking along the path"):
         preview = preview_path(
             memory, cameras, on_frame=lambda i: stages.note(f" frame {i + 1} of {frames}")

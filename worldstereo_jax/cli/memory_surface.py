@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from worldstereo_jax.cli.arguments import check_can_be_made
-from worldstereo_jax.cli.memory_input import A_MEMORY, memory_folder, read_any_memory
+from worldstereo_jax.cli.arguments import check_new
+from worldstereo_jax.cli.memory_input import A_MEMORY, open_memory
 from worldstereo_jax.cli.outputs import write_surface
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.memory.entry_cloud import CERTAIN, surface_cloud
-from worldstereo_jax.memory.folder import model_of_memory
 
 
 def add_surface(actions) -> None:
@@ -39,15 +38,10 @@ def add_surface(actions) -> None:
 
 def _write(options: argparse.Namespace) -> None:
     """Write the cloud, and say what went into it."""
-    if options.out.suffix.lower() != ".ply":
-        raise InputError(f"--out {options.out} must end in .ply")
-    if options.out.exists():
-        raise InputError(f"--out {options.out} is there already; name a new file")
-    check_can_be_made(options.out, "--out")
+    check_new(options.out, "--out", suffix=".ply")
     if not 0 <= options.least_confidence <= 1:
         raise InputError(f"--least-confidence {options.least_confidence} is not within 0 to 1")
-    folder = memory_folder(options.folder)
-    entries = read_any_memory(folder, model_of_memory(folder)).entries
+    entries = open_memory(options.folder).memory.entries
     cloud = surface_cloud(
         entries, spacing=options.spacing, least_confidence=options.least_confidence
     )

@@ -11,12 +11,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.cli.camera_paths import Job, cameras_of
 from worldstereo_jax.cli.clip_store import ClipStore
-from worldstereo_jax.cli.memory_input import depth_for_paths, starting_views
+from worldstereo_jax.cli.memory_input import starting_views
 from worldstereo_jax.cli.scene_input import AnyScene
 from worldstereo_jax.data.scene_folders import Trajectory, continues_a_clip, read_renders
 from worldstereo_jax.data.scene_shortcuts import belonging_bonus
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import evenly_spaced
+from worldstereo_jax.geometry.scene_unit import depth_for_paths
 from worldstereo_jax.memory.spatial_stereo import keyframes_at
 from worldstereo_jax.sampling.official_conditions import Renders
 from worldstereo_jax.sampling.official_rollout import OfficialClip, OfficialRollout
@@ -122,7 +123,7 @@ def begin_official_memory(
     else:
         depth = rollout.estimate_depth(params.depth, jnp.asarray(images))
         if world.depth is not None:
-            paths = [job.path for job in jobs if isinstance(job.path, Cameras)]
+            paths = [job.path.w2c for job in jobs if isinstance(job.path, Cameras)]
             depth = depth_for_paths(depth, w2c, intrinsics, paths)
     cameras = Cameras(w2c=jnp.asarray(w2c), intrinsics=jnp.asarray(intrinsics))
     begun = empty_memory(world.rollout), jnp.asarray(images), depth, cameras, jnp.int32(0)

@@ -1,19 +1,22 @@
-"""The options of `worldstereo generate` that an official model adds."""
+"""The options that an official model adds to a command, and the parameters that they choose."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from worldstereo_jax.cli.arguments import count
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.interop.official_pipeline import ModelFiles, load_official
+from worldstereo_jax.sampling.official_world import OfficialParams
 
-_GROUP = "official models"
 _TEXTS = ("--prompt", "--negative-prompt", "--text-cache")
 
 
 def add_official_options(parser: argparse.ArgumentParser) -> None:
     """Add them as a group of their own; all are None when they are not given."""
-    group = parser.add_argument_group(_GROUP)
+    group = parser.add_argument_group("official models")
     add = group.add_argument
     add("--model", metavar="FOLDER_OR_ID", help="a WorldStereo checkpoint, instead of a preset")
     add("--base", metavar="FOLDER_OR_ID", help="its base model (default: the one it names)")
@@ -85,27 +88,30 @@ def add_machine_options(add: Callable[..., object]) -> None:
     add("--devices", type=count, metavar="N", help="split the model over N devices (default 1)")
 
 
-def refuse_official_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Refuse the group's options where no official model is chosen.
+def load_chosen(
+    files: ModelFiles, options: argparse.Namespace, dtype: str, mesh: Mesh | None
+) -> OfficialParams:
+    """`load_official` as the options of `add_machine_options` ask."""
+    return load_official(
+        files,
+        dtype=dtype,
+        weights=options.weights,
+        mesh=mesh,
+        lora=options.lora,
+        lora_scale=1.0 if options.lora_scale is None else options.lora_scale,
+    )
+
+
+def refuse_official_options(options: argparse.Namespace) -> None:
+    """Refuse these options where no official model is chosen.
 
     Raises:
         InputError: naming the first one that was given.
     """
-    for group in parser._action_groups:
-        for action in group._group_actions if group.title == _GROUP else ():
-            if getattr(options, action.dest) is not None:
-                option = action.option_strings[0]
-                why = "; the small model reads no text" if option in _TEXTS else ""
-                raise InputError(f"{option} is for an official model (--model){why}")
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Height and width of "480x832".
-
-    Raises:
-        InputError: when the text is no such size.
-    """
-    parts = text.split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"--size is {text!r}, expected height x width such as 480x832")
-    return int(parts[0]), int(parts[1])
+    parser = argparse.ArgumentParser(add_help=False)
+    add_official_options(parser)
+    for name in vars(parser.parse_args([])):
+        if getattr(options, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            why = "; the small model reads no text" if option in _TEXTS else ""
+            raise InputError(f"{option} is for an official model (--model){why}")

@@ -163,7 +163,7 @@ def write_agreement(folder: Path, clip: Clip, told: EntryBank) -> float | None:
     picture = agreement_picture(
         np.asarray(video), found, names=[f"frame {number}" for number in chosen]
     )
-    write_uint8_image(folder / "agreement.png", picture[..., :3])
+    write_uint8_image(folder / "agreement.png", picture)
     return float(found.mean()) if bool(found.compared.any()) else None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from worldstereo_jax.array_types import Array, Float, ndarray
-from worldstereo_jax.cli.scene_input import AnyScene, middle_depth
+from worldstereo_jax.cli.scene_input import AnyScene
 from worldstereo_jax.data.scene_folders import SingleViewScene
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_formats import (
@@ -23,6 +23,7 @@ from worldstereo_jax.geometry.camera_formats import (
     resized,
 )
 from worldstereo_jax.geometry.pivot import pivot_depth
+from worldstereo_jax.geometry.scene_unit import middle_depth
 from worldstereo_jax.geometry.trajectories import DOLLY
 from worldstereo_jax.sampling.world import Cameras
 

@@ -71,8 +71,14 @@ def read_working_depth(
     return depth
 
 
-def middle_depth(depth: Float[ndarray, "h w"]) -> float:
-    """Median of the known depth in the middle of an image, or of all of it."""
-    height, width = depth.shape
-    middle = depth[height // 4 : -(height // 4), width // 4 : -(width // 4)]
-    return float(np.median(middle[middle > 0] if np.any(middle > 0) else depth[depth > 0]))
+def read_scene_depth(
+    path: Path, scene: AnyScene, own_size: tuple[int, int]
+) -> Float[ndarray, "h w"]:
+    """`read_working_depth` for a scene that was read at its working size.
+
+    Raises:
+        InputError: as there, and for a panorama of several views.
+    """
+    if isinstance(scene, PanoramaScene) and len(scene.bank.names) > 1:
+        raise InputError("--depth is for a single image; the depth of a panorama is estimated")
+    return read_working_depth(path, own_size, image_size(scene))

@@ -14,21 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldstereo_jax.array_types import Float
-from worldstereo_jax.cli.arguments import ArgumentParser, count, seed
+from worldstereo_jax.cli.arguments import ArgumentParser, count, parse_size, seed
 from worldstereo_jax.cli.console import Stages
 from worldstereo_jax.cli.content import content_hash
 from worldstereo_jax.cli.device_room import check_model_room, model_mesh
 from worldstereo_jax.cli.official_options import (
     add_guidance_options,
     add_machine_options,
-    parse_size,
+    load_chosen,
 )
 from worldstereo_jax.cli.outputs import check_output_folder, results_folder, write_run
 from worldstereo_jax.data.images import read_image, resize_image
 from worldstereo_jax.data.video_io import FRAMES_PER_SECOND, write_video
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.interop.identity import model_identity
-from worldstereo_jax.interop.official_pipeline import load_official, text_states
+from worldstereo_jax.interop.official_pipeline import text_states
 from worldstereo_jax.interop.video_pipeline import (
     VIDEO_FRAMES,
     VIDEO_SCALE,
@@ -129,14 +129,7 @@ def run(options: argparse.Namespace) -> None:
         with stages.stage("encoding the prompts"):
             states = text_states(files, texts, dtype=dtype, cache=options.text_cache, mesh=mesh)
         with stages.stage("loading the model"):
-            params = load_official(
-                files,
-                dtype=dtype,
-                weights=options.weights,
-                mesh=mesh,
-                lora=options.lora,
-                lora_scale=1.0 if options.lora_scale is None else options.lora_scale,
-            )
+            params = load_chosen(files, options, dtype, mesh)
 
         def tell(step: int) -> None:
             stages.note(f" step {step + 1} of {options.steps}")

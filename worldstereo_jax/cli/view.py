@@ -12,14 +12,13 @@ from pathlib import Path
 
 from worldstereo_jax.array_types import Float, ndarray
 from worldstereo_jax.cli.arguments import ArgumentParser
-from worldstereo_jax.cli.memory_input import A_MEMORY, memory_folder, read_any_memory
+from worldstereo_jax.cli.memory_input import A_MEMORY, open_memory
 from worldstereo_jax.cli.outputs import RUN_FILE
 from worldstereo_jax.cli.run_record import read_record, rollout_of_run
 from worldstereo_jax.cli.viewer_memory import MemoryScene, Viewed
 from worldstereo_jax.cli.viewer_path import PathBuilder
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import read_camera_json
-from worldstereo_jax.memory.folder import model_of_memory
 
 PORT = 8080
 _PATH_FILE = Path("path.json")
@@ -63,8 +62,7 @@ def read_viewed(folder: Path) -> Viewed:
     Raises:
         InputError: when there is no memory, or it holds no views.
     """
-    found = memory_folder(folder)
-    memory = read_any_memory(found, model_of_memory(found))
+    found, _, memory = open_memory(folder)
     if int(memory.stereo.count) == 0:
         raise InputError(f"{found} holds no views, so there is nothing to see")
     scene = read_record(found).get("arguments", {}).get("scene")

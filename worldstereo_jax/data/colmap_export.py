@@ -12,10 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from worldstereo_jax.array_types import Array, Bool, Float, ndarray
-from worldstereo_jax.data.export import ExportView, view_ids
+from worldstereo_jax.data.export import ExportPoints, ExportView, view_ids, view_lenses
 from worldstereo_jax.data.images import to_uint8, write_image
-from worldstereo_jax.errors import InputError
 from worldstereo_jax.files import atomic_folder
 from worldstereo_jax.geometry.camera_formats import colmap_text
 
@@ -25,9 +23,7 @@ MODEL = Path("sparse") / "0"
 def export_colmap(
     out: str | os.PathLike[str],
     views: Sequence[ExportView],
-    points: Float[Array | ndarray, "n 3"] | None = None,
-    colors: Float[Array | ndarray, "n 3"] | None = None,
-    valid: Bool[Array | ndarray, "n"] | None = None,
+    points: ExportPoints | None = None,
 ) -> Path:
     """Write a COLMAP model to the folder `out`, and return it.
 
@@ -37,43 +33,30 @@ def export_colmap(
         out: the folder.
         views: with intrinsics in pixels of their own images, without skew; every view gets a
             camera of its own (PINHOLE), named <camera_id>.png.
-        points: world units; the model has none when None.
-        colors: in [-1, 1], of the points.
-        valid: which points are written; all when None.
+        points: the model has none when None.
 
     Raises:
-        InputError: when there is no view, two share an id, an id cannot be a file's name, a lens
-            has skew, or points come without colours.
+        InputError: when there is no view, two share an id, an id cannot be a file's name, or a lens
+            has skew.
     """
     view_ids(views)
-    if (points is None) != (colors is None):
-        raise InputError("Points of an export need colours, and colours need points.")
     cameras, images = [], []
-    for number, view in enumerate(views, 1):
-        cameras.append(_lens(number, view))
+    for number, (view, lens) in enumerate(zip(views, view_lenses(views, "COLMAP"), strict=True), 1):
+        height, width = np.shape(view.image)[:2]
+        cameras.append(colmap_text.lens_line(number, lens, (height, width)))
         images += colmap_text.image_lines(number, view.w2c, number, f"{view.camera_id}.png")
     with atomic_folder(out) as folder:
         for view in views:
             write_image(folder / "images" / f"{view.camera_id}.png", view.image)
         model = folder / MODEL
         model.mkdir(parents=True)
-        colmap_text.write_tables(model, cameras, images, _point_lines(points, colors, valid))
+        colmap_text.write_tables(model, cameras, images, _point_lines(points))
     return Path(out)
 
 
-def _lens(number: int, view: ExportView) -> str:
-    k = np.asarray(view.intrinsics, np.float64)
-    if abs(k[0, 1]) > 1e-6 * k[0, 0]:
-        raise InputError(f"The lens of '{view.camera_id}' has skew, which COLMAP's has not.")
-    height, width = np.shape(view.image)[:2]
-    return colmap_text.lens_line(number, k, (height, width))
-
-
-def _point_lines(
-    points: Array | ndarray | None, colors: Array | ndarray | None, valid: Array | ndarray | None
-) -> list[str]:
-    if points is None or colors is None:
+def _point_lines(points: ExportPoints | None) -> list[str]:
+    if points is None:
         return []
-    keep = np.ones(len(points), bool) if valid is None else np.asarray(valid)
-    places, shades = np.asarray(points, np.float64)[keep], to_uint8(colors)[keep]
-    return colmap_text.point_lines(places, shades)
+    return colmap_text.point_lines(
+        np.asarray(points.positions, np.float64), to_uint8(points.colors)
+    )

@@ -27,7 +27,7 @@ class ExportView:
     """One view to export.
 
     Attributes:
-        camera_id: from `panorama_camera_id` or `frame_camera_id`.
+        camera_id: names its files, such as pano-0003 or view0-traj1-0003.
         image: colours [h, w, 3] in [-1, 1].
         w2c: world-to-camera matrix [4, 4].
         intrinsics: [3, 3] in the pixels that the scene's camera.json uses, whatever the image's
@@ -40,14 +40,22 @@ class ExportView:
     intrinsics: Float[Array | ndarray, "3 3"]
 
 
+@dataclasses.dataclass(frozen=True)
+class ExportPoints:
+    """Points of a scene.
+
+    Attributes:
+        positions: places [n, 3], world units.
+        colors: colours [n, 3] in [-1, 1].
+    """
+
+    positions: Float[Array | ndarray, "n 3"]
+    colors: Float[Array | ndarray, "n 3"]
+
+
 def panorama_camera_id(index: int) -> str:
     """Id of a panorama's view: pano-0003."""
     return f"pano-{index:04d}"
-
-
-def frame_camera_id(view: str, trajectory: str, frame: int) -> str:
-    """Id of frame `frame` of a clip: view0-traj1-0003. A '-' in the view's name becomes '_'."""
-    return f"{view.replace('-', '_')}-{trajectory}-{frame:04d}"
 
 
 def view_ids(views: Sequence[ExportView]) -> list[str]:
@@ -65,6 +73,16 @@ def view_ids(views: Sequence[ExportView]) -> list[str]:
             raise InputError(f"Two views of the export share the id '{name}'.")
         seen.add(name)
     return ids
+
+
+def view_lenses(views: Sequence[ExportView], reader: str) -> Float[ndarray, "v 3 3"]:
+    """The views' intrinsics, float64; InputError for skew, which the reader's lenses lack."""
+    lenses = np.stack([np.asarray(view.intrinsics, np.float64) for view in views])
+    skewed = np.abs(lenses[:, 0, 1]) > 1e-6 * lenses[:, 0, 0]
+    if skewed.any():
+        name = views[int(skewed.argmax())].camera_id
+        raise InputError(f"The lens of '{name}' has skew, which {reader}'s has not.")
+    return lenses
 
 
 def _check_name(name: str) -> None:

@@ -11,9 +11,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from worldstereo_jax.array_types import Float, UInt8, ndarray
+from worldstereo_jax.array_types import Float, ndarray
 from worldstereo_jax.data.depth_io import read_depth
-from worldstereo_jax.data.images import read_image
+from worldstereo_jax.data.images import from_uint8, read_image
 from worldstereo_jax.data.video_io import read_video_frames, read_video_times
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.files import DAMAGED_ARRAYS
@@ -63,7 +63,7 @@ class Video:
 
     def read(self, chosen: Sequence[int]) -> list[Float[ndarray, "h w 3"]]:
         """See `Source`."""
-        return [_colours(frame) for frame in read_video_frames(self.file, chosen, self.count)]
+        return [from_uint8(frame) for frame in read_video_frames(self.file, chosen, self.count)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class VideoAtTimes:
     def read(self, chosen: Sequence[int]) -> list[Float[ndarray, "h w 3"]]:
         """See `Source`."""
         wanted = [self.times[index] for index in chosen]
-        return [_colours(frame) for frame in read_video_times(self.file, wanted)]
+        return [from_uint8(frame) for frame in read_video_times(self.file, wanted)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,10 +157,6 @@ def by_stem(folder: Path) -> dict[str, Path]:
             raise InputError(f"{folder} holds both {found[file.stem].name} and {file.name}.")
         found[file.stem] = file
     return found
-
-
-def _colours(frame: UInt8[ndarray, "h w 3"]) -> Float[ndarray, "h w 3"]:
-    return frame.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def _read_stack(file: Path) -> ndarray:

@@ -52,7 +52,7 @@ def read_image(path: str | os.PathLike[str]) -> Float[ndarray, "h w 3"]:
         # Pillow clips 16-bit grey to 8 bits; scale it instead.
         grey = np.asarray(image, np.float32) / np.float32(65535)
         return np.repeat(np.clip(grey, 0, 1)[..., None] * 2 - 1, 3, axis=-1)
-    return np.asarray(image.convert("RGB"), np.float32) / np.float32(127.5) - np.float32(1)
+    return from_uint8(np.asarray(image.convert("RGB")))
 
 
 def resize_image(
@@ -80,6 +80,11 @@ def to_uint8(image: Float[Array | ndarray, "*batch"]) -> UInt8[ndarray, "*batch"
     """Values in [-1, 1], clipped, as 0..255 rounded to the nearest."""
     array = np.clip(np.asarray(image, np.float32), -1, 1)
     return np.round((array + 1) * np.float32(127.5)).astype(np.uint8)
+
+
+def from_uint8(levels: UInt8[Array | ndarray, "*batch"]) -> Float[ndarray, "*batch"]:
+    """0..255 as float32 in [-1, 1]; `to_uint8` gives the same levels back."""
+    return np.asarray(levels, np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def write_image(path: str | os.PathLike[str], image: Float[Array | ndarray, "h w 3"]) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worldstereo_jax.array_types import Array, Bool, Float, ndarray
-from worldstereo_jax.data.export import ExportView, view_ids
+from worldstereo_jax.data.export import ExportPoints, ExportView, view_ids, view_lenses
 from worldstereo_jax.data.images import write_image
 from worldstereo_jax.data.point_cloud_io import write_point_cloud
 from worldstereo_jax.errors import InputError
@@ -25,9 +24,7 @@ POINTS = "points.ply"
 def export_nerfstudio(
     out: str | os.PathLike[str],
     views: Sequence[ExportView],
-    points: Float[Array | ndarray, "n 3"] | None = None,
-    colors: Float[Array | ndarray, "n 3"] | None = None,
-    valid: Bool[Array | ndarray, "n"] | None = None,
+    points: ExportPoints | None = None,
 ) -> Path:
     """Write a data set to the folder `out`, and return it.
 
@@ -36,13 +33,11 @@ def export_nerfstudio(
     Args:
         out: the folder.
         views: of one image size, with intrinsics in pixels of it, without skew.
-        points: world units; the data set has none when None.
-        colors: in [-1, 1], of the points.
-        valid: which points are written; all when None.
+        points: the data set has none when None.
 
     Raises:
         InputError: when there is no view, two share an id, an id cannot be a file's name, images
-            differ in size, a lens has skew, or points come without colours.
+            differ in size, or a lens has skew.
     """
     ids = view_ids(views)
     sizes = {(np.shape(view.image)[0], np.shape(view.image)[1]) for view in views}
@@ -52,24 +47,17 @@ def export_nerfstudio(
             f"Images of an export must be of one size, not of {one[0]} x {one[1]} and "
             f"{other[0]} x {other[1]} (height x width)."
         )
-    if (points is None) != (colors is None):
-        raise InputError("Points of an export need colours, and colours need points.")
-    intrinsics = np.stack([np.asarray(view.intrinsics, np.float64) for view in views])
-    skewed = np.abs(intrinsics[:, 0, 1]) > 1e-6 * intrinsics[:, 0, 0]
-    if skewed.any():
-        name = ids[int(skewed.argmax())]
-        raise InputError(f"The lens of '{name}' has skew, which nerfstudio's has not.")
     cameras = PosedCameras(
         np.stack([np.asarray(view.w2c, np.float64) for view in views]),
-        intrinsics,
+        view_lenses(views, "nerfstudio"),
         sizes.pop(),
         tuple(f"images/{name}.png" for name in ids),
     )
     with atomic_folder(out) as folder:
         for view in views:
             write_image(folder / "images" / f"{view.camera_id}.png", view.image)
-        if points is not None and colors is not None:
-            write_point_cloud(folder / POINTS, points, colors, valid)
+        if points is not None:
+            write_point_cloud(folder / POINTS, points.positions, points.colors)
         file = folder / "transforms.json"
         write_nerfstudio(file, cameras, points=None if points is None else POINTS)
     return Path(out)

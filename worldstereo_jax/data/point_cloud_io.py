@@ -7,7 +7,7 @@ import numpy as np
 from plyfile import PlyData, PlyElement, PlyParseError
 
 from worldstereo_jax.array_types import Array, Bool, Float, ndarray
-from worldstereo_jax.data.images import to_uint8
+from worldstereo_jax.data.images import from_uint8, to_uint8
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.files import atomic_write
 
@@ -74,5 +74,4 @@ def read_point_cloud(
         if name not in (vertices.dtype.names or ()):
             raise InputError(f"{path} has no property '{name}' in its element 'vertex'.")
     points = np.stack([vertices[name] for name in "xyz"], -1).astype(np.float32)
-    rgb = np.stack([vertices[name] for name in _COLOURS], -1).astype(np.float32)
-    return points, rgb / np.float32(127.5) - np.float32(1)
+    return points, from_uint8(np.stack([vertices[name] for name in _COLOURS], -1))

@@ -19,11 +19,10 @@ from worldstereo_jax.data.depth_io import resize_depth
 from worldstereo_jax.data.frame_sources import Source
 from worldstereo_jax.data.images import resize_image
 from worldstereo_jax.data.scene_folders import read_caption
-from worldstereo_jax.errors import InputError
+from worldstereo_jax.errors import InputError, unknown_name
 from worldstereo_jax.geometry.camera_formats import FORMATS, inverse
 from worldstereo_jax.geometry.camera_io import evenly_spaced
 from worldstereo_jax.geometry.cameras import resize_intrinsics
-from worldstereo_jax.geometry.trajectories import unknown_name
 
 _PROMPT = "prompt.json"
 

@@ -22,9 +22,9 @@ from worldstereo_jax.array_types import Float, ndarray
 from worldstereo_jax.data.images import read_image, resize_image
 from worldstereo_jax.data.video_io import read_mask_video, read_video
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.files import read_json_object
 from worldstereo_jax.geometry.camera_io import (
     read_camera_json,
-    read_json_object,
     read_keyed_cameras,
 )
 from worldstereo_jax.geometry.cameras import resize_intrinsics

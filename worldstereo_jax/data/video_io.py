@@ -13,7 +13,7 @@ from av.error import FFmpegError
 from tqdm import tqdm
 
 from worldstereo_jax.array_types import Array, Float, UInt8, ndarray
-from worldstereo_jax.data.images import to_uint8
+from worldstereo_jax.data.images import from_uint8, to_uint8
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.files import atomic_write
 
@@ -54,9 +54,7 @@ def write_mask_video(
 
 def read_video(path: str | os.PathLike[str]) -> Float[ndarray, "f h w 3"]:
     """All frames of a video, [f, h, w, 3] in [-1, 1]; InputError when there are none to read."""
-    return np.stack(
-        [frame.astype(np.float32) / np.float32(127.5) - np.float32(1) for frame in _decode(path)]
-    )
+    return np.stack([from_uint8(frame) for frame in _decode(path)])
 
 
 def read_video_frames(

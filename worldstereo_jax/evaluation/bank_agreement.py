@@ -6,11 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int, UInt8, ndarray
 from worldstereo_jax.data.images import to_uint8
+from worldstereo_jax.evaluation.sheet_layout import figure_pixels
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_appearance import unexplained_variance
 from worldstereo_jax.memory.entry_views import see_through
@@ -128,8 +128,8 @@ def agreement_picture(
     *,
     most: int = 4,
     names: Sequence[str] | None = None,
-) -> UInt8[ndarray, "height width 4"]:
-    """Frames, the bank from their cameras, and the difference as a map; colours with alpha.
+) -> UInt8[ndarray, "height width 3"]:
+    """Frames, the bank from their cameras, and the difference as a map; 0..255.
 
     Args:
         video: as in `clip_agreement`; at least one frame.
@@ -139,7 +139,6 @@ def agreement_picture(
     """
     chosen = np.unique(np.linspace(0, len(video) - 1, min(most, len(video))).astype(int))
     figure = Figure(figsize=(11, 2.4 * len(chosen) + 0.6), facecolor="#faf9f6")
-    canvas = FigureCanvasAgg(figure)
     # The bar has a column of its own, so that the three pictures are of one size.
     axes = figure.subplots(
         len(chosen), 4, squeeze=False, gridspec_kw={"width_ratios": (1, 1, 1, 0.04)}
@@ -158,5 +157,4 @@ def agreement_picture(
             axis.set_title(title, fontsize=9, loc="left")
             axis.set_axis_off()
     figure.tight_layout()
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba()).copy()
+    return figure_pixels(figure)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Bool, Float, ndarray
 from worldstereo_jax.evaluation.flicker import flicker
-from worldstereo_jax.evaluation.image_metrics import masked_psnr, masked_ssim
+from worldstereo_jax.evaluation.image_metrics import clip_psnr, masked_ssim
 from worldstereo_jax.evaluation.lpips import LpipsWeights
 from worldstereo_jax.evaluation.memory_gain import frame_metrics
 
@@ -55,15 +55,8 @@ def _masked_scores(video: Array, truth: ClipTruth) -> Mapping[str, Array]:
     similarity = masked_ssim(video[1:], image[1:], warped[1:])
     has = jnp.isfinite(similarity)
     return {
-        MASKED_PSNR: _pooled_psnr(video, image, warped),
+        MASKED_PSNR: clip_psnr(video, image, warped),
         MASKED_SSIM: jnp.sum(jnp.where(has, similarity, 0)) / has.sum(),
-        UNSEEN_PSNR: _pooled_psnr(video, image, unseen),
+        UNSEEN_PSNR: clip_psnr(video, image, unseen),
         FLICKER: flicker(video, truth.depth, truth.w2c, truth.intrinsics).mean(),
     }
-
-
-def _pooled_psnr(video: Array, image: Array, mask: Array) -> Array:
-    """Over the pixels of all frames after the first together."""
-    rows = (video.shape[0] - 1) * video.shape[1]
-    video, image = (x[1:].reshape(rows, -1, 3) for x in (video, image))
-    return masked_psnr(video, image, mask[1:].reshape(rows, -1))

@@ -21,7 +21,7 @@ from worldstereo_jax.evaluation.camera_error import (
     worldscore_error,
 )
 from worldstereo_jax.evaluation.flicker import flicker
-from worldstereo_jax.evaluation.image_metrics import masked_psnr
+from worldstereo_jax.evaluation.image_metrics import clip_psnr
 from worldstereo_jax.evaluation.revisit import revisited_pixels
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_warp import warp_entries
@@ -133,11 +133,8 @@ def revisit_scores(clip: FinishedClip, earlier: FinishedClip, bank: EntryBank) -
         jnp.asarray(clip.w2c),
         jnp.asarray(lens),
     )
-    rows = (clip.video.shape[0] - 1) * clip.video.shape[1]
-    video, image = (jnp.asarray(x)[1:].reshape(rows, -1, 3) for x in (clip.video, seen.image))
-    psnr = masked_psnr(video, image, seen.mask[1:].reshape(rows, -1))
     return {
-        "PSNR dB to the earlier clip": float(psnr),
+        "PSNR dB to the earlier clip": float(clip_psnr(clip.video, seen.image, seen.mask)),
         "pixels revisited, %": 100 * float(seen.mask[1:].mean()),
     }
 

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from worldstereo_jax.array_types import Array, Bool, Float, ndarray
+from worldstereo_jax.array_types import Array, Bool, Float, Int, ndarray
 from worldstereo_jax.geometry.cameras import pixel_grid, project, unproject
+from worldstereo_jax.geometry.sampling import sample_bilinear
 
 
 class Flicker(NamedTuple):
@@ -51,8 +52,10 @@ def flicker(
     def pair(i: Array) -> tuple[Array, Array]:
         points = unproject(grid, depth[i], w2c[i], intrinsics[i])
         pixels, z = project(points, w2c[i + 1], intrinsics[i + 1])
-        colour, inside = _bilinear(video[i + 1], pixels)
-        near, far = _depth_around(depth[i + 1], pixels)
+        corner, inside = _corners(pixels, *depth.shape[1:])
+        # Points behind the camera have no finite pixel to read at.
+        colour = sample_bilinear(video[i + 1], jnp.where(inside[..., None], pixels, 0.5))
+        near, far = _depth_around(depth[i + 1], corner)
         seen = (near > z * (1 - tolerance)) & (far < z * (1 + tolerance))
         tracked = inside & seen & (z > 0) & (depth[i] > 0)
         change = jnp.mean(jnp.abs(colour - video[i]), axis=-1)
@@ -61,33 +64,22 @@ def flicker(
     return Flicker(*jax.lax.map(pair, jnp.arange(len(depth) - 1)))
 
 
-def _corners(pixels: Float[Array, "h w 2"], height: int, width: int) -> tuple[Array, Array, Array]:
-    """Index [h, w, 2] (x, y) of the pixel up and left, fraction beyond it, and inside [h, w]."""
+def _corners(
+    pixels: Float[Array, "h w 2"], height: int, width: int
+) -> tuple[Int[Array, "h w 2"], Bool[Array, "h w"]]:
+    """Index (x, y) of the pixel up and left of each position, and whether that is inside."""
     last = jnp.array([width - 1.0, height - 1.0])[None, None]
     position = pixels - 0.5
     # Rounding must not lose the border of a picture whose camera stands still.
     inside = jnp.all((position >= -1e-3) & (position <= last + 1e-3), axis=-1)
     position = jnp.where(inside[..., None], jnp.clip(position, 0, last), 0)
-    corner = jnp.minimum(jnp.floor(position), last - 1)
-    return corner.astype(jnp.int32), position - corner, inside
-
-
-def _bilinear(
-    image: Float[Array, "h w 3"], pixels: Float[Array, "h w 2"]
-) -> tuple[Float[Array, "h w 3"], Bool[Array, "h w"]]:
-    corner, fraction, inside = _corners(pixels, *image.shape[:2])
-    x, y = corner[..., 0], corner[..., 1]
-    right, down = fraction[..., :1], fraction[..., 1:]
-    upper = image[y, x] * (1 - right) + image[y, x + 1] * right
-    lower = image[y + 1, x] * (1 - right) + image[y + 1, x + 1] * right
-    return upper * (1 - down) + lower * down, inside
+    return jnp.minimum(jnp.floor(position), last - 1).astype(jnp.int32), inside
 
 
 def _depth_around(
-    depth: Float[Array, "h w"], pixels: Float[Array, "h w 2"]
+    depth: Float[Array, "h w"], corner: Int[Array, "h w 2"]
 ) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
     """Return the least and the greatest depth of the four pixels around each position."""
-    corner, _, _ = _corners(pixels, *depth.shape)
     x, y = corner[..., 0], corner[..., 1]
     around = jnp.stack([depth[y, x], depth[y, x + 1], depth[y + 1, x], depth[y + 1, x + 1]])
     return around.min(axis=0), around.max(axis=0)

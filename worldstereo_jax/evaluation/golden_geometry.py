@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 
+from worldstereo_jax.data.images import from_uint8
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.golden_arrays import GoldenArrays, index_error, relative_error
 from worldstereo_jax.evaluation.golden_models import Errors
@@ -77,7 +78,7 @@ def check_retrieval(arrays: GoldenArrays) -> Errors:
     found = compute(targets, target_k, bank, bank_k, arrays["image_features"], arrays["quality"])
     overlap, angle, score, features, chosen = (np.asarray(array) for array in found)
     best = score.argmax(1)
-    images = arrays["quality_images"].astype(np.float32) / 127.5 - 1
+    images = from_uint8(arrays["quality_images"])
     quality = jax.jit(lambda images: jax.lax.map(quality_score, images))(images)
     rows = np.arange(len(targets))
     errors = {

@@ -32,6 +32,17 @@ def masked_psnr(
     return _decibel(_masked_mean(error, mask))
 
 
+def clip_psnr(
+    video: Float[Array | ndarray, "f h w 3"],
+    truth: Float[Array | ndarray, "f h w 3"],
+    mask: Bool[Array | ndarray, "f h w"],
+) -> Float[Array, ""]:
+    """`masked_psnr` over all frames after the first, which is given, together."""
+    rows = (video.shape[0] - 1) * video.shape[1]
+    a, b = (x[1:].reshape(rows, -1, 3) for x in (video, truth))
+    return masked_psnr(a, b, mask[1:].reshape(rows, -1))
+
+
 def ssim(a: Images, b: Images) -> Float[Array, "*batch"]:
     """Structural similarity (Wang et al. 2004): Gaussian window of 11, sigma 1.5, K = .01, .03.
 

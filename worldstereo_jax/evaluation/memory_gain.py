@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Float
-from worldstereo_jax.evaluation.image_metrics import gmsd, masked_psnr, ms_ssim, psnr, ssim
+from worldstereo_jax.evaluation.image_metrics import clip_psnr, gmsd, ms_ssim, psnr, ssim
 from worldstereo_jax.evaluation.lpips import LpipsWeights, lpips
 from worldstereo_jax.evaluation.revisit import revisited_pixels
 from worldstereo_jax.sampling.conditions import Conditions
@@ -23,6 +23,8 @@ VARIANTS: Mapping[str, tuple[bool, bool]] = {
     "global memory only": (True, False),
     "no memory": (False, False),
 }
+TO_FIRST, TO_TRUTH = "PSNR dB to first clip", "PSNR dB to truth"
+"""Of a clip that revisits: `revisit_metrics`."""
 METRICS = {"PSNR dB": psnr, "SSIM": ssim, "MS-SSIM": ms_ssim, "GMSD": gmsd}
 PERCEPTUAL = "LPIPS"
 LOWER_IS_BETTER = frozenset({"GMSD", PERCEPTUAL})
@@ -84,18 +86,7 @@ def revisit_metrics(
         scene["revisit_w2c"],
         scene["intrinsics"][0],
     )
-
-    def pooled(reference: Array) -> float:
-        rows = video[1:].shape[0] * video.shape[1]
-        return float(
-            masked_psnr(
-                video[1:].reshape(rows, -1, 3),
-                reference[1:].reshape(rows, -1, 3),
-                seen.mask[1:].reshape(rows, -1),
-            )
-        )
-
     return {
-        "PSNR dB to truth": pooled(scene["revisit_image"]),
-        "PSNR dB to first clip": pooled(seen.image),
+        TO_TRUTH: float(clip_psnr(video, scene["revisit_image"], seen.mask)),
+        TO_FIRST: float(clip_psnr(video, seen.image, seen.mask)),
     }

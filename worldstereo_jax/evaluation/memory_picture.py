@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from worldstereo_jax.array_types import Array, Bool, UInt8, ndarray
 from worldstereo_jax.data.images import to_uint8
 from worldstereo_jax.evaluation.memory_report import MemoryReport, report_stride
 from worldstereo_jax.evaluation.path_preview import previewed_views
+from worldstereo_jax.evaluation.sheet_layout import figure_pixels
 from worldstereo_jax.geometry.cameras import camera_centers
 from worldstereo_jax.memory.correspondence import dense_correspondence
 from worldstereo_jax.memory.masks import ViewSet, reference_block_mask, token_geometry
@@ -27,8 +27,8 @@ _dense_correspondence = jax.jit(dense_correspondence)
 
 def memory_picture(
     memory: SpatialStereoMemory, report: MemoryReport, *, title: str, seed: int = 0
-) -> UInt8[ndarray, "height width 4"]:
-    """Four panels, as colours with alpha in 0..255.
+) -> UInt8[ndarray, "height width 3"]:
+    """Four panels, as colours in 0..255.
 
     The stored surface from above, coloured by confidence, with the cameras; which share of each
     view other views show; correspondences between the two views that share most, as lines; and
@@ -41,7 +41,6 @@ def memory_picture(
         seed: of the points and lines chosen.
     """
     figure = Figure(figsize=(13, 9.5), facecolor="#faf9f6")
-    canvas = FigureCanvasAgg(figure)
     # A folder's name may hold what is no character, or dollar signs, which are no formula there.
     name = title.encode("utf-8", "replace").decode()
     figure.suptitle(name, x=0.02, ha="left", fontsize=11, parse_math=False)
@@ -53,8 +52,7 @@ def memory_picture(
     _draw_correspondences(axes[1, 0], memory, report, held, random)
     _draw_mask(axes[1, 1], memory, held)
     figure.tight_layout(rect=(0, 0, 1, 0.97))
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba()).copy()
+    return figure_pixels(figure)
 
 
 def _draw_from_above(axis: Axes, memory: SpatialStereoMemory, random) -> None:

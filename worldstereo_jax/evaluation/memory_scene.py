@@ -14,10 +14,9 @@ from PIL import Image
 
 from worldstereo_jax.array_types import Array, Float, UInt8, ndarray
 from worldstereo_jax.data.images import to_uint8
-from worldstereo_jax.errors import InputError
+from worldstereo_jax.errors import InputError, unknown_name
 from worldstereo_jax.geometry.cameras import camera_centers, invert_rigid
 from worldstereo_jax.geometry.rotations import matrix_from_quaternion, quaternion_from_matrix
-from worldstereo_jax.geometry.trajectories import unknown_name
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_points import entry_colors
 from worldstereo_jax.memory.entry_views import count_views

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -14,7 +13,14 @@ from worldstereo_jax.array_types import Bool, Float, UInt8, ndarray
 from worldstereo_jax.data.images import to_uint8
 from worldstereo_jax.evaluation.contact_sheet import COVERED
 from worldstereo_jax.evaluation.path_preview import FrameFigures, PathPreview
-from worldstereo_jax.evaluation.sheet_layout import PAPER, Row, Section, evenly_chosen, lay_out
+from worldstereo_jax.evaluation.sheet_layout import (
+    PAPER,
+    Row,
+    Section,
+    evenly_chosen,
+    figure_pixels,
+    lay_out,
+)
 
 UNKNOWN = (236, 20, 180)
 """Colour of what no memory shows: like nothing in a scene, among whose colours it stands."""
@@ -149,7 +155,6 @@ def _curves(figures: Sequence[FrameFigures], width: int) -> UInt8[ndarray, "heig
     size = (width / _DOTS_PER_INCH, 3.2)
     paper = "#{:02x}{:02x}{:02x}".format(*PAPER)
     figure = Figure(figsize=size, dpi=_DOTS_PER_INCH, facecolor=paper, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     number = np.arange(len(figures))
     for name, (label, colour) in _CURVES.items():
@@ -175,8 +180,7 @@ def _curves(figures: Sequence[FrameFigures], width: int) -> UInt8[ndarray, "heig
     left.legend(fontsize=8, loc="lower left")
     scale = ScalarMappable(Normalize(0, WIDEST_DEGREES), _ANGLES)
     figure.colorbar(scale, ax=right, label="° in the pictures (grey: no view)", pad=0.12)
-    canvas.draw()
-    drawn = np.asarray(canvas.buffer_rgba())[..., :3]
+    drawn = figure_pixels(figure)
     # Rounding of inches may miss the sheet's width by a pixel.
     whole = np.full((drawn.shape[0], width, 3), PAPER, np.uint8)
     shared = min(width, drawn.shape[1])

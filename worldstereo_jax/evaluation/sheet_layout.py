@@ -6,6 +6,8 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from worldstereo_jax.array_types import UInt8, ndarray
@@ -107,6 +109,13 @@ def lay_out(
                 sheet.paste(_resized(frame, cell), (left + column * (cell[0] + _GAP), y))
         top += section_height + _SECTION_GAP
     return np.asarray(sheet)
+
+
+def figure_pixels(figure: Figure) -> UInt8[ndarray, "height width 3"]:
+    """What a figure of matplotlib shows, 0..255."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def typeface(size: int) -> ImageFont.FreeTypeFont:

@@ -7,14 +7,13 @@ and "version", so either reader opens it.
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from worldstereo_jax.array_types import Array, Float, Int, ndarray
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.files import atomic_write
+from worldstereo_jax.files import atomic_write, read_json_object
 
 _FORMAT = "worldstereo-cameras"
 _VERSION = 1
@@ -23,27 +22,6 @@ _SMALL = 1e-6
 
 Cameras = tuple[Float[ndarray, "f 4 4"], Float[ndarray, "f 3 3"], tuple[int, int] | None]
 """World-to-camera matrices, intrinsics in pixels, and (height, width) of the images if known."""
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """The content of a JSON file; InputError when it is missing, no file, or not JSON."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist or is not a file.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {_one_line(error)}.") from error
-
-
-def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Like `read_json`, and the content must be an object with named fields."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object with named fields.")
-    return content
 
 
 def read_camera_json(path: str | os.PathLike[str]) -> Cameras:
@@ -227,7 +205,3 @@ def _check_intrinsics(where: str, intrinsics: ndarray) -> None:
     lower = np.abs(intrinsics[:, [1, 2, 2], [0, 0, 1]]).max(axis=1)
     for i in np.flatnonzero((lower > _SMALL) | (np.abs(intrinsics[:, 2, 2] - 1) > _SMALL))[:1]:
         raise InputError(f"{where} of camera {i} must be upper triangular and end in a 1.")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

@@ -5,15 +5,14 @@ camera's axis at depth `pivot_depth`, and starts and stops gently. Distances are
 `pivot_depth`, so a path looks the same whatever the scene's unit.
 """
 
-import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from worldstereo_jax.array_types import Array, Float, ndarray
-from worldstereo_jax.errors import InputError
+from worldstereo_jax.errors import InputError, unknown_name
 from worldstereo_jax.geometry.cameras import camera_centers, invert_rigid, relative_to_first
 from worldstereo_jax.geometry.rotations import (
     look_at,
@@ -204,14 +203,6 @@ def interpolate_cameras(
 def ease(t: Float[ndarray, "f"]) -> Float[ndarray, "f"]:
     """Smoothstep 3 t^2 - 2 t^3 of t in 0..1: velocity zero at both ends, 0.5 stays 0.5."""
     return t * t * (3 - 2 * t)
-
-
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """The sentence that rejects an unknown name and suggests the nearest known one."""
-    names = list(known)
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(names)}."
-    return f"There is no {kind} called '{name}': {hint}"
 
 
 def _catmull_rom(values: ndarray, at: ndarray) -> ndarray:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.files import read_json_object
 from worldstereo_jax.interop.image_processor import clip_preparation
-from worldstereo_jax.interop.official_config import Keys, read_json, required, translate
+from worldstereo_jax.interop.official_config import Keys, required, translate
 from worldstereo_jax.models.clip_vision import CLIPVisionConfig
 from worldstereo_jax.models.depth_anything import DepthAnythingConfig
 from worldstereo_jax.models.dinov2 import Dinov2Config
@@ -256,4 +257,4 @@ def read_component_config(folder: str | os.PathLike[str], kind: str) -> typing.A
     }
     name, read = readers[kind]
     path = Path(folder) / name
-    return read(read_json(path), source=str(path))
+    return read(read_json_object(path), source=str(path))

@@ -11,7 +11,6 @@ import os
 import re
 import threading
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -21,9 +20,9 @@ import orbax.checkpoint as ocp
 from worldstereo_jax.array_types import PyTree
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.files import read_json_object
 from worldstereo_jax.interop.layer_stacks import flat_paths
 from worldstereo_jax.interop.official import model_places
-from worldstereo_jax.interop.official_config import read_json
 from worldstereo_jax.interop.official_names import Place
 from worldstereo_jax.interop.safetensors_io import DTYPES, TensorInfo
 from worldstereo_jax.interop.tensor_source import TensorSource
@@ -65,7 +64,7 @@ class ConvertedSource(TensorSource):
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        manifest = read_json(self.folder / MANIFEST)
+        manifest = read_json_object(self.folder / MANIFEST)
         if manifest.get("format") != FORMAT:
             raise InputError(
                 f"{self.folder / MANIFEST}: format is {manifest.get('format')!r}, expected {FORMAT}"
@@ -73,25 +72,22 @@ class ConvertedSource(TensorSource):
         self.config = ModelConfig.from_dict(manifest["config"])
         self.values: dict[str, typing.Any] = manifest["official_config"]
         self.metadata: dict[str, str] = manifest["metadata"]
-        self._info = {
-            name: _info(entry["dtype"], entry["shape"])
-            for name, entry in manifest["tensors"].items()
-        }
+        super().__init__(
+            {
+                name: _info(entry["dtype"], entry["shape"])
+                for name, entry in manifest["tensors"].items()
+            }
+        )
         self._places = model_places(self.config.replace(scan_layers=False))
         self._lock = threading.Lock()
         self._part = functools.lru_cache(maxsize=1)(self._read_part)
-        for part in {part_of(name) for name in self._info}:
+        for part in {part_of(name) for name in self}:
             if not (self.folder / "parts" / part).is_dir():
                 raise InputError(f"{self.folder}: lacks parts/{part}, which {MANIFEST} lists")
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Official shapes of all tensors, by name."""
-        return {name: info.shape for name, info in self._info.items()}
-
     def info(self, name: str) -> TensorInfo:
         """Type, official shape and bytes of a tensor."""
-        return self._info[name]
+        return self._held[name]
 
     def path(self, name: str) -> Path:
         """The part that holds a tensor."""
@@ -110,17 +106,7 @@ class ConvertedSource(TensorSource):
         array = arrays[our_name(place, name)]
         if place is not None:
             array = place.layout.to_official(array)
-        info = self._info[name]
-        return np.ascontiguousarray(array).reshape(info.shape)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._info
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._info)
-
-    def __len__(self) -> int:
-        return len(self._info)
+        return np.ascontiguousarray(array).reshape(self.info(name).shape)
 
 
 def _info(kind: str, shape: list[int]) -> TensorInfo:

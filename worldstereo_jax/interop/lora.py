@@ -140,6 +140,7 @@ class MergedSource(TensorSource):
     def __init__(
         self, source: TensorSource, path: str | os.PathLike[str], scale: float = 1.0
     ) -> None:
+        super().__init__(source)
         self._source = source
         self._adapter = AdapterFile(path)
         self._scale = scale
@@ -157,11 +158,6 @@ class MergedSource(TensorSource):
                 f"{path}: the adapter of {weight} has shapes {list(up)} x {list(down)}, expected "
                 f"their product to be {list(shape)}"
             )
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of all tensors, by name."""
-        return self._source.shapes
 
     def info(self, name: str) -> TensorInfo:
         """Type, shape and place of a tensor."""
@@ -190,12 +186,3 @@ class MergedSource(TensorSource):
             piece = slice(start, start + rows)
             merged[piece] = weight[piece].astype(np.float32) + up[piece] @ down
         return merged
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._source
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._source)
-
-    def __len__(self) -> int:
-        return len(self._source)

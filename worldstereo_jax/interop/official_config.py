@@ -4,14 +4,10 @@ A key is translated, or fixed to the one value that this project computes, or kn
 nothing in what is computed; any other is an error that names it.
 """
 
-import json
-import os
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 
-from worldstereo_jax.config import nearest_hint
-from worldstereo_jax.errors import InputError
+from worldstereo_jax.errors import InputError, nearest_hint
 
 # Provenance, and settings of text generation and training that every config of transformers holds.
 _WITHOUT_EFFECT = frozenset(
@@ -100,24 +96,6 @@ class Keys(typing.NamedTuple):
     ignored: str = ""
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, typing.Any]:
-    """A json object from a file.
-
-    Raises:
-        InputError: when the file is missing or holds no object.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such config file")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not readable json ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds no json object")
-    return values
-
-
 def translate(
     values: Mapping[str, typing.Any], keys: Keys, *, source: str
 ) -> dict[str, typing.Any]:
@@ -139,7 +117,7 @@ def translate(
                     f"{source}: {name} is {value!r}, but only {keys.fixed[name]!r} is supported"
                 )
         elif name not in known and name not in _WITHOUT_EFFECT:
-            raise InputError(f"{source}: unknown key {name!r}{nearest_hint(name, known)}")
+            raise InputError(f"{source}: unknown key {name!r}: {nearest_hint(name, known)}")
     return fields
 
 

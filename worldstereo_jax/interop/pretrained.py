@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from worldstereo_jax.array_types import PyTree
 from worldstereo_jax.config import ModelConfig
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.files import read_json_object
 from worldstereo_jax.interop.component_configs import Scheduler, read_component_config
 from worldstereo_jax.interop.components import ComponentTable
 from worldstereo_jax.interop.converted import MANIFEST, PLAN, ConvertedSource, is_converted
@@ -37,7 +38,6 @@ from worldstereo_jax.interop.official import (
     parameter_shapes,
     shows_sizes,
 )
-from worldstereo_jax.interop.official_config import read_json
 from worldstereo_jax.interop.streaming import stream_params
 from worldstereo_jax.interop.tensor_source import LaidOver, TensorSource, open_weights
 from worldstereo_jax.interop.tokenizer import Tokenizer
@@ -175,7 +175,7 @@ def open_model(
         if not (folder / "transformer").is_dir():
             raise InputError(f"{folder}: has neither a config.json nor a folder transformer")
         folder = folder / "transformer"
-    values = read_json(folder / "config.json")
+    values = read_json_object(folder / "config.json")
     weights = open_weights(folder)
     if "controlnet_cfg" not in values:
         config = wan_config(values, source=str(folder / "config.json"))
@@ -303,5 +303,6 @@ def _with_base(
             f"{source}: does not have every tensor itself, and its base model is not to be had: "
             f"{error}"
         ) from error
-    backbone = wan_config(read_json(folder / "config.json"), source=str(folder / "config.json"))
+    path = folder / "config.json"
+    backbone = wan_config(read_json_object(path), source=str(path))
     return [open_weights(folder), weights], settings.model_config(backbone)

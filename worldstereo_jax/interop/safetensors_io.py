@@ -37,6 +37,8 @@ DTYPES: dict[str, np.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 MAX_HEADER_BYTES = 100_000_000
+PICKLED = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
+"""Suffixes of weights that PyTorch has pickled."""
 
 
 class TensorInfo(typing.NamedTuple):
@@ -93,7 +95,7 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
 
 
 def _read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    if path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".pkl"):
+    if path.suffix in PICKLED:
         raise InputError(
             f"{path}: pickled weights are not read, since unpickling runs code; convert the file "
             "once with safetensors.torch.save_file(torch.load(path, weights_only=True), new_path)"

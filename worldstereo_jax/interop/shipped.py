@@ -1,6 +1,5 @@
 """The presets whose trained weights ship inside the package."""
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 
 from worldstereo_jax.array_types import PyTree
 from worldstereo_jax.config import PRESETS, ModelConfig
-from worldstereo_jax.errors import InputError
+from worldstereo_jax.errors import InputError, unknown_name
 from worldstereo_jax.interop.layer_stacks import flat_paths, from_flat
 from worldstereo_jax.interop.official import parameter_shapes
 from worldstereo_jax.interop.weights import SHIPPED_WEIGHTS, check_safetensors, load_weights
@@ -49,8 +48,7 @@ def load_world(
             missing or damaged.
     """
     if preset not in SHIPPED:
-        near = difflib.get_close_matches(preset, SHIPPED, n=1, cutoff=0.0)[0]
-        raise InputError(f"preset {preset!r} is unknown; did you mean {near!r}?")
+        raise InputError(unknown_name("preset with weights", preset, SHIPPED))
     files = {network: weights / name for network, name in SHIPPED[preset].items()}
     vae_params, vae_metadata = load_weights(files["vae"])
     depth_params, depth_metadata = load_weights(files["depth"])

@@ -5,11 +5,12 @@ every tensor is read, brought into our layout and type, placed, and let go. Laye
 are written one by one into an array that is made on the devices.
 """
 
+import contextlib
 import functools
 import os
 import threading
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -267,29 +268,15 @@ class _ByteBudget:
         self._used = 0
         self._condition = threading.Condition()
 
-    def taken(self, size: int) -> "_Share":
-        return _Share(self, size)
-
-    def acquire(self, size: int) -> None:
+    @contextlib.contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        """Hold so many bytes of the budget while the block runs."""
         with self._condition:
             self._condition.wait_for(lambda: not self._used or self._used + size <= self._limit)
             self._used += size
-
-    def release(self, size: int) -> None:
-        with self._condition:
-            self._used -= size
-            self._condition.notify_all()
-
-
-class _Share:
-    """A part of a budget, held while a block runs."""
-
-    def __init__(self, budget: _ByteBudget, size: int) -> None:
-        self._budget = budget
-        self._size = size
-
-    def __enter__(self) -> None:
-        self._budget.acquire(self._size)
-
-    def __exit__(self, *_: object) -> None:
-        self._budget.release(self._size)
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._used -= size
+                self._condition.notify_all()

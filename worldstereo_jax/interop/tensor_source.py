@@ -1,20 +1,57 @@
 """Weights as they lie on disk: one safetensors file, or a folder of shards with its index."""
 
+import abc
 import json
 import os
+import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.interop.safetensors_io import SafetensorsFile, TensorInfo
-
-PICKLED = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
+from worldstereo_jax.interop.safetensors_io import PICKLED, SafetensorsFile, TensorInfo
 
 
-class TensorSource(Mapping):
-    """Tensors of several safetensors files by name; each is read when asked for.
+class TensorSource(Mapping, abc.ABC):
+    """Tensors by name, of which type and shape are known; each is read when asked for.
+
+    Args:
+        held: for each tensor what a subclass finds it by.
+    """
+
+    def __init__(self, held: Mapping[str, typing.Any]) -> None:
+        self._held = held
+
+    @abc.abstractmethod
+    def info(self, name: str) -> TensorInfo:
+        """Type, shape and place of a tensor."""
+
+    @abc.abstractmethod
+    def path(self, name: str) -> Path:
+        """Where a tensor lies on the disk."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors, by name."""
+        return {name: self.info(name).shape for name in self}
+
+    def host_bytes(self, name: str) -> int:
+        """Host memory that reading a tensor takes, itself included."""
+        return self.info(name).nbytes
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._held
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+class WeightFiles(TensorSource):
+    """Tensors of several safetensors files.
 
     All headers are read and checked against the files' sizes at once, before anything is
     allocated.
@@ -27,81 +64,50 @@ class TensorSource(Mapping):
     """
 
     def __init__(self, files: list[SafetensorsFile]) -> None:
-        self._file_of: dict[str, SafetensorsFile] = {}
+        file_of: dict[str, SafetensorsFile] = {}
         for file in files:
             for name in file:
-                if name in self._file_of:
+                if name in file_of:
                     raise InputError(
-                        f"{file.path}: tensor {name} is in {self._file_of[name].path.name} too"
+                        f"{file.path}: tensor {name} is in {file_of[name].path.name} too"
                     )
-                self._file_of[name] = file
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all tensors, by name."""
-        return {name: file.info[name].shape for name, file in self._file_of.items()}
+                file_of[name] = file
+        super().__init__(file_of)
 
     def info(self, name: str) -> TensorInfo:
         """Type, shape and place of a tensor."""
-        return self._file_of[name].info[name]
+        return self._held[name].info[name]
 
     def path(self, name: str) -> Path:
         """The file that holds a tensor."""
-        return self._file_of[name].path
-
-    def host_bytes(self, name: str) -> int:
-        """Host memory that reading a tensor takes, itself included."""
-        return self.info(name).nbytes
+        return self._held[name].path
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Read one tensor."""
-        return self._file_of[name][name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._file_of
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
-
-    def __len__(self) -> int:
-        return len(self._file_of)
+        return self._held[name][name]
 
 
 class LaidOver(TensorSource):
     """Several sources as one, a later one over the earlier, tensor by tensor."""
 
     def __init__(self, sources: list[TensorSource]) -> None:
-        self._source_of = {name: source for source in sources for name in source}
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all tensors, by name."""
-        return {name: source.info(name).shape for name, source in self._source_of.items()}
+        super().__init__({name: source for source in sources for name in source})
 
     def info(self, name: str) -> TensorInfo:
         """Type, shape and place of a tensor."""
-        return self._source_of[name].info(name)
+        return self._held[name].info(name)
 
     def path(self, name: str) -> Path:
         """The file that holds a tensor."""
-        return self._source_of[name].path(name)
+        return self._held[name].path(name)
 
     def host_bytes(self, name: str) -> int:
         """Host memory that reading a tensor takes, itself included."""
-        return self._source_of[name].host_bytes(name)
+        return self._held[name].host_bytes(name)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Read one tensor."""
-        return self._source_of[name][name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._source_of
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._source_of)
-
-    def __len__(self) -> int:
-        return len(self._source_of)
+        return self._held[name][name]
 
 
 def open_weights(path: str | os.PathLike[str]) -> TensorSource:
@@ -115,7 +121,7 @@ def open_weights(path: str | os.PathLike[str]) -> TensorSource:
     """
     path = Path(path)
     if not path.is_dir():
-        return TensorSource([SafetensorsFile(path)])
+        return WeightFiles([SafetensorsFile(path)])
     indices = sorted(path.glob("*.safetensors.index.json"))
     if len(indices) > 1:
         raise InputError(f"{path}: has {len(indices)} index files, expected one")
@@ -126,7 +132,7 @@ def open_weights(path: str | os.PathLike[str]) -> TensorSource:
                 if pickled.suffix in PICKLED:
                     SafetensorsFile(pickled)
             raise InputError(f"{path}: no .safetensors file in this folder")
-        return TensorSource([SafetensorsFile(file) for file in files])
+        return WeightFiles([SafetensorsFile(file) for file in files])
     try:
         listed = json.loads(indices[0].read_text())["weight_map"]
         shards = sorted({str(shard) for shard in listed.values()})
@@ -135,7 +141,7 @@ def open_weights(path: str | os.PathLike[str]) -> TensorSource:
     for shard in shards:
         if Path(shard).name != shard:
             raise InputError(f"{indices[0]}: names {shard}, which lies outside of its folder")
-    source = TensorSource([SafetensorsFile(path / shard) for shard in shards])
+    source = WeightFiles([SafetensorsFile(path / shard) for shard in shards])
     for name, shard in listed.items():
         if name not in source or source.path(name).name != shard:
             raise InputError(f"{path / shard}: lacks tensor {name}, which the index lists there")

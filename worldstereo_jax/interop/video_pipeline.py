@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.files import read_json_object
 from worldstereo_jax.interop.component_configs import Scheduler
 from worldstereo_jax.interop.hub import resolve
 from worldstereo_jax.interop.official import model_places, parameter_shapes
-from worldstereo_jax.interop.official_config import read_json
 from worldstereo_jax.interop.official_pipeline import (
     ModelFiles,
     PathOrId,
@@ -75,7 +75,7 @@ def open_video(model: PathOrId, *, base: PathOrId | None = None) -> VideoFiles:
 def _refuse_later_pipelines(model: PathOrId) -> None:
     name = "model_index.json"
     path = resolve(model, patterns=[name]) / name
-    values = read_json(path) if path.is_file() else {}
+    values = read_json_object(path) if path.is_file() else {}
     second = values.get("transformer_2") or [None]
     for key, used in (
         ("boundary_ratio", values.get("boundary_ratio") is not None),

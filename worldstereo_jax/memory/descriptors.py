@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from worldstereo_jax.array_types import Array, Float, UInt32
 
 CENSUS_BITS = 32
-GRADIENT_CHANNELS = 72
 _DIRECTIONS = 8
 _RING = 3  # pixels from the centre to the ring's eight cells
 # Two rings of eight and four of sixteen places, an even spread over 9 x 9 pixels.

@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from worldstereo_jax.array_types import Array, Bool, Float, Int, UInt32
+from worldstereo_jax.array_types import Array, Bool, Float, Int, Shaped, UInt32
 from worldstereo_jax.errors import InputError
 
 COUNTERS = ("count", "overflow", "uncounted")
@@ -174,6 +174,11 @@ def init_entries(config: EntryConfig) -> EntryBank:
     )
 
 
+def per_row(values: Shaped[Array, " n"], field: Array) -> Shaped[Array, "..."]:
+    """Values of n rows with trailing axes of length one, as many as `field` has."""
+    return values.reshape((-1,) + (1,) * (field.ndim - 1))
+
+
 def take_entries(bank: EntryBank, index: Int[Array, " m"]) -> EntryBank:
     """The entries at `index` as a bank of m slots; empty slots where index is out of range.
 
@@ -184,8 +189,7 @@ def take_entries(bank: EntryBank, index: Int[Array, " m"]) -> EntryBank:
 
     def take(field: Array) -> Array:
         found = field[safe]
-        keep = there.reshape((-1,) + (1,) * (found.ndim - 1))
-        return jnp.where(keep, found, jnp.zeros((), found.dtype))
+        return jnp.where(per_row(there, found), found, jnp.zeros((), found.dtype))
 
     counters = {
         "count": jnp.asarray(index.shape[0], jnp.int32),

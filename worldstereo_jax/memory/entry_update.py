@@ -17,6 +17,7 @@ from worldstereo_jax.memory.entries import (
     EntryBank,
     append_entries,
     map_entries,
+    per_row,
     put_entries,
     take_entries,
 )
@@ -163,7 +164,7 @@ def _fuse(
     kept = rate_entries(kept, rule)
     # Entries of which the frame says nothing stay the same bit by bit.
     told = seen | denied
-    return map_entries(lambda new, old: jnp.where(_like(told, new), new, old), kept, part)
+    return map_entries(lambda new, old: jnp.where(per_row(told, new), new, old), kept, part)
 
 
 def rate_entries(bank: EntryBank, rule: EntryRule) -> EntryBank:
@@ -205,7 +206,7 @@ def combine_entries(
     )
     joined = rate_entries(joined, rule)
     # What is not joined stays the same bit by bit.
-    return map_entries(lambda new, old: jnp.where(_like(where, new), new, old), joined, left)
+    return map_entries(lambda new, old: jnp.where(per_row(where, new), new, old), joined, left)
 
 
 def _combine(left: EntryBank, right: EntryBank, where: Bool[Array, " n"]) -> EntryBank:
@@ -263,7 +264,7 @@ class _Mix:
         self.share = (right / safe).astype(jnp.float32)
 
     def mean(self, left: Array, right: Array) -> Array:
-        return left + _like_values(self.share, left) * (right - left)
+        return left + per_row(self.share, left) * (right - left)
 
     def moments(self, left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
         """Mean [n, c] and variance [n] (summed over channels) from those of both sides."""
@@ -282,7 +283,9 @@ def _measure(
     weight = jnp.where(sighting.agrees, sighting.weight, 0.0)
     # One over the variance of depth; a doubtful pixel counts as a share of a certain one.
     information = weight / jnp.square(rule.noise * sighting.depth)
-    normal = jnp.where(_like(sighting.normal.any(-1), known_normal), sighting.normal, known_normal)
+    normal = jnp.where(
+        per_row(sighting.normal.any(-1), known_normal), sighting.normal, known_normal
+    )
     cosine = jnp.abs((normal * sighting.direction).sum(-1))
     cosine = jnp.where(normal.any(-1), jnp.maximum(cosine, _LEAST_COSINE), 0.5)
     features = tuple(
@@ -422,15 +425,6 @@ def _covered(
                 there = buffer[dy + 1 :: 2, dx + 1 :: 2][:rows, :columns]
                 covered |= jnp.abs(there - meant) <= 2.0 * rule.gate * inverse
     return covered & (inverse > 0)
-
-
-def _like(mask: Bool[Array, " n"], field: Array) -> Bool[Array, "..."]:
-    """The mask with trailing axes of length one, as many as `field` has."""
-    return mask.reshape((-1,) + (1,) * (field.ndim - 1))
-
-
-def _like_values(values: Float[Array, " n"], field: Array) -> Float[Array, "..."]:
-    return values.reshape((-1,) + (1,) * (field.ndim - 1))
 
 
 def build_entries(

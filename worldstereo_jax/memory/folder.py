@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save
 
 from worldstereo_jax.array_types import Shaped, ndarray
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.files import atomic_folder
+from worldstereo_jax.files import atomic_folder, read_json
 from worldstereo_jax.memory.folder_format import (
     FILES,
     NAME,
@@ -201,10 +201,7 @@ def _read_header(folder: Path) -> dict:
     path = folder / _HEADER
     if not path.is_file():
         raise InputError(f"{folder} is no memory folder: it has no {_HEADER}")
-    try:
-        header = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+    header = read_json(path)
     if not isinstance(header, dict) or header.get("format") != NAME:
         raise InputError(f"{path} does not describe a memory: its format must be {NAME!r}")
     version = header.get("version")

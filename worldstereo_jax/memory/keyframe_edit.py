@@ -18,7 +18,7 @@ from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.points import depth_to_points
 from worldstereo_jax.memory.coverage import view_coverage
-from worldstereo_jax.memory.entries import EntryBank
+from worldstereo_jax.memory.entries import EntryBank, per_row
 from worldstereo_jax.memory.entry_edit import merge_entries
 from worldstereo_jax.memory.entry_update import DEFAULT_RULE, EntryRule
 from worldstereo_jax.memory.entry_views import move_views, used_views
@@ -147,7 +147,7 @@ def keep_keyframes(
 
     def take(field: Array, empty: Array) -> Array:
         found = field[safe]
-        return jnp.where(filled.reshape((-1,) + (1,) * (found.ndim - 1)), found, empty)
+        return jnp.where(per_row(filled, found), found, empty)
 
     empty = init_spatial_memory(1, 1, 1)
     names = ("images", "depth", "confidence", "measured", "w2c", "intrinsics", "valid", "source")

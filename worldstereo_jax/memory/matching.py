@@ -20,6 +20,7 @@ from worldstereo_jax.array_types import Array, Bool, Float, Shaped
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import pixel_grid
 from worldstereo_jax.geometry.products import product
+from worldstereo_jax.geometry.sampling import sample_bilinear
 from worldstereo_jax.memory.descriptors import gradient_code, halve, structure_response
 
 _ROWS = 256  # pixels compared with all others at once, at the coarsest level
@@ -139,7 +140,7 @@ def match_codes(
     code_a, code_b = codes_a[0], codes_b[0]
     similarity = _similarity(code_a, code_b, there)
     # Distance to the second best nearby: b's own likeness to what is beside the match.
-    own = _read(_self_distance(code_b)[..., None], there)[..., 0]
+    own = sample_bilinear(_self_distance(code_b)[..., None], there)[..., 0]
     miss = jnp.maximum(1.0 - similarity, 0.0)
     local = miss / jnp.maximum(miss + own, 1e-6)
     ambiguity = jnp.maximum(local, _enlarge(global_a, (code_a.shape[0], code_a.shape[1])))
@@ -223,7 +224,7 @@ def match_keypoints(
     for image in (image_a, image_b):
         where, is_there = find_keypoints(structure_response(image).corner, k)
         parts = [
-            _read(code, where / 2.0 ** (finest + level))
+            sample_bilinear(code, where / 2.0 ** (finest + level))
             for level, code in enumerate(code_pyramid(image, finest=finest, levels=2))
         ]
         code = jnp.concatenate(parts, axis=-1)
@@ -426,19 +427,6 @@ def _similarity(
     column = jnp.clip(place[..., 0].astype(int), 0, w - 1)
     row = jnp.clip(place[..., 1].astype(int), 0, h - 1)
     return (a * b.reshape(h * w, -1)[row * w + column]).sum(-1)
-
-
-def _read(values: Float[Array, "h w c"], pixels: Float[Array, "*n 2"]) -> Float[Array, "*n c"]:
-    """Bilinear samples; beyond the border the border's."""
-    h, w, c = values.shape
-    x, y = pixels[..., 0] - 0.5, pixels[..., 1] - 0.5
-    x, y = jnp.clip(x, 0.0, w - 1.0), jnp.clip(y, 0.0, h - 1.0)
-    x0, y0 = jnp.floor(x).astype(int), jnp.floor(y).astype(int)
-    x1, y1 = jnp.minimum(x0 + 1, w - 1), jnp.minimum(y0 + 1, h - 1)
-    fx, fy = (x - x0)[..., None], (y - y0)[..., None]
-    table = values.reshape(h * w, c)
-    top = table[y0 * w + x0] * (1 - fx) + table[y0 * w + x1] * fx
-    return top * (1 - fy) + (table[y1 * w + x0] * (1 - fx) + table[y1 * w + x1] * fx) * fy
 
 
 def _enlarge(values: Shaped[Array, "h w *c"], size: tuple[int, int]) -> Shaped[Array, "H W *c"]:

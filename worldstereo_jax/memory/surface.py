@@ -12,7 +12,6 @@ from worldstereo_jax.array_types import Array, Bool, Float, Shaped
 from worldstereo_jax.geometry.cameras import invert_rigid
 
 _HIGHEST = lax.Precision.HIGHEST
-_TINY = 1e-12
 
 
 def inverse_depth(depth: Float[Array, "*v h w"]) -> Float[Array, "*v h w"]:

@@ -30,7 +30,7 @@ _FOLLOW = 200.0
 @typing.no_type_check
 @flax.struct.dataclass
 class Warped:
-    """The bank seen by one target camera (or, from `warp_path`, by f of them: leading axis f).
+    """The bank seen by one target camera; mapped over a path, by f of them: leading axis f.
 
     features [h, w, c]: fused features, 0 in holes. mask [h, w]: 1 = hole, 0 = covered.
     depth [h, w]: camera z of the surface seen, world units, 0 in holes. weight [h, w]: sum of the
@@ -196,30 +196,6 @@ def warp_views(
         tolerance=tolerance,
     )
     return fuse_candidates(found)
-
-
-def warp_path(
-    features: Float[Array, "v h w c"],
-    depth: Float[Array, "v h w"],
-    confidence: Float[Array, "v h w"],
-    w2c: Float[Array, "v 4 4"],
-    intrinsics: Float[Array, "v 3 3"],
-    valid: Bool[Array, "v"],
-    target_w2c: Float[Array, "f 4 4"],
-    target_intrinsics: Float[Array, "f 3 3"],
-    *,
-    k: int = 4,
-    height: int | None = None,
-    width: int | None = None,
-    tolerance: float = 0.02,
-) -> Warped:
-    """`warp_views` for every camera of a path; fields of the result have a leading axis f.
-
-    The bank is prepared, and its views judged by each other, once for the whole path.
-    """
-    bank = (features, depth, confidence, w2c, intrinsics, valid)
-    warp = candidate_warp(*bank, k=k, height=height, width=width, tolerance=tolerance)
-    return lax.map(lambda camera: fuse_candidates(warp(*camera)), (target_w2c, target_intrinsics))
 
 
 def fuse_candidates(found: Candidates) -> Warped:

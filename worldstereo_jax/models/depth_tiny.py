@@ -12,8 +12,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Float
+from worldstereo_jax.config import config_fields
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.models.vae_tiny import config_fields, from_patches, to_patches
+from worldstereo_jax.models.vae_tiny import from_patches, to_patches
 
 STRIDE = 16
 """Height and width of the input must be multiples of this."""
@@ -38,7 +39,7 @@ class TinyDepthConfig:
     @classmethod
     def from_dict(cls, values: dict[str, typing.Any]) -> "TinyDepthConfig":
         """Build a config from the JSON form of `dataclasses.asdict`; unknown keys are an error."""
-        return cls(**config_fields(cls, values))
+        return cls(**config_fields(cls, values, "config of the depth network"))
 
 
 class ConvBlock(nn.Module):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from worldstereo_jax.array_types import Array, Float
+from worldstereo_jax.config import config_fields
 from worldstereo_jax.errors import InputError
 
 PATCH = 8
@@ -48,15 +49,7 @@ class TinyVaeConfig:
     @classmethod
     def from_dict(cls, values: dict[str, typing.Any]) -> "TinyVaeConfig":
         """Build a config from the JSON form of `dataclasses.asdict`; unknown keys are an error."""
-        return cls(**config_fields(cls, values))
-
-
-def config_fields(cls: type, values: dict[str, typing.Any]) -> dict[str, typing.Any]:
-    """Arguments for a config dataclass from JSON: lists become tuples, unknown keys InputError."""
-    unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
-    if unknown:
-        raise InputError(f"{cls.__name__}: unknown field {unknown[0]!r}")
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**config_fields(cls, values, "config of the VAE"))
 
 
 def to_patches(image: Float[Array, "b h w c"], size: int) -> Float[Array, "b ph pw p"]:

@@ -8,7 +8,7 @@ from worldstereo_jax.sampling.prediction import (
     anchored_target,
     anchored_velocity,
     flow_target,
-    flow_velocity,
+    flow_x0,
 )
 from worldstereo_jax.sampling.rollout import Clip, make_rollout
 from worldstereo_jax.sampling.schedules import (
@@ -46,7 +46,7 @@ __all__ = [
     "euler",
     "flow_schedule",
     "flow_target",
-    "flow_velocity",
+    "flow_x0",
     "guide_one_batch",
     "guide_two_pass",
     "init_memory",

@@ -16,7 +16,6 @@ from flax import struct
 from pallas_kernels import TokenGeometry
 from worldstereo_jax.array_types import Array, Float, PyTree
 from worldstereo_jax.geometry.splat import solid_image
-from worldstereo_jax.memory.entry_scope import read_in_view
 from worldstereo_jax.memory.entry_tokens import EntryTokens
 from worldstereo_jax.memory.hole_filling import fill_holes
 from worldstereo_jax.memory.masks import token_geometries
@@ -27,6 +26,7 @@ from worldstereo_jax.sampling.warp_reading import (
     candidate_pictures,
     divide,
     path_views,
+    read_entries,
     read_warps,
     stored_views,
     surroundings,
@@ -199,16 +199,8 @@ def gather_conditions(
     target_geometry, reference_geometry = token_geometries(target_views, reference_views)
     entries = None
     if config.entry_tokens > 0 and world.denoiser.config.entry_width > 0:
-        entries = read_in_view(
-            lambda bank: reading.select_entries(
-                bank, target_views, attended, attended_valid, count=config.entry_tokens
-            ),
-            memory.entries,
-            cameras.w2c,
-            cameras.intrinsics,
-            height=config.height,
-            width=config.width,
-            most=config.entry_candidates,
+        entries = read_entries(
+            config, reading, memory.entries, target_views, attended, attended_valid
         )
     on = jnp.ones((), bool)
     conditions = Conditions(

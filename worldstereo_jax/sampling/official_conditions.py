@@ -18,7 +18,6 @@ from worldstereo_jax.geometry.cameras import camera_vector, plucker_rays, polar_
 from worldstereo_jax.geometry.normalisation import normalise_unified
 from worldstereo_jax.geometry.splat import Render
 from worldstereo_jax.memory.entry_points import POINT_CONFIDENCE
-from worldstereo_jax.memory.entry_scope import read_in_view
 from worldstereo_jax.memory.entry_tokens import EntryTokens
 from worldstereo_jax.memory.masks import TOKEN, ViewSet, token_geometries
 from worldstereo_jax.memory.retrieval import (
@@ -40,6 +39,7 @@ from worldstereo_jax.sampling.warp_reading import (
     candidate_pictures,
     divide,
     fill_along,
+    read_entries,
     read_warps,
 )
 from worldstereo_jax.sampling.world import Cameras, WorldMemory, render_points
@@ -231,17 +231,9 @@ def read_stereo(
         known = divide(read.fused, renders.points)
         pictures = candidate_pictures(fill_along(known, memory.stereo, cameras), read)
     if world.denoiser.entry_width > 0:
-        config, targets = world.rollout, _target_views(world, cameras, renders)
-        entries = read_in_view(
-            lambda bank: world.reading.select_entries(
-                bank, targets, views.index, views.valid, count=config.entry_tokens
-            ),
-            memory.entries,
-            targets.w2c,
-            targets.intrinsics,
-            height=config.height,
-            width=config.width,
-            most=config.entry_candidates,
+        targets = _target_views(world, cameras, renders)
+        entries = read_entries(
+            world.rollout, world.reading, memory.entries, targets, views.index, views.valid
         )
     return StereoRead(pictures, entries)
 

@@ -43,15 +43,17 @@ def anchored_source(
     return anchor + SOURCE_NOISE * noise
 
 
-def flow_velocity(output: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Return the velocity of a network that predicts it: the output itself."""
-    return output
+def flow_x0(
+    velocity: Float[Array, "*shape"], x: Float[Array, "*shape"], sigma: Float[Array, "*b"]
+) -> Float[Array, "*shape"]:
+    """Return the x0 that a velocity at x stands for: x - sigma v; `sigma` as in `add_noise`."""
+    return x - _over_batch(sigma, x) * velocity
 
 
 def flow_target(
     x0: Float[Array, "*shape"], noise: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """Return the training target of `flow_velocity`: noise - x0."""
+    """Return the velocity that a network is trained to predict: noise - x0."""
     return noise - x0
 
 

@@ -10,7 +10,7 @@ meets the infinite log signal-to-noise ratios at sigma 0 and 1.
 import math
 import typing
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +18,11 @@ from flax import struct
 
 from worldstereo_jax.array_types import Array, Float, Int, ndarray
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.sampling.prediction import flow_x0
 from worldstereo_jax.sampling.schedules import Schedule
 
 
+@runtime_checkable
 class SolverState(Protocol):
     """What every solver's state offers: `sample`, the current x, float32, any shape."""
 
@@ -33,8 +35,8 @@ class SolverState(Protocol):
 class Solver(NamedTuple):
     """`init(x) -> state` and `step(state, velocity, index) -> state`; states are pytrees."""
 
-    init: Callable[[Array], Any]
-    step: Callable[[Any, Array, Int[Array, ""]], Any]
+    init: Callable[[Array], SolverState]
+    step: Callable[[Any, Array, Int[Array, ""]], SolverState]
 
 
 SolverFactory = Callable[[Schedule], Solver]
@@ -104,7 +106,7 @@ def unipc(schedule: Schedule, *, order: int = 2) -> Solver:
         return UniPCState(sample=x, corrected=zero, x0=zero, x0_before=zero)
 
     def step(state: UniPCState, velocity: Float[Array, "..."], index) -> UniPCState:
-        x0 = state.sample - jnp.asarray(sigmas)[index] * velocity.astype(jnp.float32)
+        x0 = flow_x0(velocity.astype(jnp.float32), state.sample, jnp.asarray(sigmas)[index])
         terms = (state.sample, state.corrected, state.x0, state.x0_before, x0)
         corrected = _combine(jnp.asarray(corrector)[index], terms)
         sample = _combine(jnp.asarray(predictor)[index], (corrected, x0, state.x0))

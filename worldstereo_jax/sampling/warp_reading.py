@@ -1,4 +1,5 @@
-"""The stored views as a path's cameras would see them, laid out for the model (row S18).
+"""The stored views as a path's cameras would see them, laid out for the model (row S18), and the
+entries beside them.
 
 What the small world and the official models read alike: the best views warped and fused, completed
 by entries, then by points, then from around; and beside this picture the best single views. Each
@@ -16,9 +17,11 @@ from einops import reduce
 from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.geometry.splat import Render, solid_image
 from worldstereo_jax.memory.coverage import Retrieved, refuted_pixels
+from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_completion import entries_beyond
 from worldstereo_jax.memory.entry_points import POINT_CONFIDENCE
 from worldstereo_jax.memory.entry_scope import read_in_view
+from worldstereo_jax.memory.entry_tokens import EntryTokens
 from worldstereo_jax.memory.environment import mirrored_environment
 from worldstereo_jax.memory.hole_filling import fill_holes
 from worldstereo_jax.memory.masks import ViewSet
@@ -130,6 +133,37 @@ def read_warps(
         most=config.entry_candidates,
     )
     return WarpRead(retrieved, completed, single, log_weight)
+
+
+def read_entries(
+    config: RolloutConfig,
+    reading: Reading,
+    bank: EntryBank,
+    targets: ViewSet,
+    attended: Int[Array, "r"],
+    attended_valid: Bool[Array, "r"],
+) -> EntryTokens:
+    """Surface entries that a clip attends to, beside its views (row S28).
+
+    Args:
+        config: at most `entry_tokens` of them, chosen among the `entry_candidates` in view.
+        reading: its `select_entries` chooses.
+        bank: all entries.
+        targets: the clip's frames, of the config's height and width.
+        attended: places in the bank of views of those that the clip attends to.
+        attended_valid: which of them are meant.
+    """
+    return read_in_view(
+        lambda bank: reading.select_entries(
+            bank, targets, attended, attended_valid, count=config.entry_tokens
+        ),
+        bank,
+        targets.w2c,
+        targets.intrinsics,
+        height=config.height,
+        width=config.width,
+        most=config.entry_candidates,
+    )
 
 
 def divide(warped: Warped, render: Render) -> Division:

@@ -15,7 +15,7 @@ import grain
 import numpy as np
 
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.files import atomic_write
+from worldstereo_jax.files import atomic_write, read_json_object
 
 VERSION = 1
 _INDEX = "cache.json"
@@ -122,13 +122,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = Path(folder) / _INDEX
     if not path.is_file():
         raise InputError(f"{path} is missing: build the cache first")
-    try:
-        index = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON") from error
-    if not isinstance(index, dict) or index.get("version") != VERSION:
-        version = index.get("version") if isinstance(index, dict) else None
-        raise InputError(f"{path} has version {version}, expected {VERSION}")
+    index = read_json_object(path)
+    if index.get("version") != VERSION:
+        raise InputError(f"{path} has version {index.get('version')}, expected {VERSION}")
     missing = {"clips", "capacity", "recipe", "fields"} - index.keys()
     if missing:
         raise InputError(f"{path} has no field {sorted(missing)[0]!r}")

@@ -44,7 +44,7 @@ from flax import struct
 from worldstereo_jax.array_types import Array, Float, Int, Key, PyTree
 from worldstereo_jax.sampling.loop import sample_until
 from worldstereo_jax.sampling.noise import unit_noise
-from worldstereo_jax.sampling.prediction import add_noise, flow_target
+from worldstereo_jax.sampling.prediction import add_noise, flow_target, flow_x0
 from worldstereo_jax.sampling.schedules import TRAIN_TIMESTEPS, Schedule
 from worldstereo_jax.sampling.solvers import dmd
 from worldstereo_jax.training.official_objective import SHIFT, stratified_sigmas
@@ -211,7 +211,7 @@ def predict(
 ) -> Float[Array, "b ..."]:
     """The x0 that a network predicts at noise levels: mu(x) = x - sigma v, float32."""
     found = velocity(params, conditions, noisy, sigma * TRAIN_TIMESTEPS).astype(jnp.float32)
-    return noisy - _over_batch(sigma, noisy) * found
+    return flow_x0(found, noisy, sigma)
 
 
 def matching_gradient(
@@ -234,8 +234,5 @@ def _student_prediction(
     timestep = jnp.asarray(networks.schedule.timesteps)[step]
     sigma = jnp.asarray(networks.schedule.sigmas)[step]
     told = jnp.broadcast_to(timestep, x.shape[:1])
-    return x - sigma * networks.student(student, conditions, x, told).astype(jnp.float32)
-
-
-def _over_batch(sigma: Float[Array, "b"], x: Array) -> Array:
-    return sigma.reshape(sigma.shape + (1,) * (x.ndim - 1))
+    velocity = networks.student(student, conditions, x, told).astype(jnp.float32)
+    return flow_x0(velocity, x, sigma)

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from worldstereo_jax.array_types import Array, Float, Key, PyTree
-from worldstereo_jax.config import nearest_hint
-from worldstereo_jax.errors import InputError
+from worldstereo_jax.errors import InputError, nearest_hint
 from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.official_conditions import OfficialConditions
 from worldstereo_jax.sampling.official_denoise import denoise_official, reading_pattern
@@ -54,7 +53,7 @@ def stage_parameters(params: PyTree, stage: str) -> PyTree:
         InputError: for an unknown stage, or a model without the parts that it trains or freezes.
     """
     if stage not in STAGES:
-        raise InputError(f"unknown stage {stage!r}{nearest_hint(stage, list(STAGES))}")
+        raise InputError(f"unknown stage {stage!r}: {nearest_hint(stage, STAGES)}")
     return STAGES[stage](params)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from worldstereo_jax.array_types import Float, ndarray
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.files import atomic_write
+from worldstereo_jax.files import atomic_write, read_json_object
 from worldstereo_jax.geometry.camera_formats.posed_cameras import (
     PosedCameras,
     by_number,
@@ -26,7 +26,6 @@ from worldstereo_jax.geometry.camera_formats.posed_cameras import (
     inverse,
     rigid_from_rows,
 )
-from worldstereo_jax.geometry.camera_io import read_json_object
 
 TURN_AXES = np.diag([1.0, -1.0, -1.0, 1.0])
 """From OpenCV's camera axes to OpenGL's, and back."""

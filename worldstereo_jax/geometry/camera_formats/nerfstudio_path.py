@@ -10,6 +10,7 @@ import os
 import numpy as np
 
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.files import read_json_object
 from worldstereo_jax.geometry.camera_formats.nerfstudio import TURN_AXES, matrix, positive
 from worldstereo_jax.geometry.camera_formats.posed_cameras import (
     PosedCameras,
@@ -17,7 +18,6 @@ from worldstereo_jax.geometry.camera_formats.posed_cameras import (
     inverse,
     rigid_from_rows,
 )
-from worldstereo_jax.geometry.camera_io import read_json_object
 
 
 def read_nerfstudio_path(path: str | os.PathLike[str]) -> PosedCameras:

@@ -10,7 +10,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from worldstereo_jax.errors import InputError
+from worldstereo_jax.errors import InputError, unknown_name
+from worldstereo_jax.files import read_json
 from worldstereo_jax.geometry.camera_formats.colmap import find_model, read_colmap, write_colmap
 from worldstereo_jax.geometry.camera_formats.kitti import read_kitti, write_kitti
 from worldstereo_jax.geometry.camera_formats.nerfstudio import read_nerfstudio, write_nerfstudio
@@ -26,8 +27,6 @@ from worldstereo_jax.geometry.camera_formats.project_json import (
 from worldstereo_jax.geometry.camera_formats.realestate import read_realestate, write_realestate
 from worldstereo_jax.geometry.camera_formats.text_tables import is_number, read_rows
 from worldstereo_jax.geometry.camera_formats.tum import read_tum, write_tum
-from worldstereo_jax.geometry.camera_io import read_json
-from worldstereo_jax.geometry.trajectories import unknown_name
 
 PathLike = str | os.PathLike[str]
 
