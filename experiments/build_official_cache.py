@@ -40,8 +40,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from worldstereo_jax.config import REFERENCE_POSITIONS
 from worldstereo_jax.cli.arguments import parse_size
+from worldstereo_jax.config import REFERENCE_POSITIONS
 from worldstereo_jax.data.clip_windows import (
     Window,
     candidates,
