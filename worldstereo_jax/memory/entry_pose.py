@@ -1,0 +1,149 @@
+"""Where a picture was taken, told by the entries it shows: its camera and depth are not known.
+
+What a picture's corners show is told by looks alone (`entry_correspondence`), a pose by what agrees
+of that (`absolute_pose`). Once a pose is known, more corners find their entries, since what looks
+alike elsewhere no longer competes: so the pose is improved.
+"""
+
+import dataclasses
+import functools
+import typing
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from worldstereo_jax.array_types import Array, Bool, Float, Int, Key
+from worldstereo_jax.geometry.absolute_pose import CameraPose, absolute_pose, refine_pose
+from worldstereo_jax.memory.descriptors import structure_response
+from worldstereo_jax.memory.entries import EntryBank
+from worldstereo_jax.memory.entry_correspondence import match_entries
+from worldstereo_jax.memory.entry_features import PYRAMID, Level, feature_pyramid
+from worldstereo_jax.memory.matching import find_keypoints
+
+
+@typing.no_type_check
+@flax.struct.dataclass
+class LocatedCamera:
+    """A picture's pose in the world of a memory, and the p matches that tell it.
+
+    w2c [4, 4]. pixels [p, 2]: corners of the picture. entry [p]: int32 slot that each shows.
+    matched [p]: it shows one. inlier [p]: the pose shows that entry within the tolerance. miss [p]:
+    pixels between the two; infinite where nothing is matched. residual []: root mean square of the
+    inliers' misses. turn [], place []: standard deviations of the rotation, radians, and of the
+    camera's place, world units; see `absolute_pose.CameraPose`.
+    """
+
+    w2c: Float[Array, "4 4"]
+    pixels: Float[Array, "p 2"]
+    entry: Int[Array, " p"]
+    matched: Bool[Array, " p"]
+    inlier: Bool[Array, " p"]
+    miss: Float[Array, " p"]
+    residual: Float[Array, ""]
+    turn: Float[Array, ""]
+    place: Float[Array, ""]
+
+    @property
+    def inliers(self) -> Int[Array, ""]:
+        """How many matches agree with the pose."""
+        return self.inlier.sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class LocationRule:
+    """How a picture is located.
+
+    corners: most corners of the picture that are looked for in the memory. apart: pixels between
+    them. margin: pixels at the border that are left out. hypotheses: see `absolute_pose`.
+    tolerance: pixels by which an inlier may miss. reach: pixels around a corner within which its
+    entry is sought once a pose is known. rounds: how often that is done. levels: of the bank's
+    pyramid.
+    """
+
+    corners: int = 1024
+    apart: int = 2
+    margin: int = 6
+    hypotheses: int = 512
+    tolerance: float = 2.0
+    reach: float = 4.0
+    rounds: int = 2
+    levels: tuple[Level, ...] = PYRAMID
+
+
+DEFAULT_LOCATION = LocationRule()
+
+
+@functools.partial(jax.jit, static_argnames="rule")
+def locate_camera(
+    bank: EntryBank,
+    image: Float[Array, "h w 3"],
+    intrinsics: Float[Array, "3 3"],
+    key: Key[Array, ""],
+    *,
+    rule: LocationRule = DEFAULT_LOCATION,
+) -> LocatedCamera:
+    """The pose from which a picture of stored surfaces was taken (rows S10, S37).
+
+    Whether it is to be believed, `inliers` says: a picture of another place has few.
+
+    Args:
+        bank: any; restored when it was quantised.
+        image: in [-1, 1], at a scale at which its surfaces appear about as large as in the views
+            that the entries come from: codes of a pattern know its size.
+        intrinsics: of the picture, pixels.
+        key: of the hypotheses; the same key gives the same pose.
+        rule: static.
+
+    Raises:
+        InputError: when the picture's pyramid is not as wide as the bank's.
+    """
+    height, width = image.shape[:2]
+    features = feature_pyramid(image, levels=rule.levels)
+    corner = structure_response(image).corner
+    pixels, filled = find_keypoints(corner, rule.corners, apart=rule.apart, margin=rule.margin)
+    find = functools.partial(
+        match_entries, bank, features, pixels, height=height, width=width, levels=rule.levels
+    )
+    told = find()
+    weight = jnp.where(filled, told.weight, 0.0)
+    found = absolute_pose(
+        bank.position[told.entry],
+        pixels,
+        weight,
+        intrinsics,
+        key,
+        tolerance=rule.tolerance,
+        hypotheses=rule.hypotheses,
+    )
+    for _ in range(rule.rounds):
+        told = find(camera=(found.w2c, intrinsics), reach=rule.reach)
+        weight = jnp.where(filled, told.weight, 0.0)
+        found = refine_pose(
+            found.w2c,
+            bank.position[told.entry],
+            pixels,
+            weight,
+            intrinsics,
+            tolerance=rule.tolerance,
+        )
+    return _located(found, pixels, told.entry, weight > 0)
+
+
+def _located(
+    found: CameraPose,
+    pixels: Float[Array, "p 2"],
+    entry: Int[Array, " p"],
+    matched: Bool[Array, " p"],
+) -> LocatedCamera:
+    return LocatedCamera(
+        w2c=found.w2c,
+        pixels=pixels,
+        entry=entry,
+        matched=matched,
+        inlier=found.inlier,
+        miss=found.miss,
+        residual=found.residual,
+        turn=found.turn,
+        place=found.place,
+    )
