@@ -31,7 +31,7 @@ def location_picture(
 ) -> UInt8[ndarray, "height width 4"]:
     """Matches with a stored view, and the memory as the located camera sees it; with alpha.
 
-    Above: corners of the photograph, those that agree with the pose joined to where the same
+    Above: places in the photograph, those that agree with the pose joined to where the same
     entries are in the stored view; from each a line leads to where the pose shows its entry. Below:
     the photograph, the memory from the pose found, and their difference: edges that are in both
     places at once vanish in it where the pose is right.

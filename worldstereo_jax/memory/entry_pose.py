@@ -1,12 +1,13 @@
 """Where a picture was taken, told by the entries it shows: its camera and depth are not known.
 
-What a picture's corners show is told by looks alone (`entry_correspondence`), a pose by what agrees
-of that (`absolute_pose`). Once a pose is known, more corners find their entries, since what looks
-alike elsewhere no longer competes: so the pose is improved.
+What its places show is told by looks alone (`entry_correspondence`), a pose by what agrees of that
+(`absolute_pose`). Once a pose is known, more of them find their entries, since what looks alike
+elsewhere no longer competes: so the pose is improved.
 """
 
 import dataclasses
 import functools
+import math
 import typing
 
 import flax.struct
@@ -17,9 +18,8 @@ from worldstereo_jax.array_types import Array, Bool, Float, Int, Key
 from worldstereo_jax.geometry.absolute_pose import CameraPose, absolute_pose, refine_pose
 from worldstereo_jax.memory.descriptors import structure_response
 from worldstereo_jax.memory.entries import EntryBank
-from worldstereo_jax.memory.entry_correspondence import match_entries
-from worldstereo_jax.memory.entry_features import PYRAMID, Level, feature_pyramid
-from worldstereo_jax.memory.matching import find_keypoints
+from worldstereo_jax.memory.entry_correspondence import match_entries, pattern_code
+from worldstereo_jax.memory.entry_features import PYRAMID, Level, feature_pyramid, sample_map
 
 
 @typing.no_type_check
@@ -27,7 +27,7 @@ from worldstereo_jax.memory.matching import find_keypoints
 class LocatedCamera:
     """A picture's pose in the world of a memory, and the p matches that tell it.
 
-    w2c [4, 4]. pixels [p, 2]: corners of the picture. entry [p]: int32 slot that each shows.
+    w2c [4, 4]. pixels [p, 2]: places in the picture, between its pixels. entry [p]: int32 slot that each shows.
     matched [p]: it shows one. inlier [p]: the pose shows that entry within the tolerance. miss [p]:
     pixels between the two; infinite where nothing is matched. residual []: root mean square of the
     inliers' misses. turn [], place []: standard deviations of the rotation, radians, and of the
@@ -54,15 +54,13 @@ class LocatedCamera:
 class LocationRule:
     """How a picture is located.
 
-    corners: most corners of the picture that are looked for in the memory. apart: pixels between
-    them. margin: pixels at the border that are left out. hypotheses: see `absolute_pose`.
-    tolerance: pixels by which an inlier may miss. reach: pixels around a corner within which its
-    entry is sought once a pose is known. rounds: how often that is done. levels: of the bank's
-    pyramid.
+    places: most places of the picture that are looked for in the memory. margin: pixels at the
+    border that are left out. hypotheses: see `absolute_pose`. tolerance: pixels by which an inlier
+    may miss. reach: pixels around a place within which its entry is sought once a pose is known.
+    rounds: how often that is done. levels: of the bank's pyramid.
     """
 
-    corners: int = 1024
-    apart: int = 2
+    places: int = 1024
     margin: int = 6
     hypotheses: int = 512
     tolerance: float = 2.0
@@ -101,16 +99,19 @@ def locate_camera(
     height, width = image.shape[:2]
     features = feature_pyramid(image, levels=rule.levels)
     corner = structure_response(image).corner
-    pixels, filled = find_keypoints(corner, rule.corners, apart=rule.apart, margin=rule.margin)
+    pixels = _strongest_places(corner, rule.places, rule.margin)
     find = functools.partial(
         match_entries, bank, features, pixels, height=height, width=width, levels=rule.levels
     )
+    place = functools.partial(
+        _seen_at, bank, features, pixels, height=height, width=width, levels=rule.levels
+    )
     told = find()
-    weight = jnp.where(filled, told.weight, 0.0)
+    seen = place(told.entry)
     found = absolute_pose(
         bank.position[told.entry],
-        pixels,
-        weight,
+        seen,
+        told.weight,
         intrinsics,
         key,
         tolerance=rule.tolerance,
@@ -118,16 +119,60 @@ def locate_camera(
     )
     for _ in range(rule.rounds):
         told = find(camera=(found.w2c, intrinsics), reach=rule.reach)
-        weight = jnp.where(filled, told.weight, 0.0)
+        seen = place(told.entry)
         found = refine_pose(
             found.w2c,
             bank.position[told.entry],
-            pixels,
-            weight,
+            seen,
+            told.weight,
             intrinsics,
             tolerance=rule.tolerance,
         )
-    return _located(found, pixels, told.entry, weight > 0)
+    return _located(found, seen, told.entry, told.weight > 0)
+
+
+def _strongest_places(response: Float[Array, "h w"], most: int, margin: int) -> Float[Array, "p 2"]:
+    """The strongest pixel of each of at most `most` square cells: (x, y), all over the picture."""
+    height, width = (size - 2 * margin for size in response.shape)
+    side = max(math.ceil(math.sqrt(height * width / most)), 1)
+    rows, columns = height // side, width // side
+    inner = response[margin : margin + rows * side, margin : margin + columns * side]
+    cells = inner.reshape(rows, side, columns, side).swapaxes(1, 2).reshape(rows * columns, -1)
+    best = cells.argmax(1)
+    cell = jnp.arange(rows * columns)
+    x = margin + cell % columns * side + best % side
+    y = margin + cell // columns * side + best // side
+    return jnp.stack([x, y], -1).astype(jnp.float32) + 0.5
+
+
+def _seen_at(
+    bank: EntryBank,
+    features: tuple[Float[Array, "..."], ...],
+    pixels: Float[Array, "p 2"],
+    entry: Int[Array, " p"],
+    *,
+    height: int,
+    width: int,
+    levels: tuple[Level, ...],
+) -> Float[Array, "p 2"]:
+    """Where around each pixel its entry looks most alike: the top of a parabola along each axis.
+
+    An entry that a pixel shows lies up to half of one beside its centre.
+    """
+    wanted = pattern_code(tuple(level[entry] for level in bank.features), levels=levels)
+
+    def likeness(shift: tuple[float, float]) -> Float[Array, " p"]:
+        moved = pixels + jnp.array([shift])
+        read = (sample_map(level, moved, height=height, width=width) for level in features)
+        return (pattern_code(tuple(read), levels=levels) * wanted).sum(-1)
+
+    middle, shifts = likeness((0.0, 0.0)), []
+    for x, y in ((1.0, 0.0), (0.0, 1.0)):
+        before, after = likeness((-x, -y)), likeness((x, y))
+        curve = before - 2 * middle + after
+        top = 0.5 * (before - after) / jnp.where(curve < -1e-6, curve, -jnp.inf)
+        shifts.append(jnp.clip(top, -1.0, 1.0))
+    return pixels + jnp.stack(shifts, -1)
 
 
 def _located(
