@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.geometry.absolute_pose import absolute_pose, poses_of_three, refine_pose
+from worldstereo_jax.geometry.absolute_pose import absolute_pose, poses_of_three
 
 HEIGHT, WIDTH, COUNT, WRONG, NOISE = 480, 640, 300, 0.6, 0.7
 LENS = np.array([[500.0, 0, 320], [0, 520, 240], [0, 0, 1]])
@@ -24,7 +24,7 @@ def errors(w2c, truth):
 def test_three_points_leave_few_poses_of_which_one_is_the_true_one():
     random, many = np.random.default_rng(0), 500
     rotation = Rotation.random(many, random_state=0).as_matrix()
-    seen = random.normal(0, 1, (many, 3, 3)) + [0, 0, 4]
+    seen = random.normal([0, 0, 4], 1, (many, 3, 3))
     shift = random.normal(0, 3, (many, 3))
     points = np.einsum("nji,nkj->nki", rotation, seen - shift[:, None])
     rays = seen / np.linalg.norm(seen, axis=-1, keepdims=True)
@@ -91,22 +91,11 @@ def test_neither_unit_nor_origin_of_the_world_matter(seen):
         assert units < 0.02 * unit
 
 
-def test_a_pose_nearby_is_refined_and_of_the_best_one_it_stays(seen):
-    points, pixels, _, pose = seen
-    near = pose.copy()
-    near[:3, :3] = Rotation.from_rotvec([0.002, -0.003, 0.001]).as_matrix() @ pose[:3, :3]
-    given = [jnp.asarray(x, jnp.float32) for x in (points, pixels, np.ones(COUNT), LENS)]
-    refined = refine_pose(jnp.asarray(near, jnp.float32), *given)
-    degrees, units = errors(refined.w2c, find(points, pixels).w2c)
-    assert degrees < 0.005
-    assert units < 0.0005
-
-
 def test_against_colmap(seen):
     colmap = pytest.importorskip(
         "pycolmap", reason="pycolmap (the evaluate extra) is not installed"
     )
-    points, pixels, _, pose = seen
+    points, pixels, _, _ = seen
     camera = colmap.Camera(
         model="PINHOLE", width=WIDTH, height=HEIGHT, params=LENS[[0, 1, 0, 1], [0, 1, 2, 2]]
     )
@@ -121,9 +110,6 @@ def test_against_colmap(seen):
     degrees, units = errors(found.w2c, theirs)
     assert degrees < 0.05
     assert units < 0.005
-    # Neither is much nearer to the truth than the other.
-    for ours, reference in zip(errors(found.w2c, pose), errors(theirs, pose), strict=True):
-        assert ours < 1.5 * reference + 1e-3
 
 
 def test_too_few_points_are_refused():

@@ -16,15 +16,16 @@ from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.location_picture import location_picture
 from worldstereo_jax.geometry.camera_io import write_cameras_json
 from worldstereo_jax.geometry.cameras import camera_centers
-from worldstereo_jax.memory.entries import EntryBank
+from worldstereo_jax.memory.entries import EntryBank, map_entries
 from worldstereo_jax.memory.entry_pose import LocatedCamera, locate_camera
 from worldstereo_jax.memory.entry_views import has_view
 from worldstereo_jax.memory.folder import model_of_memory
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
 
-# Photographs of other rooms reach half as many by chance, see `tests/cli/test_memory_locate.py`.
 LEAST_INLIERS = 24
+"""Matches that must agree on a place; of pictures of other rooms up to six did."""
 _LEAST_SIDE = 32
+_SLOTS = 4096  # entries by which the size of the program grows
 _MOST_DEGREES = 150.0
 
 
@@ -75,9 +76,12 @@ def _locate(options: argparse.Namespace) -> None:
     photo = read_image(options.photo)
     folder = memory_folder(options.folder)
     memory = read_any_memory(folder, model_of_memory(folder))
-    stereo, entries = memory.stereo, memory.entries
-    if int(stereo.count) == 0 or not bool(entries.valid.any()):
+    stereo = memory.stereo
+    if int(stereo.count) == 0 or not bool(memory.entries.valid.any()):
         raise InputError(f"{folder} holds no surfaces, so that no photograph shows any of them")
+    # Without the room for more, every slot of which a photograph would be compared with.
+    used = -(-int(memory.entries.count) // _SLOTS) * _SLOTS
+    entries = map_entries(lambda rows: rows[:used], memory.entries)
     size = stereo.images.shape[1:3]
     lens = np.asarray(stereo.intrinsics[0], np.float64)
     scaled = _as_large(photo, options.fov, lens, size, options.photo)

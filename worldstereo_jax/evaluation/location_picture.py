@@ -1,5 +1,6 @@
 """A located photograph beside what it was located by, for a person to judge."""
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -76,7 +77,7 @@ def _draw_matches(
     points = entries.position[located.entry]
     shown = np.asarray(project(points, located.w2c, intrinsics)[0])
     stored, _ = project(points, stereo.w2c[view], stereo.intrinsics[view])
-    seen = np.asarray(has_view(entries.views[located.entry], np.int32(view)))
+    seen = np.asarray(has_view(entries.views[located.entry], jnp.int32(view)))
     _show(axes[0], photo, f"{inlier.sum()} of {matched.sum()} matches agree (green)")
     _show(axes[1], np.asarray(stereo.images[view]), f"stored view {view}")
     for good, colour in ((~inlier, _DISAGREES), (inlier, _AGREES)):
@@ -105,9 +106,8 @@ def _draw_agreement(
     located: LocatedCamera,
     entries: EntryBank,
 ) -> None:
-    found = clip_agreement(
-        np.asarray(photo)[None], located.w2c[None], np.asarray(intrinsics)[None], entries
-    )
+    pose = located.w2c[None], jnp.asarray(intrinsics)[None]
+    found = clip_agreement(jnp.asarray(photo)[None], *pose, entries)
     compared = np.asarray(found.compared[0])
     away = np.where(compared, np.asarray(found.difference[0]), np.nan)
     mean = np.nanmean(away) if compared.any() else np.nan

@@ -26,6 +26,7 @@ from worldstereo_jax.geometry.rotations import (
 _AT_ONCE = 64  # minimal sets whose poses are scored together
 _IMPROVED = 8  # hypotheses that are improved
 _STEPS = 12  # Gauss-Newton steps
+_NARROWING = 0.6  # share of the tolerance by which points count less and less far away
 _SMALL = 1e-12
 
 
@@ -102,26 +103,6 @@ def absolute_pose(
         poses.reshape(-1, 3, 4)[best]
     )
     pose = improved[jax.vmap(fit)(improved).argmin()]
-    return _judged(
-        _to_world(pose, centre, scale), points, pixels, weight, intrinsics, tolerance=tolerance
-    )
-
-
-@jax.jit
-def refine_pose(
-    w2c: Float[Array, "4 4"],
-    points: Float[Array, "n 3"],
-    pixels: Float[Array, "n 2"],
-    weight: Float[Array, "n"],
-    intrinsics: Float[Array, "3 3"],
-    *,
-    tolerance: float | Float[Array, ""] = 2.0,
-) -> CameraPose:
-    """The pose near `w2c` that fits best; the other arguments as in `absolute_pose`."""
-    world, centre, scale = _unit_cloud(points, weight)
-    moved = w2c[:3, 3] + product(w2c[:3, :3], centre)
-    pose = jnp.concatenate([w2c[:3, :3], (moved / scale)[:, None]], -1)
-    pose = _improved(pose, world, pixels, weight, intrinsics, tolerance=tolerance)
     return _judged(
         _to_world(pose, centre, scale), points, pixels, weight, intrinsics, tolerance=tolerance
     )
@@ -355,9 +336,11 @@ def _improved(
 ) -> Float[Array, "3 4"]:
     """After Gauss-Newton steps in which a point counts less, the more it misses (Geman-McClure)."""
 
-    def step(_: Array, pose: Array) -> Array:
+    def step(number: Array, pose: Array) -> Array:
         square = _squared_misses(pose, points, pixels, intrinsics)
-        counts = weight / (1.0 + square / tolerance**2) ** 2
+        # Wide at first, to come near from a pose of three points; then narrow.
+        width = tolerance * (1.0 - _NARROWING * number / (_STEPS - 1))
+        counts = weight / (1.0 + square / width**2) ** 2
         matrix, right = _normal_equations(pose, points, pixels, counts, intrinsics)
         change = jnp.linalg.solve(matrix + _damping(matrix), right)
         change = jnp.where(jnp.isfinite(change).all(), change, 0.0)

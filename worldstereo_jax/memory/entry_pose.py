@@ -1,8 +1,8 @@
 """Where a picture was taken, told by the entries it shows: its camera and depth are not known.
 
 What its places show is told by looks alone (`entry_correspondence`), a pose by what agrees of that
-(`absolute_pose`). Once a pose is known, more of them find their entries, since what looks alike
-elsewhere no longer competes: so the pose is improved.
+(`absolute_pose`). Entries are not sought again around where the pose shows them: those would agree
+with any pose, a wrong one too, and make the right one hardly better.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int, Key
-from worldstereo_jax.geometry.absolute_pose import CameraPose, absolute_pose, refine_pose
+from worldstereo_jax.geometry.absolute_pose import absolute_pose
 from worldstereo_jax.memory.descriptors import structure_response
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_correspondence import match_entries, pattern_code
@@ -27,11 +27,11 @@ from worldstereo_jax.memory.entry_features import PYRAMID, Level, feature_pyrami
 class LocatedCamera:
     """A picture's pose in the world of a memory, and the p matches that tell it.
 
-    w2c [4, 4]. pixels [p, 2]: places in the picture, between its pixels. entry [p]: int32 slot that each shows.
-    matched [p]: it shows one. inlier [p]: the pose shows that entry within the tolerance. miss [p]:
-    pixels between the two; infinite where nothing is matched. residual []: root mean square of the
-    inliers' misses. turn [], place []: standard deviations of the rotation, radians, and of the
-    camera's place, world units; see `absolute_pose.CameraPose`.
+    w2c [4, 4]. pixels [p, 2]: places in the picture, between its pixels. entry [p]: int32 slot that
+    each shows. matched [p]: it shows one. inlier [p]: the pose shows that entry within the
+    tolerance. miss [p]: pixels between the two; infinite where nothing is matched. residual []:
+    root mean square of the inliers' misses. turn [], place []: standard deviations of the rotation,
+    radians, and of the camera's place, world units; see `absolute_pose.CameraPose`.
     """
 
     w2c: Float[Array, "4 4"]
@@ -56,16 +56,13 @@ class LocationRule:
 
     places: most places of the picture that are looked for in the memory. margin: pixels at the
     border that are left out. hypotheses: see `absolute_pose`. tolerance: pixels by which an inlier
-    may miss. reach: pixels around a place within which its entry is sought once a pose is known.
-    rounds: how often that is done. levels: of the bank's pyramid.
+    may miss. levels: of the bank's pyramid.
     """
 
     places: int = 1024
     margin: int = 6
     hypotheses: int = 512
     tolerance: float = 2.0
-    reach: float = 4.0
-    rounds: int = 2
     levels: tuple[Level, ...] = PYRAMID
 
 
@@ -100,14 +97,9 @@ def locate_camera(
     features = feature_pyramid(image, levels=rule.levels)
     corner = structure_response(image).corner
     pixels = _strongest_places(corner, rule.places, rule.margin)
-    find = functools.partial(
-        match_entries, bank, features, pixels, height=height, width=width, levels=rule.levels
-    )
-    place = functools.partial(
-        _seen_at, bank, features, pixels, height=height, width=width, levels=rule.levels
-    )
-    told = find()
-    seen = place(told.entry)
+    size = {"height": height, "width": width, "levels": rule.levels}
+    told = match_entries(bank, features, pixels, **size)
+    seen = _seen_at(bank, features, pixels, told.entry, **size)
     found = absolute_pose(
         bank.position[told.entry],
         seen,
@@ -117,18 +109,17 @@ def locate_camera(
         tolerance=rule.tolerance,
         hypotheses=rule.hypotheses,
     )
-    for _ in range(rule.rounds):
-        told = find(camera=(found.w2c, intrinsics), reach=rule.reach)
-        seen = place(told.entry)
-        found = refine_pose(
-            found.w2c,
-            bank.position[told.entry],
-            seen,
-            told.weight,
-            intrinsics,
-            tolerance=rule.tolerance,
-        )
-    return _located(found, seen, told.entry, told.weight > 0)
+    return LocatedCamera(
+        w2c=found.w2c,
+        pixels=seen,
+        entry=told.entry,
+        matched=told.valid,
+        inlier=found.inlier,
+        miss=found.miss,
+        residual=found.residual,
+        turn=found.turn,
+        place=found.place,
+    )
 
 
 def _strongest_places(response: Float[Array, "h w"], most: int, margin: int) -> Float[Array, "p 2"]:
@@ -173,22 +164,3 @@ def _seen_at(
         top = 0.5 * (before - after) / jnp.where(curve < -1e-6, curve, -jnp.inf)
         shifts.append(jnp.clip(top, -1.0, 1.0))
     return pixels + jnp.stack(shifts, -1)
-
-
-def _located(
-    found: CameraPose,
-    pixels: Float[Array, "p 2"],
-    entry: Int[Array, " p"],
-    matched: Bool[Array, " p"],
-) -> LocatedCamera:
-    return LocatedCamera(
-        w2c=found.w2c,
-        pixels=pixels,
-        entry=entry,
-        matched=matched,
-        inlier=found.inlier,
-        miss=found.miss,
-        residual=found.residual,
-        turn=found.turn,
-        place=found.place,
-    )
