@@ -90,13 +90,13 @@ def _draw_matches(
     lines = lines[np.unique(np.linspace(0, len(lines) - 1, min(_LINES, len(lines))).astype(int))]
     for number, line in enumerate(lines):
         colour = f"C{number % 10}"
-        ends = {"xyA": pixels[line], "xyB": np.asarray(stored[line])}
+        here, there = ((float(x), float(y)) for x, y in (pixels[line], np.asarray(stored[line])))
         joined = ConnectionPatch(
-            **ends, coordsA="data", coordsB="data", axesA=axes[0], axesB=axes[1],
+            here, there, coordsA="data", coordsB="data", axesA=axes[0], axesB=axes[1],
             color=colour, lw=0.8, alpha=0.9,
         )  # fmt: skip
         axes[1].add_artist(joined)
-        axes[1].scatter(*np.asarray(stored[line]), s=9, color=colour, linewidths=0)
+        axes[1].scatter(*there, s=9, color=colour, linewidths=0)
 
 
 def _draw_agreement(
