@@ -81,8 +81,9 @@ def _locate(options: argparse.Namespace) -> None:
         raise InputError(f"{folder} holds no surfaces, so that no photograph shows any of them")
     # Without the room for more, every slot of which a photograph would be compared with.
     used = -(-int(memory.entries.count) // _SLOTS) * _SLOTS
-    entries = map_entries(lambda rows: rows[:used], memory.entries)
-    size = stereo.images.shape[1:3]
+    entries = map_entries(lambda field: field[:used], memory.entries)
+    rows, columns = stereo.images.shape[1:3]
+    size = (rows, columns)
     lens = np.asarray(stereo.intrinsics[0], np.float64)
     scaled = _as_large(photo, options.fov, lens, size, options.photo)
     located = locate_camera(
@@ -196,9 +197,9 @@ def _describe(
 
 def _apart(a: Float[Array, "4 4"], b: Float[Array, "4 4"]) -> tuple[float, float]:
     """Distance between two cameras, and the angle between them in degrees."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    places = [-pose[:3, :3].T @ pose[:3, 3] for pose in (a, b)]
-    difference = a[:3, :3] @ b[:3, :3].T
+    poses = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    places = [-pose[:3, :3].T @ pose[:3, 3] for pose in poses]
+    difference = poses[0][:3, :3] @ poses[1][:3, :3].T
     skew = difference - difference.T
     sine = np.linalg.norm([skew[2, 1], skew[0, 2], skew[1, 0]]) / 2
     angle = np.arctan2(sine, (np.trace(difference) - 1) / 2)
