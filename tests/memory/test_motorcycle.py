@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from tests.geometry.test_absolute_pose import errors
 from worldstereo_jax.memory.correspondence import (
     dense_correspondence,
     hidden_pixels,
@@ -19,6 +20,7 @@ from worldstereo_jax.memory.entries import EntryConfig, init_entries
 from worldstereo_jax.memory.entry_codec import bytes_per_entry, quantise_entries, restore_entries
 from worldstereo_jax.memory.entry_features import pyramid_widths
 from worldstereo_jax.memory.entry_frame import make_entry_frame
+from worldstereo_jax.memory.entry_pose import LocationRule, locate_camera
 from worldstereo_jax.memory.entry_prune import prune_entries
 from worldstereo_jax.memory.entry_update import build_entries
 from worldstereo_jax.memory.entry_warp import warp_entries
@@ -202,6 +204,20 @@ def judged_disparity(strip, seen):
     judged = (np.asarray(seen.mask) < 0.5) & (origin < WIDTH)
     true = strip.disparity[rows, np.clip(origin, 0, WIDTH - 1)]
     return np.abs(disparity - true), judged & np.isfinite(true)
+
+
+@pytest.mark.row("S10")
+@CHANGES
+def test_the_right_photograph_is_located_by_the_left_one(strip, half, change):
+    """The truth: a baseline of 193.0 mm along x, and no turn."""
+    camera, lens = strip.right_camera
+    rule = LocationRule(places=400)
+    image = jnp.asarray(change(np.asarray(strip.right)))
+    found = locate_camera(half, image, lens, jax.random.key(0), rule=rule)
+    degrees, units = errors(found.w2c, camera)
+    assert int(found.inliers) > 50
+    assert degrees < 0.1
+    assert units < 0.01
 
 
 @pytest.mark.row("S13")

@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiling import ALIKE, compilation_cache_at
 from worldstereo_jax.sampling import euler, make_sampler, sample, unipc, unipc_schedule
+from worldstereo_jax.sampling.loop import make_stepped_sampler
 
 SCHEDULE = unipc_schedule(5, 3.0)
 
@@ -46,14 +48,33 @@ def test_second_call_compiles_nothing():
     assert len(traces) > traced
 
 
-def test_progress_is_reported_once_per_step():
+@pytest.mark.parametrize("solver", [euler, unipc])
+def test_steps_run_from_the_host_give_the_bits_of_the_scan(solver):
     weight, noise = inputs()
     seen = []
-    plain = make_sampler(velocity, SCHEDULE, unipc)(weight, noise)
-    reported = make_sampler(velocity, SCHEDULE, unipc, on_step=seen.append)(weight, noise)
-    jax.effects_barrier()
-    assert sorted(seen) == list(range(SCHEDULE.steps))
-    np.testing.assert_allclose(plain, reported, rtol=1e-6, atol=1e-6)
+    told = make_stepped_sampler(velocity, SCHEDULE, solver, on_step=seen.append)(weight, noise)
+    assert seen == list(range(SCHEDULE.steps))
+    np.testing.assert_array_equal(
+        make_stepped_sampler(velocity, SCHEDULE, solver)(weight, noise), told
+    )
+
+    def at_once(weight, noise):
+        return sample(lambda *given: velocity(weight, *given), noise, SCHEDULE, solver)
+
+    scanned = jax.jit(at_once, compiler_options=ALIKE)(weight, noise)
+    np.testing.assert_array_equal(scanned, told)
+
+
+def test_a_sampler_that_tells_of_its_steps_is_kept_for_the_next_process(tmp_path):
+    """Another sampler stands for another process: it is traced anew, and writes no other file."""
+    weight, noise = inputs()
+    kept = []
+    with compilation_cache_at(tmp_path):
+        for _ in range(2):
+            make_stepped_sampler(velocity, SCHEDULE, unipc, on_step=lambda _: None)(weight, noise)
+            kept.append({path.name for path in tmp_path.glob("jit_proceed*-cache")})
+    assert len(kept[0]) == 1
+    assert kept[1] == kept[0]
 
 
 def test_differentiable_in_the_noise():

@@ -9,6 +9,7 @@ from worldstereo_jax.array_types import UInt8, ndarray
 from worldstereo_jax.cli.arguments import ArgumentParser, check_can_be_made
 from worldstereo_jax.cli.memory_edit import add_edits
 from worldstereo_jax.cli.memory_input import A_MEMORY, memory_folder
+from worldstereo_jax.cli.memory_locate import add_locate
 from worldstereo_jax.cli.memory_preview import add_preview
 from worldstereo_jax.cli.memory_surface import add_surface
 from worldstereo_jax.data.images import write_uint8_image
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     inspect.set_defaults(act=inspect_memory)
     add_surface(actions)
     add_preview(actions)
+    add_locate(actions)
     add_edits(actions)
     return parser
 

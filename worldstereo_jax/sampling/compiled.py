@@ -2,7 +2,7 @@
 
 `make_rollout` is one program: right for a notebook and inside other programs, but a compiler works
 on one program mostly by one core. A command that makes one or two clips spends most of its time
-waiting for it, so it compiles the three stages apart, at once, and while it reads its input.
+waiting for it, so it compiles the stages apart, at once, and while it reads its input.
 """
 
 import concurrent.futures
@@ -12,11 +12,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels.compat import quick_compiler_options, quickest_compiler_options
 from worldstereo_jax.array_types import Array, PyTree
 from worldstereo_jax.sampling.conditions import Conditions, Guidance, gather_conditions
-from worldstereo_jax.sampling.rollout import Clip, complete_depth, generate_clip, keyframes_of
+from worldstereo_jax.sampling.loop import advance, run_steps
+from worldstereo_jax.sampling.rollout import (
+    Clip,
+    clip_schedule,
+    clip_velocity,
+    complete_depth,
+    decode_clip,
+    finish_clip,
+    keyframes_of,
+    noised_anchor,
+)
+from worldstereo_jax.sampling.solvers import euler
 from worldstereo_jax.sampling.world import (
     Cameras,
     RolloutConfig,
@@ -29,10 +41,28 @@ from worldstereo_jax.sampling.world import (
     remember_frames,
 )
 
+
+def _start(world: World, conditions: Conditions, key: Array) -> Any:
+    return euler(clip_schedule(world)).init(noised_anchor(conditions, key))
+
+
+def _proceed(
+    world: World, params: WorldParams, conditions: Conditions, state: Any, first: Array, last: Array
+) -> Any:
+    velocity = clip_velocity(world, params, conditions)
+    return advance(velocity, state, clip_schedule(world), euler, first, last)
+
+
+def _finish(
+    world: World, params: WorldParams, conditions: Conditions, guidance: Guidance, latent: Array
+) -> Array:
+    return finish_clip(conditions, guidance, *decode_clip(world, params, conditions, latent))
+
+
 # One of each for all rollouts, so that a second one of the same world is not traced again.
-_gather = jax.jit(gather_conditions, static_argnums=0)
-_generate = jax.jit(generate_clip, static_argnums=0, static_argnames="on_step")
-_complete = jax.jit(complete_depth, static_argnums=0)
+_GATHER = jax.jit(gather_conditions, static_argnums=0)
+_START, _PROCEED, _FINISH = (jax.jit(f, static_argnums=0) for f in (_start, _proceed, _finish))
+_COMPLETE = jax.jit(complete_depth, static_argnums=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +71,17 @@ class CompiledRollout:
 
     Attributes:
         config: sizes they were compiled for.
-        gather_conditions, generate_clip, complete_depth: the programs.
+        on_step: called with the index of each finished denoising step.
+        gather_conditions, start, proceed, finish, complete_depth: the programs. The steps are run
+            from the host, since a program that calls back is not kept for the next command.
     """
 
     config: RolloutConfig
+    on_step: Callable[[int], None] | None
     gather_conditions: Callable[..., Any]
-    generate_clip: Callable[..., Any]
+    start: Callable[..., Any]
+    proceed: Callable[..., Any]
+    finish: Callable[..., Any]
     complete_depth: Callable[..., Any]
 
     def __call__(
@@ -78,7 +113,12 @@ class CompiledRollout:
                 instance by `without_stereo`.
         """
         conditions, guidance = gathered
-        video = self.generate_clip(params, conditions, guidance, key)
+
+        def proceed(state: Any, first: int, last: int) -> Any:
+            return self.proceed(params, conditions, state, np.int32(first), np.int32(last))
+
+        state = run_steps(proceed, self.start(conditions, key), self.config.steps, self.on_step)
+        video = self.finish(params, conditions, guidance, state.sample)
         depth = self.complete_depth(params, video, guidance.depth)
         return Clip(video, depth, cameras, guidance, inherited=guidance.confidence)
 
@@ -120,14 +160,19 @@ def compile_rollout(
     cameras = jax.eval_shape(path)
     video = jax.ShapeDtypeStruct((config.frames, config.height, config.width, 3), "float32")
     key = jax.eval_shape(lambda: jax.random.key(0))
-    gathering = _gather.trace(world, params.vae, memory, cameras)
+    gathering = _GATHER.trace(world, params.vae, memory, cameras)
     conditions, guidance = gathering.out_info
+    starting = _START.trace(world, conditions, key)
+    state, step = starting.out_info, jax.ShapeDtypeStruct((), "int32")
     options, quickest = quick_compiler_options(), quickest_compiler_options()
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         compiling = [pool.submit(lambda: gathering.lower().compile(options))]
         for traced in (
-            _generate.trace(world, params, conditions, guidance, key, on_step=on_step),
-            _complete.trace(world, params, video, guidance.depth),
+            starting,
+            _PROCEED.trace(world, params, conditions, state, step, step),
+            _FINISH.trace(world, params, conditions, guidance, state.sample),
+            _COMPLETE.trace(world, params, video, guidance.depth),
         ):
             compiling.append(pool.submit(lambda traced=traced: traced.lower().compile(quickest)))
-        return CompiledRollout(config, *(program.result() for program in compiling))
+        programs = (program.result() for program in compiling)
+        return CompiledRollout(config, on_step, *programs)

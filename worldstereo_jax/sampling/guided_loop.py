@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 from worldstereo_jax.array_types import Array, Float
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.sampling.guidance import guide_one_batch, guide_two_pass
-from worldstereo_jax.sampling.loop import sample
+from worldstereo_jax.sampling.guidance import (
+    ConditionedVelocityFn,
+    guide_one_batch,
+    guide_two_pass,
+)
+from worldstereo_jax.sampling.loop import VelocityFn, sample
 from worldstereo_jax.sampling.schedules import Schedule
 from worldstereo_jax.sampling.solvers import SolverFactory, euler, unipc
 
@@ -49,31 +52,42 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise InputError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
 
 
+def guided_velocity(
+    choices: LoopChoices,
+    velocity: ConditionedVelocityFn,
+    text: Float[Array, "1 l ct"],
+    negative: Float[Array, "1 l ct"],
+) -> VelocityFn:
+    """The transformer under a text, guided away from a negative one where that is chosen.
+
+    Args:
+        choices: the guidance and its scale.
+        velocity: the transformer as (text, x, timestep, sigma) -> velocity; text and x have a batch
+            axis, which is 2 with batched guidance.
+        text, negative: text encoder's output; the negative one is read with guidance only.
+    """
+    if choices.guidance == "none":
+        return functools.partial(velocity, text)
+    guide = guide_one_batch if choices.guidance == "batched" else guide_two_pass
+    return guide(velocity, text, negative, choices.guidance_scale)
+
+
 def sample_guided(
     choices: LoopChoices,
-    velocity: Callable[[Float[Array, "b l ct"], Array, Array, Array], Array],
+    velocity: ConditionedVelocityFn,
     text: Float[Array, "1 l ct"],
     negative: Float[Array, "1 l ct"],
     noise: Float[Array, "1 f lh lw z"],
-    *,
-    on_step: Callable[[int], None] | None = None,
 ) -> Float[Array, "1 f lh lw z"]:
     """Denoise a latent from given noise.
 
     Args:
         choices: schedule, solver and guidance.
-        velocity: the transformer as (text, x, timestep, sigma) -> velocity; text and x have a batch
-            axis, which is 2 with batched guidance.
-        text, negative: text encoder's output; the negative one is read with guidance only.
+        velocity, text, negative: see `guided_velocity`.
         noise: of the first noise level.
-        on_step: called on the host with the index of each finished step.
 
     Returns:
         The normalised latent.
     """
-    if choices.guidance == "none":
-        guided = functools.partial(velocity, text)
-    else:
-        guide = guide_one_batch if choices.guidance == "batched" else guide_two_pass
-        guided = guide(velocity, text, negative, choices.guidance_scale)
-    return sample(guided, noise, choices.schedule, SOLVERS[choices.solver], on_step=on_step)
+    guided = guided_velocity(choices, velocity, text, negative)
+    return sample(guided, noise, choices.schedule, SOLVERS[choices.solver])

@@ -6,21 +6,29 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from worldstereo_jax.array_types import Array, Float, Key, PyTree
 from worldstereo_jax.models.clip_vision import CLIPVision, CLIPVisionConfig, clip_pixels
 from worldstereo_jax.models.wan_vae_clips import decode_frames
 from worldstereo_jax.models.wan_vae_tiles import decode_frames_sharded
-from worldstereo_jax.sampling.guided_loop import sample_guided
+from worldstereo_jax.sampling.guidance import ConditionedVelocityFn
+from worldstereo_jax.sampling.guided_loop import SOLVERS, guided_velocity, sample_guided
 from worldstereo_jax.sampling.latent_clips import decode_clips
+from worldstereo_jax.sampling.loop import make_stepped_sampler
 from worldstereo_jax.sampling.official_conditions import OfficialConditions
 from worldstereo_jax.sampling.official_denoise import (
     denoise_official,
     reading_pattern,
     without_geometry,
 )
-from worldstereo_jax.sampling.official_world import MODEL_AXIS, OfficialWorld, Prompt
+from worldstereo_jax.sampling.official_world import (
+    MODEL_AXIS,
+    OfficialWorld,
+    Prompt,
+    on_all_devices,
+)
+from worldstereo_jax.sampling.precision import jit_at, transformer_precision
+from worldstereo_jax.sampling.token_reading import Pattern
 
 
 def image_tokens(
@@ -32,30 +40,41 @@ def image_tokens(
     return typing.cast(typing.Any, states).penultimate[0]
 
 
+def attention_pattern(world: OfficialWorld, conditions: OfficialConditions) -> Pattern:
+    """The masks of the correspondence pattern, built once for all evaluations of a clip.
+
+    Args:
+        world: networks and choices.
+        conditions: of one clip, without a batch axis.
+    """
+    pattern = reading_pattern(_repeat(conditions, 1), reading=world.reading)
+    # Whole on every device: split over them, the words of the mask would have to be joined by an
+    # "or" across devices, which not every backend has.
+    return on_all_devices(pattern, world.mesh)
+
+
 def velocity_function(
     world: OfficialWorld,
     params: PyTree,
     conditions: OfficialConditions,
     image: Float[Array, "m ci"] | None,
-) -> Callable[[Float[Array, "b l ct"], Array, Array, Array], Array]:
+    pattern: Pattern | None = None,
+) -> ConditionedVelocityFn:
     """The transformer under a clip's conditions, as (text, x, timestep, sigma) -> velocity.
 
     Text and x have a batch axis; all else is the same for every sample, since the two passes of
-    guidance differ in the text alone. The mask of the correspondence pattern is built here, once.
+    guidance differ in the text alone.
 
     Args:
         world: networks and choices.
         params: parameters of the transformer.
         conditions: of one clip, without a batch axis.
         image: tokens of the input image, for models that take them.
+        pattern: of `attention_pattern`, of which the geometry in the conditions is then not read;
+            built here when None.
     """
-    clip = _repeat(conditions, 1)
-    pattern = reading_pattern(clip, reading=world.reading)
-    if world.mesh is not None:
-        # Whole on every device: split over them, the words of the mask would have to be joined by
-        # an "or" across devices, which not every backend has.
-        everywhere = NamedSharding(world.mesh, PartitionSpec())
-        pattern = jax.lax.with_sharding_constraint(pattern, everywhere)
+    if pattern is None:
+        pattern = attention_pattern(world, conditions)
     model = world.transformer
     told = without_geometry(conditions)
     # The official choice takes some view for every frame: a single slot is never empty, and
@@ -82,34 +101,6 @@ def velocity_function(
     return velocity
 
 
-def denoise_clip(
-    world: OfficialWorld,
-    params: PyTree,
-    conditions: OfficialConditions,
-    prompt: Prompt,
-    image: Float[Array, "m ci"] | None,
-    key: Key[Array, ""],
-    *,
-    on_step: Callable[[int], None] | None = None,
-) -> Float[Array, "f lh lw 16"]:
-    """Denoise a clip's latent from pure noise.
-
-    Args:
-        world: networks and choices.
-        params: parameters of the transformer.
-        conditions: of one clip.
-        prompt: text encoder's output; the negative one is read with guidance only.
-        image: tokens of the input image, for models that take them.
-        key: random key of the noise; the same key gives the same clip.
-        on_step: called on the host with the index of each finished step.
-
-    Returns:
-        The normalised latent.
-    """
-    noise = jax.random.normal(key, (1, *world.latent_shape), jnp.float32)
-    return sample_latent(world, params, conditions, prompt, image, noise, on_step=on_step)[0]
-
-
 def sample_latent(
     world: OfficialWorld,
     params: PyTree,
@@ -117,13 +108,73 @@ def sample_latent(
     prompt: Prompt,
     image: Float[Array, "m ci"] | None,
     noise: Float[Array, "1 f lh lw 16"],
-    *,
-    on_step: Callable[[int], None] | None = None,
 ) -> Float[Array, "1 f lh lw 16"]:
-    """`denoise_clip` from given noise."""
+    """Denoise a clip's latent from given noise, all of it in one program.
+
+    Args:
+        world: networks and choices.
+        params: parameters of the transformer.
+        conditions: of one clip.
+        prompt: text encoder's output; the negative one is read with guidance only.
+        image: tokens of the input image, for models that take them.
+        noise: of unit variance.
+
+    Returns:
+        The normalised latent.
+    """
     velocity = velocity_function(world, params, conditions, image)
     text, negative = prompt.text[None], prompt.negative[None]
-    return sample_guided(world.choices, velocity, text, negative, noise, on_step=on_step)
+    return sample_guided(world.choices, velocity, text, negative, noise)
+
+
+def make_denoiser(
+    world: OfficialWorld, *, on_step: Callable[[int], None] | None = None
+) -> Callable[..., Float[Array, "f lh lw 16"]]:
+    """`sample_latent` in steps that the host runs, by programs that jax's persistent cache keeps.
+
+    Args:
+        world: networks and choices.
+        on_step: called with the index of each finished step; see `loop.make_stepped_sampler`.
+
+    Returns:
+        (params, conditions, prompt, image, key) -> latent; the arguments of `sample_latent`, and
+        the random key of the noise. The same key gives the same clip.
+    """
+    choices = world.choices
+    precision = transformer_precision(world.denoiser.dtype)
+
+    def prepare(conditions: OfficialConditions, key: Key[Array, ""]) -> tuple[Array, Pattern]:
+        noise = jax.random.normal(key, (1, *world.latent_shape), jnp.float32)
+        return noise, attention_pattern(world, conditions)
+
+    def velocity(context: typing.Any, x: Array, timestep: Array, sigma: Array) -> Array:
+        params, conditions, prompt, image, pattern = context
+        under_text = velocity_function(world, params, conditions, image, pattern)
+        text, negative = prompt.text[None], prompt.negative[None]
+        return guided_velocity(choices, under_text, text, negative)(x, timestep, sigma)
+
+    preparing = jit_at(precision, prepare)
+    sampler = make_stepped_sampler(
+        velocity,
+        choices.schedule,
+        SOLVERS[choices.solver],
+        on_step=on_step,
+        precision=precision,
+        settle=lambda state: on_all_devices(state, world.mesh),
+    )
+
+    def denoise(
+        params: PyTree,
+        conditions: OfficialConditions,
+        prompt: Prompt,
+        image: Float[Array, "m ci"] | None,
+        key: Key[Array, ""],
+    ) -> Float[Array, "f lh lw 16"]:
+        noise, pattern = preparing(conditions, key)
+        told = without_geometry(conditions)
+        return sampler((params, told, prompt, image, pattern), noise)[0]
+
+    return denoise
 
 
 def decode_latent(

@@ -17,7 +17,7 @@ from worldstereo_jax.geometry.camera_io import keyframe_indices
 from worldstereo_jax.geometry.depth_alignment import align_depth
 from worldstereo_jax.models.depth_anything import metric_depth
 from worldstereo_jax.models.dinov2 import retrieval_features
-from worldstereo_jax.sampling.official_clip import decode_latent, denoise_clip, image_tokens
+from worldstereo_jax.sampling.official_clip import decode_latent, image_tokens, make_denoiser
 from worldstereo_jax.sampling.official_conditions import (
     ChosenViews,
     OfficialConditions,
@@ -35,7 +35,6 @@ from worldstereo_jax.sampling.precision import (
     EXACT,
     autoencoder_precision,
     jit_at,
-    transformer_precision,
 )
 from worldstereo_jax.sampling.world import (
     Cameras,
@@ -89,7 +88,8 @@ class Told(typing.NamedTuple):
 class OfficialRollout:
     """The stages of a world's clips, each compiled when it is first called.
 
-    `read` says what a clip's model is told, `clip` makes one, `remember` writes it into the memory.
+    Each is a jitted function, but `denoise`, whose steps are run from the host. `read` says what a
+    clip's model is told, `clip` makes one, `remember` writes it into the memory.
     """
 
     world: OfficialWorld
@@ -242,9 +242,6 @@ def make_official_rollout(
         assert world.image_encoder is not None
         return image_tokens(params, image, world.image_encoder, world.choices.quirks.clip_pixels)
 
-    def denoise(params: PyTree, conditions, prompt: Prompt, image, key: Array) -> Array:
-        return denoise_clip(world, params, conditions, prompt, image, key, on_step=on_step)
-
     def draw(memory: WorldMemory, cameras: Cameras, first_image: Array) -> Renders:
         return draw_renders(world, memory, cameras, first_image)
 
@@ -267,7 +264,6 @@ def make_official_rollout(
         aligned = jax.vmap(align_depth)(estimated, known, known > 0).depth
         return jnp.where(known > 0, known, aligned)
 
-    transformer = transformer_precision(world.denoiser.dtype)
     autoencoder = autoencoder_precision(world.denoiser.dtype)
     return OfficialRollout(
         world=world,
@@ -277,7 +273,7 @@ def make_official_rollout(
         look=jit_at(EXACT, look),
         encode=jit_at(autoencoder, encode),
         see=jit_at(EXACT, see),
-        denoise=jit_at(transformer, denoise),
+        denoise=make_denoiser(world, on_step=on_step),
         decode=jit_at(autoencoder, decode),
         estimate=jit_at(EXACT, estimate),
         align=jit_at(EXACT, align),

@@ -11,7 +11,7 @@ import typing
 import jax
 from flax import linen as nn
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels import AttentionSharding
 from worldstereo_jax.array_types import PyTree
@@ -249,6 +249,13 @@ def video_transformer(model: ModelConfig, weights: str | None, mesh: Mesh | None
     if weights is None:
         return WorldStereo(model, sharding)
     return quantised_model(model, weights, sharding)
+
+
+def on_all_devices(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Inside a program: arrays whole on every device of a mesh; as they are without one."""
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def check_text_encoder(model: ModelConfig, encoder: UMT5Config, name: str) -> None:

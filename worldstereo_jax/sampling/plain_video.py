@@ -22,18 +22,20 @@ from worldstereo_jax.errors import InputError
 from worldstereo_jax.models.clip_vision import CLIPVisionConfig
 from worldstereo_jax.models.control import LATENT_STRIDE
 from worldstereo_jax.models.wan_vae import WanVAEConfig
-from worldstereo_jax.sampling.guided_loop import LoopChoices, sample_guided
+from worldstereo_jax.sampling.guided_loop import SOLVERS, LoopChoices, guided_velocity
 from worldstereo_jax.sampling.latent_clips import (
     decode_clips,
     encode_clips,
     first_frame_condition,
 )
+from worldstereo_jax.sampling.loop import make_stepped_sampler
 from worldstereo_jax.sampling.official_clip import image_tokens
 from worldstereo_jax.sampling.official_world import (
     LATENT_CHANNELS,
     OfficialParams,
     Prompt,
     check_networks,
+    on_all_devices,
     video_transformer,
 )
 from worldstereo_jax.sampling.precision import (
@@ -131,46 +133,61 @@ def image_condition(
     return first_frame_condition(found[0])
 
 
-def sample_video_latent(
-    world: VideoWorld,
-    params: PyTree,
-    prompt: Prompt,
-    noise: Float[Array, "1 f lh lw 16"],
-    condition: Float[Array, "f lh lw 20"] | None = None,
-    tokens: Float[Array, "m ci"] | None = None,
-    *,
-    on_step: Callable[[int], None] | None = None,
-) -> Float[Array, "1 f lh lw 16"]:
-    """Denoise a clip's latent from given noise.
+def make_video_denoiser(
+    world: VideoWorld, *, on_step: Callable[[int], None] | None = None
+) -> Callable[..., Float[Array, "1 f lh lw 16"]]:
+    """Denoises a clip's latent in steps that the host runs; see `loop.make_stepped_sampler`.
 
     Args:
         world: networks and choices.
-        params: parameters of the transformer.
-        prompt: text encoder's output; the negative one is read with guidance only.
-        noise: of unit variance.
-        condition: of `image_condition`, for a model that takes an image.
-        tokens: image encoder's output, for a model with image tokens.
-        on_step: called on the host with the index of each finished step.
+        on_step: called with the index of each finished step.
 
     Returns:
-        The normalised latent.
+        (params, prompt, noise, condition, tokens) -> the normalised latent. Parameters of the
+        transformer; text encoder's output, of which the negative one is read with guidance only;
+        noise of unit variance; of `image_condition` [f, lh, lw, 20], for a model that takes an
+        image, else None; image encoder's output [m, ci], for a model with image tokens, else None.
     """
-    model = world.transformer
+    choices = world.choices
 
-    def velocity(text: Array, x: Array, timestep: Array, sigma: Array) -> Array:
-        del sigma
-        batch = x.shape[0]
+    def velocity(context: typing.Any, x: Array, timestep: Array, sigma: Array) -> Array:
+        params, prompt, condition, tokens = context
+        model = world.transformer
 
-        def each(a: Array) -> Array:
-            return jnp.broadcast_to(a[None], (batch, *a.shape))
+        def under_text(text: Array, x: Array, timestep: Array, sigma: Array) -> Array:
+            del sigma
+            batch = x.shape[0]
 
-        latent = x if condition is None else jnp.concatenate([x, each(condition)], axis=-1)
-        image = None if tokens is None else each(tokens)
-        times = jnp.broadcast_to(timestep, (batch,))
-        return typing.cast(Array, model.apply({"params": params}, latent, times, text, image))
+            def each(a: Array) -> Array:
+                return jnp.broadcast_to(a[None], (batch, *a.shape))
 
-    text, negative = prompt.text[None], prompt.negative[None]
-    return sample_guided(world.choices, velocity, text, negative, noise, on_step=on_step)
+            latent = x if condition is None else jnp.concatenate([x, each(condition)], axis=-1)
+            image = None if tokens is None else each(tokens)
+            times = jnp.broadcast_to(timestep, (batch,))
+            return typing.cast(Array, model.apply({"params": params}, latent, times, text, image))
+
+        text, negative = prompt.text[None], prompt.negative[None]
+        return guided_velocity(choices, under_text, text, negative)(x, timestep, sigma)
+
+    sampler = make_stepped_sampler(
+        velocity,
+        choices.schedule,
+        SOLVERS[choices.solver],
+        on_step=on_step,
+        precision=transformer_precision(world.denoiser.dtype),
+        settle=lambda state: on_all_devices(state, world.mesh),
+    )
+
+    def denoise(
+        params: PyTree,
+        prompt: Prompt,
+        noise: Float[Array, "1 f lh lw 16"],
+        condition: Float[Array, "f lh lw 20"] | None = None,
+        tokens: Float[Array, "m ci"] | None = None,
+    ) -> Float[Array, "1 f lh lw 16"]:
+        return sampler((params, prompt, condition, tokens), noise)
+
+    return denoise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,11 +270,6 @@ def make_video_sampler(
         # The slip of the official WorldStereo code is not one of Wan's own pipeline.
         return image_tokens(params, image, world.image_encoder, "unit")
 
-    def denoise(
-        params: PyTree, prompt: Prompt, noise: Array, condition: Array | None, tokens: Array | None
-    ) -> Array:
-        return sample_video_latent(world, params, prompt, noise, condition, tokens, on_step=on_step)
-
     def decode(params: PyTree, latent: Array) -> Array:
         return decode_clips(params, latent, world.vae, tile=world.vae_tile, mesh=world.mesh)[0]
 
@@ -266,6 +278,6 @@ def make_video_sampler(
         world=world,
         encode=jit_at(autoencoder, encode),
         see=jit_at(EXACT, see),
-        denoise=jit_at(transformer_precision(world.denoiser.dtype), denoise),
+        denoise=make_video_denoiser(world, on_step=on_step),
         decode=jit_at(autoencoder, decode),
     )

@@ -23,10 +23,10 @@ from worldstereo_jax.models.vae_tiny import decode_frames
 from worldstereo_jax.sampling.conditions import Conditions, Guidance, anchor, gather_conditions
 from worldstereo_jax.sampling.denoise import denoise
 from worldstereo_jax.sampling.detail import calm_guesses, restore_detail
-from worldstereo_jax.sampling.loop import sample
+from worldstereo_jax.sampling.loop import VelocityFn, sample
 from worldstereo_jax.sampling.noise import unit_noise
 from worldstereo_jax.sampling.prediction import anchored_source, anchored_velocity
-from worldstereo_jax.sampling.schedules import flow_schedule
+from worldstereo_jax.sampling.schedules import Schedule, flow_schedule
 from worldstereo_jax.sampling.solvers import euler
 from worldstereo_jax.sampling.world import (
     Cameras,
@@ -67,24 +67,36 @@ def generate_clip(
     conditions: Conditions,
     guidance: Guidance,
     key: Key[Array, ""],
-    *,
-    on_step: Callable[[int], None] | None = None,
 ) -> Float[Array, "f h w 3"]:
-    """One clip: `denoise_clip`, and with the stereo memory enabled its warp's own texture.
-
-    See `with_memory_pixels`.
+    """One clip: `denoise_clip` and `finish_clip`.
 
     Args:
         world: networks and sizes.
         params: their parameters.
         conditions, guidance: what `gather_conditions` read, without a batch axis.
         key: random key of the noise; the same key gives the same clip.
-        on_step: called on the host with the index of each finished denoising step.
 
     Returns:
         Frames in [-1, 1].
     """
-    video, coded_warp = denoise_clip(world, params, conditions, key, on_step=on_step)
+    decoded = denoise_clip(world, params, conditions, key)
+    return finish_clip(conditions, guidance, *decoded)
+
+
+def finish_clip(
+    conditions: Conditions,
+    guidance: Guidance,
+    video: Float[Array, "f h w 3"],
+    coded_warp: Float[Array, "f h w 3"],
+) -> Float[Array, "f h w 3"]:
+    """Frames in [-1, 1] of what was decoded, with the warp's own texture where it is enabled.
+
+    See `with_memory_pixels`.
+
+    Args:
+        conditions, guidance: what the clip was made from.
+        video, coded_warp: from `denoise_clip`.
+    """
     detailed = with_memory_pixels(video, coded_warp, guidance)
     return jnp.where(conditions.stereo_enabled, detailed, video).clip(-1, 1)
 
@@ -107,12 +119,7 @@ def with_memory_pixels(
 
 
 def denoise_clip(
-    world: World,
-    params: WorldParams,
-    conditions: Conditions,
-    key: Key[Array, ""],
-    *,
-    on_step: Callable[[int], None] | None = None,
+    world: World, params: WorldParams, conditions: Conditions, key: Key[Array, ""]
 ) -> tuple[Float[Array, "f h w 3"], Float[Array, "f h w 3"]]:
     """Denoise one clip from its noised anchor under its conditions and decode it.
 
@@ -121,7 +128,25 @@ def denoise_clip(
     Returns:
         The decoded frames, and the stereo memory's warp as the autoencoder shows it.
     """
-    batched = jax.tree.map(lambda a: a[None], conditions)
+    velocity = clip_velocity(world, params, conditions)
+    latent = sample(velocity, noised_anchor(conditions, key), clip_schedule(world), euler)
+    return decode_clip(world, params, conditions, latent)
+
+
+def noised_anchor(conditions: Conditions, key: Key[Array, ""]) -> Float[Array, "1 f lh lw z"]:
+    """The latent that a clip is denoised from.
+
+    Args:
+        conditions: without a batch axis.
+        key: random key of the noise.
+    """
+    base = anchor(_batched(conditions))
+    return anchored_source(base, unit_noise(key, base.shape))
+
+
+def clip_velocity(world: World, params: WorldParams, conditions: Conditions) -> VelocityFn:
+    """The denoiser under a clip's conditions, without a batch axis."""
+    batched = _batched(conditions)
     base = anchor(batched)
 
     def velocity(x: Array, timestep: Array, sigma: Array) -> Array:
@@ -130,13 +155,28 @@ def denoise_clip(
         )
         return anchored_velocity(output, x, sigma, base)
 
-    schedule = flow_schedule(world.rollout.steps, world.rollout.shift)
-    noise = unit_noise(key, base.shape)
-    source = anchored_source(base, noise)
-    latent = sample(velocity, source, schedule, euler, on_step=on_step)
+    return velocity
+
+
+def clip_schedule(world: World) -> Schedule:
+    """The noise levels of a world's clips."""
+    return flow_schedule(world.rollout.steps, world.rollout.shift)
+
+
+def decode_clip(
+    world: World,
+    params: WorldParams,
+    conditions: Conditions,
+    latent: Float[Array, "1 f lh lw z"],
+) -> tuple[Float[Array, "f h w 3"], Float[Array, "f h w 3"]]:
+    """Frames of a denoised latent, and of the stereo memory's warp; see `denoise_clip`."""
     warped_latent = conditions.warped_features[..., 0, :16]
     video, coded_warp = decode_frames(world.vae, params.vae, jnp.stack([latent[0], warped_latent]))
     return video, coded_warp
+
+
+def _batched(conditions: Conditions) -> Conditions:
+    return jax.tree.map(lambda a: a[None], conditions)
 
 
 def complete_depth(
@@ -186,13 +226,12 @@ def keyframes_of(config: RolloutConfig, clip: Clip) -> tuple[Array, Array, Camer
 
 
 def make_rollout(
-    world: World, *, on_step: Callable[[int], None] | None = None
+    world: World,
 ) -> Callable[[WorldParams, WorldMemory, Cameras, Array], tuple[Clip, WorldMemory]]:
     """One jitted function that makes a clip and updates the memory with it.
 
     Args:
         world: networks and sizes.
-        on_step: called on the host with the index of each finished denoising step.
 
     Returns:
         `rollout(params, memory, cameras, key) -> (clip, memory)`; `cameras` must have the
@@ -207,7 +246,7 @@ def make_rollout(
     ) -> tuple[Clip, WorldMemory]:
         _check_fit(world.rollout, params, memory, cameras, key)
         conditions, guidance = gather_conditions(world, params.vae, memory, cameras)
-        video = generate_clip(world, params, conditions, guidance, key, on_step=on_step)
+        video = generate_clip(world, params, conditions, guidance, key)
         depth = complete_depth(world, params, video, guidance.depth)
         clip = Clip(video, depth, cameras, guidance, inherited=guidance.confidence)
         return clip, write_back(world, memory, clip)
