@@ -110,9 +110,9 @@ def measured(
     """The figures of both clips by some weights, by "first, ..." and "revisit, ..."."""
     figures = {}
     for number, (clip_name, prefix) in enumerate(PREFIXES.items()):
-        conditions, guidance = gathered[number]
         own_key = jax.random.fold_in(key, number)
-        video = rollout.generate_clip(params, conditions, guidance, own_key)
+        cameras = Cameras(scene[prefix + "w2c"], scene[prefix + "intrinsics"])
+        video = rollout.clip(params, gathered[number], cameras, own_key).video
         found = frame_metrics(video, scene[prefix + "image"])
         if clip_name == "revisit":
             found |= revisit_metrics(scene, video, first)

@@ -7,7 +7,7 @@ from PIL import Image
 from tests.geometry.test_absolute_pose import errors
 from worldstereo_jax.cli.camera_paths import path_through_memory
 from worldstereo_jax.cli.main import main
-from worldstereo_jax.cli.memory_input import read_any_memory
+from worldstereo_jax.cli.memory_input import open_memory
 from worldstereo_jax.cli.memory_locate import LEAST_INLIERS
 from worldstereo_jax.data import images
 from worldstereo_jax.geometry.camera_io import read_camera_json
@@ -35,7 +35,7 @@ def test_a_photograph_is_located_told_and_drawn(finished, true_scene, photo, tmp
     assert degrees < 0.5
     assert units < 0.01 * np.median(true_scene["depth"][1])
     # From a stored view, with its lens, and through it: the path is taken as it stands.
-    memory = read_any_memory(finished / "memory", "tiny")
+    memory = open_memory(finished / "memory").memory
     held = np.asarray(memory.stereo.w2c)
     assert (w2c[0] == held).all((1, 2)).any()
     assert size == memory.stereo.images.shape[1:3]

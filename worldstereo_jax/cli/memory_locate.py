@@ -10,7 +10,7 @@ import numpy as np
 
 from worldstereo_jax.array_types import Array, Float, ndarray
 from worldstereo_jax.cli.arguments import check_can_be_made
-from worldstereo_jax.cli.memory_input import A_MEMORY, memory_folder, read_any_memory
+from worldstereo_jax.cli.memory_input import A_MEMORY, open_memory
 from worldstereo_jax.data.images import read_image, resize_image, write_uint8_image
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.evaluation.location_picture import location_picture
@@ -19,7 +19,6 @@ from worldstereo_jax.geometry.cameras import camera_centers
 from worldstereo_jax.memory.entries import EntryBank, map_entries
 from worldstereo_jax.memory.entry_pose import LocatedCamera, locate_camera
 from worldstereo_jax.memory.entry_views import has_view
-from worldstereo_jax.memory.folder import model_of_memory
 from worldstereo_jax.memory.spatial_stereo import SpatialStereoMemory
 
 LEAST_INLIERS = 24
@@ -74,8 +73,7 @@ def _locate(options: argparse.Namespace) -> None:
     if options.fov is not None and not 0 < options.fov < _MOST_DEGREES:
         raise InputError(f"--fov must lie between 0 and {_MOST_DEGREES:g}, not {options.fov:g}")
     photo = read_image(options.photo)
-    folder = memory_folder(options.folder)
-    memory = read_any_memory(folder, model_of_memory(folder))
+    folder, _, memory = open_memory(options.folder)
     stereo = memory.stereo
     if int(stereo.count) == 0 or not bool(memory.entries.valid.any()):
         raise InputError(f"{folder} holds no surfaces, so that no photograph shows any of them")
