@@ -80,8 +80,8 @@ class RolloutConfig:
     candidates: int = 1
     keyframes: int = 4
     bank_capacity: int = 24
-    point_capacity: int = 131_072
-    entry_capacity: int = 65_536
+    point_capacity: int = 196_608
+    entry_capacity: int = 98_304
     entry_rule: EntryRule = DEFAULT_RULE
     entry_candidates: int = 131_072
     point_radius: float = 1.0
