@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.geometry.test_absolute_pose import errors
-from worldstereo_jax.cli.camera_paths import path_through_memory
+from worldstereo_jax.cli.camera_paths import CameraChoice, path_through_memory
 from worldstereo_jax.cli.main import main
 from worldstereo_jax.cli.memory_input import open_memory
 from worldstereo_jax.cli.memory_locate import LEAST_INLIERS
@@ -40,7 +40,7 @@ def test_a_photograph_is_located_told_and_drawn(finished, true_scene, photo, tmp
     assert (w2c[0] == held).all((1, 2)).any()
     assert size == memory.stereo.images.shape[1:3]
     np.testing.assert_allclose(intrinsics[1], true_scene["intrinsics"][1], rtol=1e-5)
-    path = path_through_memory(memory, str(out), None, 5)
+    path = path_through_memory(memory, CameraChoice(str(out)), 5)
     np.testing.assert_allclose(path.w2c[0], w2c[0], atol=1e-6)
     np.testing.assert_allclose(path.w2c[-1], w2c[1], atol=1e-5)
     with Image.open(tmp_path / "camera.png") as picture:

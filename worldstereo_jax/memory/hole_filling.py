@@ -57,7 +57,7 @@ def fill_holes(
     if depth is not None:
         inverse = jnp.where(known, inverse_depth(depth), 0.0)
         # The harmonic mean, in which a sky has no say.
-        mean = inverse.sum() / jnp.maximum((inverse > 0).sum(), 1)
+        mean = inverse.sum() / jnp.maximum((inverse > 0).sum(dtype=inverse.dtype), 1.0)
         relative = jnp.clip(depth * mean, _NEAREST, _FARTHEST)
     colour = jnp.where(known[..., None], image, 0.0)
     broad, _ = _pull_push(colour, jnp.where(known, relative**_FAR_PREFERENCE, 0.0))

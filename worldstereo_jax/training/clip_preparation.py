@@ -127,7 +127,14 @@ def prepare_pair(
     cameras = Cameras(w2c=first.w2c[chosen], intrinsics=first.intrinsics[chosen])
     inherited = guidance.confidence[chosen]
     memory = remember_frames(
-        world.rollout, memory, image, depth, cameras, source=1, inherited=inherited
+        world.rollout,
+        memory,
+        image,
+        depth,
+        cameras,
+        source=1,
+        confidence=generated_confidence(depth, cameras, inherited),
+        inherited=inherited,
     )
     revisit_conditions, _ = _gather(world, vae_params, memory, second)
 
