@@ -93,14 +93,12 @@ def functions(bank: SpatialStereoMemory) -> dict[str, tuple[Callable, Sequence[A
     }
 
 
-def measure(function: Callable, given: Sequence, *, run: bool = True) -> tuple[int, float]:
-    """Bytes beside the arguments, and processor seconds of a run; NaN where it is not run."""
+def measure(function: Callable, given: Sequence) -> tuple[int, float]:
+    """Bytes beside the arguments, and processor seconds of a run."""
     compiled = jax.jit(function).lower(*given).compile()
     analysis = compiled.memory_analysis()
     assert analysis is not None
     size = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
-    if not run:
-        return size, float("nan")
     start = time.process_time()
     jax.block_until_ready(compiled(*given))
     return size, time.process_time() - start

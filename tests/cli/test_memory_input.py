@@ -141,6 +141,9 @@ def test_room_is_made_for_all_that_the_clips_can_add(picture):
     for capacity, least in zip(found, wanted, strict=True):
         assert least <= capacity <= 1.5 * least
     assert with_capacity(_CONFIG, 4, 77_000, 3) == with_capacity(config, 4, 77_000, 3) == config
+    # Two clips of an image, or of three views, fit from the start.
+    for views in (1, 3):
+        assert with_capacity(RolloutConfig(), views, views * 96 * 160, 2) == RolloutConfig()
     small = {name: getattr(_CONFIG, name) for name in _CAPACITIES}
     assert dataclasses.replace(config, **small) == _CONFIG
 

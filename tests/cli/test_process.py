@@ -1,6 +1,7 @@
 """A command's own process keeps its compiled programs, unless its user says otherwise."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -9,11 +10,11 @@ import pytest
 from pallas_kernels.compat import quick_compiler_flags
 from worldstereo_jax.cli.process import cache_folder
 
+_OF_CACHE = re.compile("JAX_(COMPILATION|PERSISTENT)_CACHE_")
 PROGRAM = """
 import os, jax
 from worldstereo_jax.cli.process import ask_for_quick_start
 ask_for_quick_start(os.environ)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.jit(lambda x: x @ x)(jax.numpy.ones((3, 3))).block_until_ready()
 print(os.environ.get("XLA_FLAGS", ""))
 """
@@ -23,7 +24,7 @@ def run(**variables: str) -> str:
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")
+        if name not in ("XLA_FLAGS", "XDG_CACHE_HOME") and not _OF_CACHE.match(name)
     }
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(
@@ -48,6 +49,7 @@ def test_what_the_user_has_set_stays(tmp_path, chosen):
     flags = run(
         XDG_CACHE_HOME=str(tmp_path / "cache"),
         JAX_COMPILATION_CACHE_DIR=str(folder),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         XLA_FLAGS=given,
     )
     assert flags == given

@@ -20,12 +20,12 @@ def test_frames_are_located_within_half_a_pixel(memory, scene, exposure):
     gain, shift = exposure
     for frame in (1, 2):
         found = locate(memory, gain * scene["image"][frame] + shift, scene["intrinsics"][frame])
-        degrees, units = errors(found.w2c, scene["w2c"][frame])
+        degrees, units = errors(found.pose.w2c, scene["w2c"][frame])
         assert degrees < 0.5
         assert units < 0.01 * np.median(scene["depth"][frame])
         assert int(found.inliers) > 100
-        assert found.residual < 1.0
-        assert memory.entries.valid[found.entry[found.inlier]].all()
+        assert found.pose.residual < 1.0
+        assert memory.entries.valid[found.entry[found.pose.inlier]].all()
 
 
 @pytest.mark.row("S37")

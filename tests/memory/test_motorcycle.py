@@ -214,7 +214,7 @@ def test_the_right_photograph_is_located_by_the_left_one(strip, half, change):
     rule = LocationRule(places=400)
     image = jnp.asarray(change(np.asarray(strip.right)))
     found = locate_camera(half, image, lens, jax.random.key(0), rule=rule)
-    degrees, units = errors(found.w2c, camera)
+    degrees, units = errors(found.pose.w2c, camera)
     assert int(found.inliers) > 50
     assert degrees < 0.1
     assert units < 0.01

@@ -8,6 +8,8 @@ import pytest
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.models.vae_tiny import encode_frames
 from worldstereo_jax.sampling.conditions import example_conditions
+from worldstereo_jax.sampling.world import ESTIMATED, remember_frames
+from worldstereo_jax.training import clip_preparation
 from worldstereo_jax.training.clip_preparation import (
     blur,
     from_fields,
@@ -43,8 +45,30 @@ def test_late_clips_of_long_worlds_read_entries_of_views_they_do_not_attend_to(l
 
 
 @pytest.fixture(scope="module")
-def pair(world, params, scene):
-    return prepare_pair(world, params.vae, scene, jax.random.key(0))
+def told():
+    """What was told of the frames that the pair's memory was given."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def pair(world, params, scene, told):
+    def remember(*frames, **how):
+        told.update(how)
+        return remember_frames(*frames, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip_preparation, "remember_frames", remember)
+        return prepare_pair(world, params.vae, scene, jax.random.key(0))
+
+
+@pytest.mark.slow
+@pytest.mark.row("S6")
+def test_depth_that_the_memory_did_not_know_counts_as_estimated(pair, told):
+    sure, known = np.asarray(told["confidence"]), np.asarray(told["inherited"]) > 0
+    assert known.any()
+    assert not known.all()
+    assert sure[known].max() > ESTIMATED
+    assert 0 < sure[~known].max() <= ESTIMATED
 
 
 @pytest.mark.slow

@@ -97,7 +97,7 @@ def _locate(options: argparse.Namespace) -> None:
         )
     view = _shared_view(entries, located, int(stereo.count))
     lenses = jnp.stack([stereo.intrinsics[view], jnp.asarray(_framed(scaled, size, lens))])
-    write_cameras_json(out, jnp.stack([stereo.w2c[view], located.w2c]), lenses, size)
+    write_cameras_json(out, jnp.stack([stereo.w2c[view], located.pose.w2c]), lenses, size)
     title = f"{options.photo} in {folder}, beside view {view}"
     drawn = location_picture(
         scaled.image, scaled.intrinsics, located, entries, stereo, view, title=title
@@ -161,7 +161,7 @@ def _framed(
 def _shared_view(entries: EntryBank, located: LocatedCamera, views: int) -> int:
     """The stored view that saw most of the entries that agree."""
     bits = entries.views[located.entry]
-    saw = jax.vmap(lambda view: (has_view(bits, view) & located.inlier).sum())
+    saw = jax.vmap(lambda view: (has_view(bits, view) & located.pose.inlier).sum())
     return int(saw(jnp.arange(views, dtype=jnp.int32)).argmax())
 
 
@@ -175,18 +175,18 @@ def _describe(
     photo: _Photo,
 ) -> str:
     """The pose and how far it is to be believed, as text."""
-    place, turn = _apart(located.w2c, stereo.w2c[view])
-    where = " ".join(f"{x:.4g}" for x in np.asarray(camera_centers(located.w2c)))
+    place, turn = _apart(located.pose.w2c, stereo.w2c[view])
+    where = " ".join(f"{x:.4g}" for x in np.asarray(camera_centers(located.pose.w2c)))
     height, width = photo.image.shape[:2]
-    rows = (" ".join(f"{x:9.5f}" for x in row) for row in np.asarray(located.w2c))
+    rows = (" ".join(f"{x:9.5f}" for x in row) for row in np.asarray(located.pose.w2c))
     return "\n".join(
         [
             f"{options.photo} in {options.folder}",
             f"  place       {where}, {place:.4g} from view {view}, turned by {turn:.4g} degrees",
             f"  matches     {agree} of {matched} agree, root mean square "
-            f"{float(located.residual):.2f} pixels of {width}x{height}",
-            f"  spread      {np.degrees(float(located.turn)):.2g} degrees, "
-            f"{float(located.place):.2g} units, if each match errs for itself",
+            f"{float(located.pose.residual):.2f} pixels of {width}x{height}",
+            f"  spread      {np.degrees(float(located.pose.turn)):.2g} degrees, "
+            f"{float(located.pose.place):.2g} units, if each match errs for itself",
             "  world to camera",
             *(f"    {row}" for row in rows),
         ]

@@ -14,9 +14,6 @@ import jax
 
 from pallas_kernels.compat import quick_compiler_flags
 
-# All are kept: the smallest program is read back in half the time that it takes to compile.
-_SHORTEST_SECONDS = 0.0
-
 
 def ask_for_quick_start(environment: MutableMapping[str, str]) -> None:
     """Let programs be compiled the quicker way where there is one, and be kept for the next time.
@@ -32,7 +29,8 @@ def ask_for_quick_start(environment: MutableMapping[str, str]) -> None:
     folder = cache_folder(environment)
     if "JAX_COMPILATION_CACHE_DIR" not in environment and folder and _can_hold_files(folder):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST_SECONDS)
+        # All: the smallest program is read back in half the time that it takes to compile.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     given = environment.get("XLA_FLAGS", "")
     new = [flag for flag in quick_compiler_flags() if flag.split("=")[0] not in given]
     if new:

@@ -72,10 +72,10 @@ def _draw_matches(
     stereo: SpatialStereoMemory,
     view: int,
 ) -> None:
-    inlier, matched = np.asarray(located.inlier), np.asarray(located.matched)
+    inlier, matched = np.asarray(located.pose.inlier), np.asarray(located.matched)
     pixels = np.asarray(located.pixels)
     points = entries.position[located.entry]
-    shown = np.asarray(project(points, located.w2c, intrinsics)[0])
+    shown = np.asarray(project(points, located.pose.w2c, intrinsics)[0])
     stored, _ = project(points, stereo.w2c[view], stereo.intrinsics[view])
     seen = np.asarray(has_view(entries.views[located.entry], jnp.int32(view)))
     _show(axes[0], photo, f"{inlier.sum()} of {matched.sum()} matches agree (green)")
@@ -106,7 +106,7 @@ def _draw_agreement(
     located: LocatedCamera,
     entries: EntryBank,
 ) -> None:
-    pose = located.w2c[None], jnp.asarray(intrinsics)[None]
+    pose = located.pose.w2c[None], jnp.asarray(intrinsics)[None]
     found = clip_agreement(jnp.asarray(photo)[None], *pose, entries)
     compared = np.asarray(found.compared[0])
     away = np.where(compared, np.asarray(found.difference[0]), np.nan)

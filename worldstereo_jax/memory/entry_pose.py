@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int, Key
-from worldstereo_jax.geometry.absolute_pose import absolute_pose
+from worldstereo_jax.geometry.absolute_pose import CameraPose, absolute_pose
 from worldstereo_jax.memory.descriptors import structure_response
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_correspondence import match_entries, pattern_code
@@ -27,27 +27,19 @@ from worldstereo_jax.memory.entry_features import PYRAMID, Level, feature_pyrami
 class LocatedCamera:
     """A picture's pose in the world of a memory, and the p matches that tell it.
 
-    w2c [4, 4]. pixels [p, 2]: places in the picture, between its pixels. entry [p]: int32 slot that
-    each shows. matched [p]: it shows one. inlier [p]: the pose shows that entry within the
-    tolerance. miss [p]: pixels between the two; infinite where nothing is matched. residual []:
-    root mean square of the inliers' misses. turn [], place []: standard deviations of the rotation,
-    radians, and of the camera's place, world units; see `absolute_pose.CameraPose`.
+    pose: and how each match agrees with it. pixels [p, 2]: places in the picture, between its
+    pixels. entry [p]: int32 slot that each shows. matched [p]: it shows one.
     """
 
-    w2c: Float[Array, "4 4"]
+    pose: CameraPose
     pixels: Float[Array, "p 2"]
     entry: Int[Array, " p"]
     matched: Bool[Array, " p"]
-    inlier: Bool[Array, " p"]
-    miss: Float[Array, " p"]
-    residual: Float[Array, ""]
-    turn: Float[Array, ""]
-    place: Float[Array, ""]
 
     @property
     def inliers(self) -> Int[Array, ""]:
         """How many matches agree with the pose."""
-        return self.inlier.sum()
+        return self.pose.inlier.sum()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,17 +101,7 @@ def locate_camera(
         tolerance=rule.tolerance,
         hypotheses=rule.hypotheses,
     )
-    return LocatedCamera(
-        w2c=found.w2c,
-        pixels=seen,
-        entry=told.entry,
-        matched=told.valid,
-        inlier=found.inlier,
-        miss=found.miss,
-        residual=found.residual,
-        turn=found.turn,
-        place=found.place,
-    )
+    return LocatedCamera(found, seen, told.entry, told.valid)
 
 
 def _strongest_places(response: Float[Array, "h w"], most: int, margin: int) -> Float[Array, "p 2"]:

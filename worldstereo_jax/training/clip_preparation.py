@@ -16,10 +16,11 @@ from worldstereo_jax.array_types import Array, Float, Key, PyTree, ndarray
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import keyframe_indices
 from worldstereo_jax.models.vae_tiny import decode_frames, encode_frames
-from worldstereo_jax.sampling.conditions import Conditions, gather_conditions
+from worldstereo_jax.sampling.conditions import Conditions, Guidance, gather_conditions
 from worldstereo_jax.sampling.world import (
     Cameras,
     World,
+    WorldMemory,
     generated_confidence,
     init_memory,
     remember_frames,
@@ -115,32 +116,47 @@ def prepare_pair(
     )
     conditions, guidance = _gather(world, vae_params, memory, first)
 
-    chosen = jnp.asarray(keyframe_indices(world.rollout.frames, world.rollout.keyframes))
-    image, depth = _damage(
-        world,
-        vae_params,
-        scene["image"][chosen],
-        scene["depth"][chosen],
-        guidance.depth[chosen],
-        key,
-    )
-    cameras = Cameras(w2c=first.w2c[chosen], intrinsics=first.intrinsics[chosen])
-    inherited = guidance.confidence[chosen]
-    memory = remember_frames(
-        world.rollout,
-        memory,
-        image,
-        depth,
-        cameras,
-        source=1,
-        confidence=generated_confidence(depth, cameras, inherited),
-        inherited=inherited,
-    )
+    true = scene["image"], scene["depth"]
+    memory = _remember_made(world, vae_params, memory, *true, guidance, first, 1, key)
     revisit_conditions, _ = _gather(world, vae_params, memory, second)
 
     videos = jnp.stack([scene["image"], scene["revisit_image"]])
     target, revisit_target = _encode(world.vae, vae_params, videos)
     return (conditions, target), (revisit_conditions, revisit_target)
+
+
+def _remember_made(
+    world: World,
+    vae_params: PyTree,
+    memory: WorldMemory,
+    image: Float[Array, "f h w 3"],
+    depth: Float[Array, "f h w"],
+    guidance: Guidance,
+    cameras: Cameras,
+    source: int,
+    key: Key[Array, ""],
+) -> WorldMemory:
+    """The memory after a clip's keyframes, damaged and as sure as a rollout's would be.
+
+    Args:
+        world, vae_params: as in `prepare_pair`.
+        memory: before the clip.
+        image, depth: the true clip.
+        guidance: what the memory said of its path.
+        cameras: its path.
+        source: number of the clip.
+        key: of the damage.
+    """
+    sizes = world.rollout
+    chosen = jnp.asarray(keyframe_indices(sizes.frames, sizes.keyframes))
+    true = image[chosen], depth[chosen]
+    image, depth = _damage(world, vae_params, *true, guidance.depth[chosen], key)
+    cameras = Cameras(w2c=cameras.w2c[chosen], intrinsics=cameras.intrinsics[chosen])
+    inherited = guidance.confidence[chosen]
+    sure = generated_confidence(depth, cameras, inherited)
+    return remember_frames(
+        sizes, memory, image, depth, cameras, source, confidence=sure, inherited=inherited
+    )
 
 
 def long_world_clips(
@@ -161,7 +177,6 @@ def long_world_clips(
         `LongWorlds` and the key of the damage done to frames that enter the bank.
     """
     sizes = world.rollout
-    chosen = jnp.asarray(keyframe_indices(sizes.frames, sizes.keyframes))
 
     def clips(
         scene: Mapping[str, Array | ndarray], key: Array
@@ -170,30 +185,13 @@ def long_world_clips(
         memory = init_memory(sizes, *(jnp.asarray(scene[name][0, 0]) for name in names))
         for path in range(len(scene["image"])):
             image, depth, w2c, intrinsics = (jnp.asarray(scene[name][path]) for name in names)
-            conditions, guidance = _gather(
-                world, vae_params, memory, Cameras(w2c=w2c, intrinsics=intrinsics)
-            )
+            cameras = Cameras(w2c=w2c, intrinsics=intrinsics)
+            conditions, guidance = _gather(world, vae_params, memory, cameras)
             if path >= first:
                 yield conditions, _encode(world.vae, vae_params, image[None])[0]
-            image, depth = _damage(
-                world,
-                vae_params,
-                image[chosen],
-                depth[chosen],
-                guidance.depth[chosen],
-                jax.random.fold_in(key, path),
-            )
-            cameras = Cameras(w2c=w2c[chosen], intrinsics=intrinsics[chosen])
-            inherited = guidance.confidence[chosen]
-            memory = remember_frames(
-                sizes,
-                memory,
-                image,
-                depth,
-                cameras,
-                path + 1,
-                confidence=generated_confidence(depth, cameras, inherited),
-                inherited=inherited,
+            key_here = jax.random.fold_in(key, path)
+            memory = _remember_made(
+                world, vae_params, memory, image, depth, guidance, cameras, path + 1, key_here
             )
 
     return clips
