@@ -5,10 +5,12 @@ plane through a pixel is one covector `l` with `inverse depth = l . (x, y, 1)`, 
 slant, and a homography carries it from camera to camera (see `pixel_transfer`).
 """
 
+from collections.abc import Iterator, Sequence
+
 import jax.numpy as jnp
 from jax import lax
 
-from worldstereo_jax.array_types import Array, Bool, Float, Shaped
+from worldstereo_jax.array_types import Array, Bool, Float
 from worldstereo_jax.geometry.cameras import invert_rigid
 
 _HIGHEST = lax.Precision.HIGHEST
@@ -47,7 +49,7 @@ def between_surfaces(
     """
     hanging = jnp.zeros(inverse.shape, bool)
     for axis in (0, 1):
-        before2, before, after, after2 = (_shift(inverse, s, axis) for s in (-2, -1, 1, 2))
+        before2, before, after, after2 = _along(inverse, axis, (-2, -1, 1, 2))
         left, right = before - before2, after2 - after
         known = (before2 > 0) & (before > 0) & (after > 0) & (after2 > 0)
         jump = jnp.abs(after - before) - 2.0 * jnp.maximum(jnp.abs(left), jnp.abs(right))
@@ -66,18 +68,12 @@ def one_surface(
 
     Every pixel of the 3x3 neighbourhood must have its own 3x3 neighbourhood on its tangent plane.
     """
-    h, w = inverse.shape
+    slack = tolerance * inverse
     same = inverse > 0
-    for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            around = _shift(_shift(inverse, dy, 0), dx, 1)
-            meant = inverse + dx * planes[..., 0] + dy * planes[..., 1]
-            near = jnp.abs(around - meant) <= tolerance * inverse
-            inside = _inside(h, dy)[:, None] & _inside(w, dx)[None, :]
-            same &= near | ~inside
-    for axis in (0, 1):
-        same = same & _shift(same, -1, axis) & _shift(same, 1, axis)
-    return same
+    for _, beyond in _beyond_plane(inverse, planes):
+        same &= ~(jnp.abs(beyond) > slack)
+    # All of a 3x3 neighbourhood, of which what lies outside the image is no part.
+    return lax.reduce_window(same, True, lax.min, (3, 3), (1, 1), "SAME")
 
 
 def beside_jump(
@@ -88,14 +84,10 @@ def beside_jump(
     Off by more than `tolerance` of inverse depth, to either side; a neighbour without depth counts,
     since occlusions are where depth is often missing.
     """
-    h, w = inverse.shape
+    slack = tolerance * inverse
     found = jnp.zeros(inverse.shape, bool)
-    for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            around = _shift(_shift(inverse, dy, 0), dx, 1)
-            meant = inverse + dx * planes[..., 0] + dy * planes[..., 1]
-            inside = _inside(h, dy)[:, None] & _inside(w, dx)[None, :]
-            found |= inside & (jnp.abs(around - meant) > tolerance * inverse)
+    for _, beyond in _beyond_plane(inverse, planes):
+        found |= jnp.abs(beyond) > slack
     return found & (inverse > 0)
 
 
@@ -107,32 +99,22 @@ def nearer_beside(
     A neighbour stands before it when it is nearer than the plane there by more than `tolerance` of
     inverse depth: another surface, which a point close by may belong to.
     """
-    h, w = inverse.shape
+    slack = tolerance * inverse
     found = jnp.zeros_like(inverse)
-    for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            around = _shift(_shift(inverse, dy, 0), dx, 1)
-            meant = inverse + dx * planes[..., 0] + dy * planes[..., 1]
-            inside = _inside(h, dy)[:, None] & _inside(w, dx)[None, :]
-            before = inside & (around - meant > tolerance * inverse)
-            found = jnp.maximum(found, jnp.where(before, around, 0.0))
+    for around, beyond in _beyond_plane(inverse, planes):
+        found = jnp.maximum(found, jnp.where(beyond > slack, around, 0.0))
     return jnp.where(inverse > 0, found, 0.0)
 
 
 def nearest_around(inverse: Float[Array, "h w"]) -> Float[Array, "h w"]:
     """Largest inverse depth (nearest surface) in the 3x3 neighbourhood."""
-    for axis in (0, 1):
-        inverse = jnp.maximum(
-            inverse, jnp.maximum(_shift(inverse, -1, axis), _shift(inverse, 1, axis))
-        )
-    return inverse
+    return lax.reduce_window(inverse, -jnp.inf, lax.max, (3, 3), (1, 1), "SAME")
 
 
 def farthest_around(inverse: Float[Array, "h w"]) -> Float[Array, "h w"]:
     """Smallest positive inverse depth (farthest surface) in the 3x3 neighbourhood, 0 if none."""
     value = jnp.where(inverse > 0, inverse, jnp.inf)
-    for axis in (0, 1):
-        value = jnp.minimum(value, jnp.minimum(_shift(value, -1, axis), _shift(value, 1, axis)))
+    value = lax.reduce_window(value, jnp.inf, lax.min, (3, 3), (1, 1), "SAME")
     return jnp.where(jnp.isfinite(value), value, 0.0)
 
 
@@ -146,11 +128,15 @@ def shines_through(inverse: Float[Array, "h w"], *, tolerance: float) -> Bool[Ar
     sectors of Pintus et al., "Real-time rendering of massive unstructured raw point clouds using
     screen-space operators", 2011.)
     """
+    h, w = inverse.shape
+    wide = jnp.pad(inverse, 2, mode="edge")
+    farthest = (1.0 + tolerance) * inverse
     closed = inverse > 0
     for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
         for side in (1, -1):
-            one, two = (_shift(_shift(inverse, side * k * dy, 0), side * k * dx, 1) for k in (1, 2))
-            closed &= jnp.maximum(one, two) > (1.0 + tolerance) * inverse
+            corners = [(2 + side * k * dy, 2 + side * k * dx) for k in (1, 2)]
+            one, two = (lax.slice(wide, (y, x), (y + h, x + w)) for y, x in corners)
+            closed &= jnp.maximum(one, two) > farthest
     return closed
 
 
@@ -185,23 +171,38 @@ def pixel_transfer(
     return matrix, jnp.matmul(intrinsics_to, relative[:3, 3], precision=_HIGHEST)
 
 
-def _shift(array: Shaped[Array, "h w"], step: int, axis: int) -> Shaped[Array, "h w"]:
-    """`out[i] = array[i + step]`, the border repeated."""
-    size = array.shape[axis]
-    step = max(-size, min(step, size))
-    if step == 0:
-        return array
-    border = lax.slice_in_dim(array, *((0, 1) if step < 0 else (size - 1, size)), axis=axis)
-    if step < 0:
-        kept = lax.slice_in_dim(array, 0, size + step, axis=axis)
-        return jnp.concatenate([border] * -step + [kept], axis)
-    kept = lax.slice_in_dim(array, step, size, axis=axis)
-    return jnp.concatenate([kept] + [border] * step, axis)
+def _along(
+    array: Float[Array, "h w"], axis: int, steps: Sequence[int]
+) -> list[Float[Array, "h w"]]:
+    """For each step the array with `out[i] = array[i + step]` along an axis, its border repeated."""
+    size, most = array.shape[axis], max(map(abs, steps))
+    pad = [(0, 0), (0, 0)]
+    pad[axis] = (most, most)
+    wide = jnp.pad(array, pad, mode="edge")
+    return [lax.slice_in_dim(wide, most + s, most + s + size, axis=axis) for s in steps]
+
+
+def _beyond_plane(
+    inverse: Float[Array, "h w"], planes: Float[Array, "h w 3"]
+) -> Iterator[tuple[Float[Array, "h w"], Float[Array, "h w"]]]:
+    """Each of the eight neighbours' inverse depths, and by how much it exceeds the tangent plane.
+
+    Both are NaN, hence neither more nor less than anything, where the neighbour is outside.
+    """
+    h, w = inverse.shape
+    wide = jnp.pad(inverse, 1, constant_values=jnp.nan)
+    for dy in (-1, 0, 1):
+        level = inverse + dy * planes[..., 1]
+        for dx in (-1, 0, 1):
+            if (dy, dx) == (0, 0):
+                continue
+            around = lax.slice(wide, (1 + dy, 1 + dx), (1 + dy + h, 1 + dx + w))
+            yield around, around - (level + dx * planes[..., 0])
 
 
 def _slope(inverse: Float[Array, "h w"], axis: int) -> Float[Array, "h w"]:
     size = inverse.shape[axis]
-    before, after = _shift(inverse, -1, axis), _shift(inverse, 1, axis)
+    before, after = _along(inverse, axis, (-1, 1))
     index = jnp.arange(size).reshape((-1, 1) if axis == 0 else (1, -1))
     has_before = (before > 0) & (index > 0)
     has_after = (after > 0) & (index < size - 1)
@@ -216,8 +217,3 @@ def _slope(inverse: Float[Array, "h w"], axis: int) -> Float[Array, "h w"]:
     # A lone neighbour across a jump says nothing about the slope.
     one = jnp.where(jnp.abs(one) > 0.1 * inverse, 0.0, one)
     return jnp.where(has_before & has_after, both, one)
-
-
-def _inside(size: int, step: int) -> Bool[Array, "n"]:
-    index = jnp.arange(size) + step
-    return (index >= 0) & (index < size)
