@@ -150,8 +150,10 @@ sys.exit(command_line.main())
 _COMPILING = _PRINTING.replace(
     'lambda options: print("\u2588" * 100_000)',
     """None
-import time
+import signal, time
 from worldstereo_jax.cli.process import aside
+# A shell starts what runs in its background with this signal ignored, tests included.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def run(options):
     with aside() as thread:
         working = thread.submit(time.sleep, 100)

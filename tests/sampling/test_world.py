@@ -1,5 +1,6 @@
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.memory.entry_update import EntryRule
 from worldstereo_jax.memory.spatial_stereo import keyframes_at
+from worldstereo_jax.sampling import world
 from worldstereo_jax.sampling.world import (
     Cameras,
     RolloutConfig,
@@ -62,6 +64,18 @@ def test_frames_to_remember_must_be_as_many_as_their_cameras():
             remember_frames(
                 CONFIG, empty_memory(CONFIG), *frames, cameras, 0, inherited=jnp.asarray(inherited)
             )
+
+
+def test_what_was_not_told_of_frames_lies_where_their_depth_does():
+    """Else the program that remembers would be compiled once more for frames of which it was."""
+    image, depth, cameras = jax.device_put(
+        (FRAME["image"][None], FRAME["depth"][None], Cameras(FRAME["w2c"][None], LENS[None])),
+        jax.devices()[1],
+    )
+    told = world._told_frames(empty_memory(CONFIG), image, depth, cameras, None, None)
+    assert all(
+        array.committed and array.sharding == depth.sharding for array in jax.tree.leaves(told)
+    )
 
 
 @pytest.mark.parametrize(

@@ -280,7 +280,8 @@ def _told_frames(
     check_frame(images, depth, cameras.w2c, cameras.intrinsics, size=size, frames=frames)
     # Told here and not where it is used: a replay, which tells what is stored, is the same program.
     confidence = measured_confidence(depth, cameras) if confidence is None else confidence
-    inherited = jnp.zeros(depth.shape) if inherited is None else inherited
+    # On the depth's devices: beside arrays that are bound to theirs it would be another program.
+    inherited = jnp.zeros_like(depth, jnp.float32) if inherited is None else inherited
     check_shape("confidence", confidence, depth.shape)
     check_shape("inherited", inherited, depth.shape)
     told = jnp.asarray(confidence, jnp.float32), jnp.asarray(inherited, jnp.float32)
