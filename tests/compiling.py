@@ -1,17 +1,38 @@
-"""How programs are compiled whose outputs a test compares bit by bit, and where they are kept."""
+"""How programs are compiled that tests compare bit by bit or run often, and where they are kept."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from pallas_kernels.compat import quick_compiler_flags
+from pallas_kernels.compat import quick_compiler_flags, quick_compiler_options
+from worldstereo_jax.sampling import compiled, world
 
 # The older emitters, with which tests are compiled where there are any, fuse each program in its
 # own way and so round differently; the newer ones round alike.
 ALIKE = {"xla_cpu_use_fusion_emitters": True} if quick_compiler_flags() else None
+
+# For programs that run longer than they take to compile, unlike most of those of tests.
+OPTIMISED = {"xla_backend_optimization_level": 1}
+
+
+@contextlib.contextmanager
+def optimised_rollouts() -> Iterator[None]:
+    """The programs that read and write the memory of a clip are optimised, as they are for users.
+
+    Several clips of full size are made with them, one after the other.
+    """
+    remember = jax.jit(
+        world._remember_frame.__wrapped__, static_argnames="config", compiler_options=OPTIMISED
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        options = {**quick_compiler_options(), **OPTIMISED}
+        patch.setattr(compiled, "quick_compiler_options", lambda: options)
+        patch.setattr(world, "_remember_frame", remember)
+        yield
 
 
 @contextlib.contextmanager

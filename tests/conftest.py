@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Set before jax is imported.
@@ -70,6 +71,15 @@ def few_mappings():
     mappings = Path("/proc/self/maps")
     if mappings.exists() and len(mappings.read_bytes().splitlines()) > _MOST_MAPPINGS:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def optimised() -> Iterator[None]:
+    """For files that make several clips of full size: see `tests.compiling`."""
+    from tests import compiling
+
+    with compiling.optimised_rollouts():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ def test_the_notebook_is_kept_as_it_ran_without_errors_and_small():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_what_the_notebook_tells_holds_when_it_runs(monkeypatch):
     drawn = []
     monkeypatch.setattr(plt, "show", lambda: (drawn.append(plt.gcf()), plt.close()))

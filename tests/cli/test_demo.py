@@ -25,6 +25,7 @@ def test_the_table_tells_what_the_memories_gained():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_the_demo_shows_that_the_memories_help(tmp_path, capsys):
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out)]) == 0

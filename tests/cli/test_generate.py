@@ -23,6 +23,8 @@ from worldstereo_jax.geometry.trajectories import make_path
 from worldstereo_jax.memory.folder import load_memory
 from worldstereo_jax.sampling.world import RolloutConfig, empty_memory
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 _FILES = {
     "agreement.png",
     "video.mp4",
@@ -57,7 +59,7 @@ def _arguments(room: Path) -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="module")
-def first(room: Path) -> Path:
+def first(room: Path, optimised: None) -> Path:
     """Results along "left"."""
     out = room / "first"
     _generate(room / "image.png", *_arguments(room), "--out", out)
