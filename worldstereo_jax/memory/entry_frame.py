@@ -171,9 +171,10 @@ def frame_surface(frame: EntryFrame, *, jump: float = 0.02) -> FrameSurface:
     inverse = inverse_depth(frame.depth)
     keep = (inverse > 0) & (frame.confidence > 0) & ~between_surfaces(inverse)
     confidence = jnp.where(keep, frame.confidence, 0.0)
-    planes = jnp.where(keep[..., None], tangent_planes(inverse), 0.0)
+    tangent = tangent_planes(inverse)
+    planes = jnp.where(keep[..., None], tangent, 0.0)
     normal = normals_from_depth(frame.depth, frame.w2c, frame.intrinsics)
-    edge = beside_jump(inverse, tangent_planes(inverse), tolerance=jump).astype(jnp.float32)
+    edge = beside_jump(inverse, tangent, tolerance=jump).astype(jnp.float32)
     parts = [planes, confidence[..., None], nearest_around(inverse)[..., None], normal]
     parts += [edge[..., None], frame.measured[..., None].astype(jnp.float32)]
     k = frame.intrinsics

@@ -410,21 +410,23 @@ def _covered(
     planes = tangent_planes(inverse)
     column = jnp.arange(columns, dtype=jnp.float32)[None, :]
     row = jnp.arange(rows, dtype=jnp.float32)[:, None]
-    covered = jnp.zeros((rows, columns), bool)
-    padded = [
-        jnp.pad(buffer.reshape(2 * rows, 2 * columns), 1, constant_values=empty)
-        for buffer, empty in ((near, 0.0), (far, jnp.inf))
-    ]
+    slack = 2.0 * rule.gate * inverse
+    extremes = jnp.stack(
+        [
+            jnp.pad(buffer.reshape(2 * rows, 2 * columns), 1, constant_values=empty)
+            for buffer, empty in ((near, 0.0), (far, jnp.inf))
+        ]
+    )
+    covered = jnp.zeros((2, rows, columns), bool)
     for dy in range(-1, 3):
         for dx in range(-1, 3):
             if dy in (-1, 2) and dx in (-1, 2):
                 continue  # the corners lie beyond the radius
             x, y = column + 0.5 * dx + 0.25, row + 0.5 * dy + 0.25
             meant = planes[..., 0] * x + planes[..., 1] * y + planes[..., 2]
-            for buffer in padded:
-                there = buffer[dy + 1 :: 2, dx + 1 :: 2][:rows, :columns]
-                covered |= jnp.abs(there - meant) <= 2.0 * rule.gate * inverse
-    return covered & (inverse > 0)
+            there = extremes[:, dy + 1 :: 2, dx + 1 :: 2][:, :rows, :columns]
+            covered |= jnp.abs(there - meant[None]) <= slack[None]
+    return covered.any(0) & (inverse > 0)
 
 
 def build_entries(
