@@ -10,6 +10,7 @@ import numpy as np
 from pallas_kernels.compat import quick_compiler_options
 from worldstereo_jax.config import ControlConfig, ModelConfig
 from worldstereo_jax.data.scene_source import SceneClips
+from worldstereo_jax.geometry.camera_io import keyframe_indices
 from worldstereo_jax.models.depth_tiny import TinyDepth, TinyDepthConfig
 from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig
 from worldstereo_jax.models.worldstereo import WorldStereo, init_params
@@ -22,6 +23,7 @@ from worldstereo_jax.sampling.world import (
     WorldMemory,
     WorldParams,
     init_memory,
+    remember_frames,
 )
 
 ROLLOUT = RolloutConfig(
@@ -95,6 +97,23 @@ def memory() -> WorldMemory:
 
 def cameras() -> Cameras:
     return Cameras(w2c=scene()["w2c"], intrinsics=scene()["intrinsics"])
+
+
+def revisit() -> Cameras:
+    """The path back, of the second clip."""
+    return Cameras(w2c=scene()["revisit_w2c"], intrinsics=scene()["revisit_intrinsics"])
+
+
+@functools.cache
+def grown() -> WorldMemory:
+    """The memory after the frames of the first clip that enter it, as they truly are."""
+    chosen = keyframe_indices(ROLLOUT.frames, ROLLOUT.keyframes)
+    names = ("image", "depth", "w2c", "intrinsics")
+    image, depth, w2c, intrinsics = (np.asarray(scene()[name])[chosen] for name in names)
+    path = Cameras(w2c=jnp.asarray(w2c), intrinsics=jnp.asarray(intrinsics))
+    return remember_frames(
+        ROLLOUT, memory(), jnp.asarray(image), jnp.asarray(depth), path, source=1
+    )
 
 
 @functools.cache
