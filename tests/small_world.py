@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,27 +66,41 @@ def _moved(params):
     """Parameters with every zero-initialised one moved away from zero."""
     random = np.random.default_rng(1)
 
-    def moved(x: jax.Array) -> jax.Array:
+    def moved(x: jax.Array) -> np.ndarray:
         # By numpy: a program for every shape would take seconds to compile.
-        return jnp.asarray(np.asarray(x) + 0.1 * random.standard_normal(x.shape, np.float32))
+        return np.asarray(x) + 0.1 * random.standard_normal(x.shape, np.float32)
 
-    return jax.tree.map(moved, params)
+    return jax.device_put(jax.tree.map(moved, params))
+
+
+def _drawn(module: nn.Module, seed: int):
+    """Parameters as a network of convolutions begins with; made without compiling anything."""
+    random = np.random.default_rng(seed)
+    image = jax.ShapeDtypeStruct((1, ROLLOUT.height, ROLLOUT.width, 3), "float32")
+
+    def drawn(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        if name != "kernel":
+            return np.full(leaf.shape, name == "scale", np.float32)
+        return random.standard_normal(leaf.shape, np.float32) / np.prod(leaf.shape[:-1]) ** 0.5
+
+    shapes = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
+    return jax.device_put(jax.tree_util.tree_map_with_path(drawn, shapes))
 
 
 @functools.cache
 def params() -> WorldParams:
-    image = jnp.zeros((1, ROLLOUT.height, ROLLOUT.width, 3))
     return WorldParams(
         denoiser=_moved(init_params(MODEL, jax.random.key(0))),
-        vae=jax.jit(WORLD.vae.init)(jax.random.key(2), image)["params"],
-        depth=jax.jit(WORLD.depth.init)(jax.random.key(3), image)["params"],
+        vae=_drawn(WORLD.vae, 2),
+        depth=_drawn(WORLD.depth, 3),
     )
 
 
 @functools.cache
 def scene() -> dict[str, jax.Array]:
     clips = SceneClips(range(7, 8), frames=ROLLOUT.frames, height=48, width=64)
-    return {name: jnp.asarray(value) for name, value in clips[0].items()}
+    return {name: jax.device_put(value) for name, value in clips[0].items()}
 
 
 @functools.cache

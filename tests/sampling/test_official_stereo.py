@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from pallas_kernels.soft_fill import SoftFill
 from tests.models.official_modules import normal, our_params, random_tensors
 from tests.models.small_model import random_params
-from tests.toy_official import CLIP, MODEL, VAE
+from tests.toy_official import BANK, CLIP, HEIGHT, MODEL, VAE, WIDTH
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.trajectories import make_path
 from worldstereo_jax.interop.component_configs import clip_vision_config, vae_config
@@ -44,7 +44,7 @@ from worldstereo_jax.sampling.reading import READING
 from worldstereo_jax.sampling.token_reading import Pattern
 from worldstereo_jax.sampling.world import Cameras, RolloutConfig, empty_memory, remember_frames
 
-HEIGHT, WIDTH, FRAMES = 32, 48, 5
+FRAMES = 5
 INTRINSICS = jnp.array([[40.0, 0, WIDTH / 2], [0, 40.0, HEIGHT / 2], [0, 0, 1]])
 # Two heads, so that they can be split, too.
 PLAIN = MODEL.replace(num_heads=2, scan_layers=True)
@@ -60,8 +60,7 @@ def make_world(denoiser=READS, stride=1, **changes) -> OfficialWorld:
     return OfficialWorld(
         name="toy",
         rollout=RolloutConfig(
-            frames=FRAMES, height=HEIGHT, width=WIDTH, references=2, keyframes=2, bank_capacity=3,
-            point_capacity=8192, entry_capacity=1024, warp_views=2, entry_tokens=24,
+            frames=FRAMES, references=2, keyframes=2, warp_views=2, entry_tokens=24, **BANK
         ),
         choices=choices,
         denoiser=denoiser.replace(control=control),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.models.official_modules import our_params, random_tensors
-from tests.toy_official import CLIP, DEPTH, MODEL, VAE
+from tests.toy_official import BANK, CLIP, DEPTH, HEIGHT, MODEL, VAE, WIDTH
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import keyframe_indices
 from worldstereo_jax.geometry.trajectories import make_path
@@ -39,7 +39,7 @@ from worldstereo_jax.training.official_preparation import (
     make_preparation,
 )
 
-HEIGHT, WIDTH, FRAMES = 32, 48, 5
+FRAMES = 5
 TEXT = jnp.ones((4, 6))
 
 
@@ -48,8 +48,7 @@ def make_world(stride: int, **choices: typing.Any) -> OfficialWorld:
     return OfficialWorld(
         name="toy",
         rollout=RolloutConfig(
-            frames=FRAMES, height=HEIGHT, width=WIDTH, references=3, keyframes=2, bank_capacity=3,
-            point_capacity=8192, entry_capacity=1024,
+            frames=FRAMES, references=3, keyframes=2, **BANK
         ),
         choices=OfficialChoices(schedule=unipc_schedule(2), **choices),
         denoiser=MODEL.replace(control=control),
