@@ -85,7 +85,7 @@ def memory(cameras):
     images = jnp.asarray(np.stack(waves, -1), jnp.float32)
     ends = jax.tree.map(lambda a: a[jnp.array([0, FRAMES - 1])], cameras)
     config = make_world().rollout
-    depth = jnp.full((2, HEIGHT, WIDTH), 3.0)
+    depth = jax.device_put(np.full((2, HEIGHT, WIDTH), 3.0, np.float32))
     return remember_frames(config, empty_memory(config), images, depth, ends, 0)
 
 

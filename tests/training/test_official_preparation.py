@@ -86,7 +86,7 @@ def posed(amplitude: float, seed: int) -> PosedFrames:
     k = jnp.array([[40.0, 0, WIDTH / 2], [0, 40.0, HEIGHT / 2], [0, 0, 1]])
     return PosedFrames(
         images=jnp.asarray(np.stack(np.broadcast_arrays(*waves), -1), jnp.float32),
-        depth=jnp.full((FRAMES, HEIGHT, WIDTH), 3.0),
+        depth=jax.device_put(np.full((FRAMES, HEIGHT, WIDTH), 3.0, np.float32)),
         cameras=Cameras(
             w2c=jnp.asarray(make_path("right", FRAMES, amplitude=amplitude)),
             intrinsics=jnp.tile(k[None], (FRAMES, 1, 1)),
@@ -140,7 +140,7 @@ def test_a_training_clip_is_what_a_rollout_hands_to_the_model(params, stride, at
     fields = to_fields(found, VIDEO.cameras)
     batch = {name: array[None] for name, array in fields.items()}
     restore = jax.jit(lambda f: from_fields(f, height=HEIGHT, width=WIDTH, ray_x_offset=-0.5))
-    back = jax.tree.map(lambda a: a[0], restore(batch))
+    back = jax.tree.map(lambda a: np.asarray(a)[0], restore(batch))
     for path, leaf in jax.tree_util.tree_leaves_with_path(found):
         again = dict(jax.tree_util.tree_leaves_with_path(back))[path]
         assert again.dtype == leaf.dtype, path
