@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.compat import quick_compiler_options
+from tests.models.small_model import random_params
 from worldstereo_jax.config import ControlConfig, ModelConfig
 from worldstereo_jax.data.scene_source import SceneClips
 from worldstereo_jax.geometry.camera_io import keyframe_indices
 from worldstereo_jax.models.depth_tiny import TinyDepth, TinyDepthConfig
 from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig
-from worldstereo_jax.models.worldstereo import WorldStereo, init_params
+from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.conditions import Conditions, Guidance, gather_conditions
 from worldstereo_jax.sampling.denoise import denoise
 from worldstereo_jax.sampling.world import (
@@ -62,17 +63,6 @@ WORLD = World(
 )
 
 
-def _moved(params):
-    """Parameters with every zero-initialised one moved away from zero."""
-    random = np.random.default_rng(1)
-
-    def moved(x: jax.Array) -> np.ndarray:
-        # By numpy: a program for every shape would take seconds to compile.
-        return np.asarray(x) + 0.1 * random.standard_normal(x.shape, np.float32)
-
-    return jax.device_put(jax.tree.map(moved, params))
-
-
 def _drawn(module: nn.Module, seed: int):
     """Parameters as a network of convolutions begins with; made without compiling anything."""
     random = np.random.default_rng(seed)
@@ -91,7 +81,7 @@ def _drawn(module: nn.Module, seed: int):
 @functools.cache
 def params() -> WorldParams:
     return WorldParams(
-        denoiser=_moved(init_params(MODEL, jax.random.key(0))),
+        denoiser=random_params(MODEL),
         vae=_drawn(WORLD.vae, 2),
         depth=_drawn(WORLD.depth, 3),
     )
