@@ -210,7 +210,7 @@ class TrainLayout:
     def gather(self, tree: PyTree) -> PyTree:
         """Arrays that lie on the mesh as arrays of this host, each whole; all hosts call it."""
 
-        # An array at a time, for all of them whole may be too much; those of a shape share a program.
+        # An array at a time, for all whole may be too much; those of a shape share a program.
         spread = jax.jit(lambda x: x, out_shardings=self.whole)
 
         def fetch(x: jax.Array) -> np.ndarray:
