@@ -141,6 +141,20 @@ def cameras():
 
 
 @pytest.fixture(scope="session")
+def grown():
+    from tests import small_world
+
+    return small_world.grown()
+
+
+@pytest.fixture(scope="session")
+def revisit():
+    from tests import small_world
+
+    return small_world.revisit()
+
+
+@pytest.fixture(scope="session")
 def gather():
     from tests import small_world
 

@@ -3,16 +3,19 @@
 import functools
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.compat import quick_compiler_options
+from tests.models.small_model import random_params
 from worldstereo_jax.config import ControlConfig, ModelConfig
 from worldstereo_jax.data.scene_source import SceneClips
+from worldstereo_jax.geometry.camera_io import keyframe_indices
 from worldstereo_jax.models.depth_tiny import TinyDepth, TinyDepthConfig
 from worldstereo_jax.models.vae_tiny import TinyVae, TinyVaeConfig
-from worldstereo_jax.models.worldstereo import WorldStereo, init_params
+from worldstereo_jax.models.worldstereo import WorldStereo
 from worldstereo_jax.sampling.conditions import Conditions, Guidance, gather_conditions
 from worldstereo_jax.sampling.denoise import denoise
 from worldstereo_jax.sampling.world import (
@@ -22,6 +25,7 @@ from worldstereo_jax.sampling.world import (
     WorldMemory,
     WorldParams,
     init_memory,
+    remember_frames,
 )
 
 ROLLOUT = RolloutConfig(
@@ -59,31 +63,34 @@ WORLD = World(
 )
 
 
-def _moved(params):
-    """Parameters with every zero-initialised one moved away from zero."""
-    random = np.random.default_rng(1)
+def _drawn(module: nn.Module, seed: int):
+    """Parameters as a network of convolutions begins with; made without compiling anything."""
+    random = np.random.default_rng(seed)
+    image = jax.ShapeDtypeStruct((1, ROLLOUT.height, ROLLOUT.width, 3), "float32")
 
-    def moved(x: jax.Array) -> jax.Array:
-        # By numpy: a program for every shape would take seconds to compile.
-        return jnp.asarray(np.asarray(x) + 0.1 * random.standard_normal(x.shape, np.float32))
+    def drawn(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        if name != "kernel":
+            return np.full(leaf.shape, name == "scale", np.float32)
+        return random.standard_normal(leaf.shape, np.float32) / np.prod(leaf.shape[:-1]) ** 0.5
 
-    return jax.tree.map(moved, params)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
+    return jax.device_put(jax.tree_util.tree_map_with_path(drawn, shapes))
 
 
 @functools.cache
 def params() -> WorldParams:
-    image = jnp.zeros((1, ROLLOUT.height, ROLLOUT.width, 3))
     return WorldParams(
-        denoiser=_moved(init_params(MODEL, jax.random.key(0))),
-        vae=jax.jit(WORLD.vae.init)(jax.random.key(2), image)["params"],
-        depth=jax.jit(WORLD.depth.init)(jax.random.key(3), image)["params"],
+        denoiser=random_params(MODEL),
+        vae=_drawn(WORLD.vae, 2),
+        depth=_drawn(WORLD.depth, 3),
     )
 
 
 @functools.cache
 def scene() -> dict[str, jax.Array]:
     clips = SceneClips(range(7, 8), frames=ROLLOUT.frames, height=48, width=64)
-    return {name: jnp.asarray(value) for name, value in clips[0].items()}
+    return {name: jax.device_put(value) for name, value in clips[0].items()}
 
 
 @functools.cache
@@ -95,6 +102,23 @@ def memory() -> WorldMemory:
 
 def cameras() -> Cameras:
     return Cameras(w2c=scene()["w2c"], intrinsics=scene()["intrinsics"])
+
+
+def revisit() -> Cameras:
+    """The path back, of the second clip."""
+    return Cameras(w2c=scene()["revisit_w2c"], intrinsics=scene()["revisit_intrinsics"])
+
+
+@functools.cache
+def grown() -> WorldMemory:
+    """The memory after the frames of the first clip that enter it, as they truly are."""
+    chosen = keyframe_indices(ROLLOUT.frames, ROLLOUT.keyframes)
+    names = ("image", "depth", "w2c", "intrinsics")
+    image, depth, w2c, intrinsics = (np.asarray(scene()[name])[chosen] for name in names)
+    path = Cameras(w2c=jnp.asarray(w2c), intrinsics=jnp.asarray(intrinsics))
+    return remember_frames(
+        ROLLOUT, memory(), jnp.asarray(image), jnp.asarray(depth), path, source=1
+    )
 
 
 @functools.cache

@@ -29,6 +29,13 @@ from worldstereo_jax.interop.official import official_from_params
 from worldstereo_jax.interop.safetensors_io import write_safetensors
 from worldstereo_jax.interop.wan_vae_names import wan_vae_table
 
+HEIGHT, WIDTH = 32, 48
+# As `build_official_cache` chooses for a first frame and two views, so that what writes into this
+# memory is one program of all these tests.
+BANK = {
+    "height": HEIGHT, "width": WIDTH, "bank_capacity": 3, "point_capacity": 3 * HEIGHT * WIDTH,
+    "point_edges": "official", "entry_capacity": 1024,
+}  # fmt: skip
 LETTERS = "abcdefghijklmnopqrstuvwxyz.,"
 FRAMES = 5
 SIZES = [[48, 80], [48, 64], [64, 64], [80, 48]]

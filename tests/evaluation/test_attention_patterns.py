@@ -1,5 +1,7 @@
 """Every pattern's mask against its definition pair by pair, and through the model."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,19 +58,28 @@ def by_hand(both: Sides) -> np.ndarray:
     return np.array(chosen)
 
 
+@pytest.fixture(scope="module")
+def masks():
+    """Of every pattern, dense."""
+    both = sides()
+
+    @jax.jit
+    def dense():
+        return {name: make(both, 32).dense()[0, 0] for name, make in PATTERNS.items()}
+
+    return jax.device_get(dense())
+
+
 @pytest.mark.row("S20")
-def test_frames_pair_with_the_reference_that_shows_most_of_them():
+def test_frames_pair_with_the_reference_that_shows_most_of_them(masks):
     both = sides()
     chosen = by_hand(both)
-    np.testing.assert_array_equal(
-        best_reference(both.target, references=both.references, frames=both.frames)[0], chosen
-    )
-    blind = both._replace(target=both.target.replace(valid=jnp.zeros_like(both.target.valid)))
-    assert (
-        np.asarray(best_reference(blind.target, references=blind.references, frames=blind.frames))
-        == -1
-    ).all()
-    mask = np.asarray(PATTERNS[PAIRS](both, 32).dense())[0, 0]
+    sizes = {"references": both.references, "frames": both.frames}
+    best = jax.jit(functools.partial(best_reference, **sizes))
+    np.testing.assert_array_equal(np.asarray(best(both.target))[0], chosen)
+    blind = both.target.replace(valid=jnp.zeros(both.target.valid.shape, bool))
+    assert (np.asarray(best(blind)) == -1).all()
+    mask = masks[PAIRS]
     views = np.asarray(both.reference.frame[0])
     frames = np.asarray(both.target.frame[0])
     n = len(views)
@@ -79,10 +90,8 @@ def test_frames_pair_with_the_reference_that_shows_most_of_them():
 
 
 @pytest.mark.row("S20")
-def test_patterns_differ_only_in_what_is_seen_of_the_other_side():
-    both = sides()
-    masks = {name: np.asarray(make(both, 32).dense())[0, 0] for name, make in PATTERNS.items()}
-    n = both.reference.length
+def test_patterns_differ_only_in_what_is_seen_of_the_other_side(masks):
+    n = sides().reference.length
     assert masks[EVERY].all()
     for name, mask in masks.items():
         assert mask[n:, n:].all(), name
@@ -103,7 +112,7 @@ def batch(gathered):
 def test_the_hard_pattern_is_the_rollouts_own_and_others_change_the_output(
     world, params, batch, denoised
 ):
-    x = jax.random.normal(jax.random.key(3), batch.render_latent.shape)
+    x = jnp.asarray(np.random.default_rng(3).normal(size=batch.render_latent.shape), jnp.float32)
     time = jnp.array([700.0])
 
     @jax.jit
@@ -121,4 +130,4 @@ def test_the_hard_pattern_is_the_rollouts_own_and_others_change_the_output(
         reading = reading_under(PATTERNS[EVERY], world.rollout)
         return denoise(world.denoiser, params.denoiser, x, time, conditions, reading=reading)
 
-    assert float(jnp.abs(under_every(batch) - denoised(x, time, batch)).max()) > 1e-3
+    assert np.abs(np.asarray(under_every(batch)) - denoised(x, time, batch)).max() > 1e-3

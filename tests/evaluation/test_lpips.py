@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -5,8 +6,11 @@ from scipy import ndimage
 from skimage.data import astronaut
 
 from worldstereo_jax.errors import InputError
-from worldstereo_jax.evaluation.lpips import load_lpips, lpips
+from worldstereo_jax.evaluation import lpips as module
+from worldstereo_jax.evaluation.lpips import load_lpips
 
+# One program, not one of every operation.
+lpips = jax.jit(module.lpips)
 SHAPES = {
     "net.slice1.0": (64, 3, 11),
     "net.slice2.3": (192, 64, 5),

@@ -23,10 +23,15 @@ def test_variants_are_told_what_their_names_say(world):
     assert flags == [(True, True), (True, False), (False, False)]
 
 
+def noise() -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (3, 48, 64, 3)).astype(np.float32)
+
+
 def test_the_given_first_frame_does_not_count():
-    truth = jax.random.uniform(jax.random.key(0), (3, 48, 64, 3), minval=-1.0)
-    video = truth.at[0].set(0.0)
-    metrics = frame_metrics(video, truth)
+    truth = noise()
+    video = truth.copy()
+    video[0] = 0.0
+    metrics = frame_metrics(jnp.asarray(video), jnp.asarray(truth))
     assert metrics["PSNR dB"] == np.inf
     np.testing.assert_allclose(metrics["SSIM"], 1.0, atol=1e-5)
 
@@ -43,12 +48,12 @@ def test_revisit_measures_see_errors_on_revisited_pixels_only(scene):
 
 
 def test_lpips_is_measured_when_its_weights_are_given(tmp_path):
-    truth = np.asarray(jax.random.uniform(jax.random.key(0), (3, 48, 64, 3), minval=-1.0))
+    truth = noise()
     video = np.clip(truth + 0.2, -1, 1)
     save_file(random_tensors(), tmp_path / "alex.safetensors")
     weights = load_lpips(tmp_path / "alex.safetensors")
     metrics = frame_metrics(jnp.asarray(video), jnp.asarray(truth), lpips_weights=weights)
-    expected = float(jnp.mean(lpips(weights, video[1:], truth[1:])))
+    expected = float(np.mean(jax.jit(lpips)(weights, video[1:], truth[1:])))
     assert expected > 0
     np.testing.assert_allclose(metrics["LPIPS"], expected, rtol=1e-4)
     without = frame_metrics(jnp.asarray(video), jnp.asarray(truth))

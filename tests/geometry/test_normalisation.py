@@ -1,9 +1,13 @@
+import jax
 import numpy as np
 import pytest
 
-from worldstereo_jax.geometry.cameras import camera_centers
-from worldstereo_jax.geometry.normalisation import normalise_trajectory, normalise_unified
-from worldstereo_jax.geometry.rotations import look_at
+from worldstereo_jax.geometry import cameras, normalisation, rotations
+
+# Each one program, not one of every operation.
+camera_centers, look_at = jax.jit(cameras.camera_centers), jax.jit(rotations.look_at)
+normalise_trajectory = jax.jit(normalisation.normalise_trajectory, static_argnums=1)
+normalise_unified = jax.jit(normalisation.normalise_unified)
 
 
 def _path(centres: np.ndarray) -> np.ndarray:

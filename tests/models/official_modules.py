@@ -5,7 +5,6 @@ import typing
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,7 +13,7 @@ from worldstereo_jax.interop.safetensors_io import write_safetensors
 
 
 def normal(seed, *shape) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return jax.device_put(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
 def random_tensors(table: ComponentTable, seed=0) -> dict[str, np.ndarray]:
@@ -29,7 +28,8 @@ def random_tensors(table: ComponentTable, seed=0) -> dict[str, np.ndarray]:
 
 
 def our_params(table: ComponentTable, tensors) -> typing.Any:
-    return jax.tree.map(jnp.asarray, table.params(tensors))
+    # Not by jnp.asarray, which compiles a program for every shape.
+    return jax.device_put(table.params(tensors))
 
 
 def assert_round_trip(table: ComponentTable, tensors, params) -> None:

@@ -38,7 +38,7 @@ TARGET, REFERENCE = FRAMES * TOKENS_PER_FRAME, VIEWS * TOKENS_PER_FRAME
 
 
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return jax.device_put(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
 def random_params(config=SMALL, seed=0):
@@ -53,7 +53,8 @@ def random_params(config=SMALL, seed=0):
             x /= np.sqrt(np.prod(inputs))
         else:
             x = 0.2 * x + path.endswith("scale")
-        return jnp.asarray(x, jnp.float32)
+        # Not by jnp.asarray, which compiles a program for every shape.
+        return jax.device_put(x.astype(np.float32))
 
     return from_flat({path: draw(path, shape) for path, shape in parameter_shapes(config).items()})
 

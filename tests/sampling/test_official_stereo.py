@@ -12,12 +12,13 @@ from jax.sharding import Mesh
 from pallas_kernels.soft_fill import SoftFill
 from tests.models.official_modules import normal, our_params, random_tensors
 from tests.models.small_model import random_params
-from tests.toy_official import CLIP, MODEL, VAE
+from tests.toy_official import BANK, CLIP, HEIGHT, MODEL, VAE, WIDTH
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.trajectories import make_path
 from worldstereo_jax.interop.component_configs import clip_vision_config, vae_config
 from worldstereo_jax.interop.memory_slots import attach_memory, read_widths
 from worldstereo_jax.interop.wan_vae_names import wan_vae_table
+from worldstereo_jax.memory.entry_completion import add_entries
 from worldstereo_jax.memory.entry_tokens import entry_block_mask, select_entry_tokens
 from worldstereo_jax.memory.masks import reference_block_mask
 from worldstereo_jax.memory.warping import candidate_warp
@@ -27,6 +28,7 @@ from worldstereo_jax.sampling import unipc_schedule
 from worldstereo_jax.sampling.official_clip import velocity_function
 from worldstereo_jax.sampling.official_conditions import (
     ChosenViews,
+    StereoRead,
     draw_renders,
     encode_conditions,
     read_stereo,
@@ -42,7 +44,7 @@ from worldstereo_jax.sampling.reading import READING
 from worldstereo_jax.sampling.token_reading import Pattern
 from worldstereo_jax.sampling.world import Cameras, RolloutConfig, empty_memory, remember_frames
 
-HEIGHT, WIDTH, FRAMES = 32, 48, 5
+FRAMES = 5
 INTRINSICS = jnp.array([[40.0, 0, WIDTH / 2], [0, 40.0, HEIGHT / 2], [0, 0, 1]])
 # Two heads, so that they can be split, too.
 PLAIN = MODEL.replace(num_heads=2, scan_layers=True)
@@ -58,8 +60,7 @@ def make_world(denoiser=READS, stride=1, **changes) -> OfficialWorld:
     return OfficialWorld(
         name="toy",
         rollout=RolloutConfig(
-            frames=FRAMES, height=HEIGHT, width=WIDTH, references=2, keyframes=2, bank_capacity=3,
-            point_capacity=8192, entry_capacity=1024, warp_views=2, entry_tokens=24,
+            frames=FRAMES, references=2, keyframes=2, warp_views=2, entry_tokens=24, **BANK
         ),
         choices=choices,
         denoiser=denoiser.replace(control=control),
@@ -84,7 +85,7 @@ def memory(cameras):
     images = jnp.asarray(np.stack(waves, -1), jnp.float32)
     ends = jax.tree.map(lambda a: a[jnp.array([0, FRAMES - 1])], cameras)
     config = make_world().rollout
-    depth = jnp.full((2, HEIGHT, WIDTH), 3.0)
+    depth = jax.device_put(np.full((2, HEIGHT, WIDTH), 3.0, np.float32))
     return remember_frames(config, empty_memory(config), images, depth, ends, 0)
 
 
@@ -107,17 +108,54 @@ def renders(memory, cameras):
     return draw(make_world(), memory, cameras, memory.stereo.images[0])
 
 
+@jax.jit
+def warped(memory, cameras, renders, plainly):
+    """The pictures of a clip's warps; where not plainly, of one view alone, as `swapped_warps`."""
+    reads = make_world(READS.replace(entry_width=0), reading=swapped_warps(plainly))
+    return read_stereo(reads, memory, cameras, renders, FIRST).pictures
+
+
+def swapped_warps(plainly, reading=READING):
+    """Of a single view, to which entries add nothing; as ever where `plainly`, a traced bool."""
+
+    def warp(*bank, **how):
+        *bank, valid = bank
+        return candidate_warp(*bank, valid & (plainly | (jnp.arange(len(valid)) == 0)), **how)
+
+    def complete(fused, *rest):
+        completed = add_entries(fused, *rest)
+        return jax.tree.map(functools.partial(jnp.where, plainly), completed, fused)
+
+    return reading._replace(warp=warp, complete_warp=complete)
+
+
 @functools.partial(jax.jit, static_argnames="world")
-def gather(world, vae_params, memory, cameras, renders):
-    read = read_stereo(world, memory, cameras, renders, FIRST)
-    told = encode_conditions(world, vae_params, memory.stereo, cameras, renders, FIRST, read)
-    return told, read
+def told_by(world, vae_params, memory, cameras, renders, pictures, plainly):
+    """What a model is told, and the entries alone; where not plainly, of all views."""
+
+    def select(bank, targets, attended, attended_valid, *, count):
+        return select_entry_tokens(bank, targets, attended, attended_valid & plainly, count=count)
+
+    alone = world.denoiser.replace(warped_width=0)
+    reads = dataclasses.replace(
+        world, denoiser=alone, reading=READING._replace(select_entries=select)
+    )
+    entries = read_stereo(reads, memory, cameras, renders, FIRST).entries
+    read = StereoRead(pictures, entries)
+    return encode_conditions(world, vae_params, memory.stereo, cameras, renders, FIRST, read), read
 
 
 @pytest.fixture(scope="module")
-def gathered(vae_params, memory, cameras, renders):
+def pictures(memory, cameras, renders):
+    """Of a clip's warps, however often the frames are latents."""
+    return warped(memory, cameras, renders, np.True_)
+
+
+@pytest.fixture(scope="module")
+def gathered(vae_params, memory, cameras, renders, pictures):
     """With places, which models of the official positions are not given."""
-    return gather(make_world(ON_SURFACE), vae_params, memory, cameras, renders)
+    given = vae_params, memory, cameras, renders, pictures, np.True_
+    return told_by(make_world(ON_SURFACE), *given)
 
 
 def encoded(encode, vae_params, pictures):
@@ -151,9 +189,10 @@ def test_warps_are_latents_in_the_frame_layout_and_entries_are_of_other_views(
 @pytest.mark.slow
 @pytest.mark.row("S18")
 def test_a_clip_whose_frames_follow_each_other_is_warped_as_one(
-    vae_params, memory, cameras, renders
+    vae_params, memory, cameras, renders, pictures
 ):
-    told, read = gather(make_world(stride=4), vae_params, memory, cameras, renders)
+    given = vae_params, memory, cameras, renders, pictures, np.True_
+    told, read = told_by(make_world(stride=4), *given)
     assert told.warped.features.shape == (2, HEIGHT // 8, WIDTH // 8, 2, 17)
     latents = encoded(encode_clip, vae_params, read.pictures.images)
     np.testing.assert_allclose(told.warped.features[..., :16], latents, atol=1e-4)
@@ -285,38 +324,26 @@ def test_split_over_devices_it_says_the_same(gathered, one_device):
 @pytest.mark.row("S15")
 @pytest.mark.row("S28")
 def test_functions_that_read_are_swapped_in_the_world(
-    memory, cameras, renders, gathered, one_device
+    vae_params, memory, cameras, renders, pictures, gathered, one_device
 ):
     """Soft masks, entries of all views, warps of a single view; the model is the same."""
-
-    def unattended(bank, targets, attended, attended_valid, *, count):
-        unseen = jnp.zeros_like(attended_valid)
-        return select_entry_tokens(bank, targets, attended, unseen, count=count)
-
-    def first_alone(*bank, **how):
-        *bank, valid = bank
-        return candidate_warp(*bank, valid & (jnp.arange(len(valid)) == 0), **how)
-
+    told, read = gathered
+    given = vae_params, memory, cameras, renders, pictures, np.False_
+    assert int(told_by(make_world(ON_SURFACE), *given)[1].entries.valid.sum()) > int(
+        read.entries.valid.sum()
+    )
+    single = warped(memory, cameras, renders, np.False_)
+    assert np.asarray(single.cover).mean() < np.asarray(pictures.cover).mean() - 0.05
     soft = {"reference_mask": reference_block_mask, "entry_mask": entry_block_mask}
     reading = READING._replace(
-        select_entries=unattended,
-        warp=first_alone,
-        complete_warp=lambda warped, entries, w2c, intrinsics: warped,
-        **{name: functools.partial(build, strength=2.0) for name, build in soft.items()},
+        **{name: functools.partial(build, strength=2.0) for name, build in soft.items()}
     )
-    world, (told, read) = make_world(reading=reading), gathered
-
-    @jax.jit
-    def look(params, memory, cameras, renders):
-        clip = jax.tree.map(lambda a: a[None], told)
-        seen = read_stereo(world, memory, cameras, renders, FIRST)
-        return seen, reading_pattern(clip, reading=reading), through(world, params, told)
-
-    seen, pattern, found = look(random_params(READS), memory, cameras, renders)
-    assert int(seen.entries.valid.sum()) > int(read.entries.valid.sum())
-    assert float(seen.pictures.cover.mean()) < float(read.pictures.cover.mean()) - 0.05
+    clip = jax.tree.map(lambda a: a[None], told)
+    pattern = jax.eval_shape(functools.partial(reading_pattern, reading=reading), clip)
     assert isinstance(pattern.mask.fill, SoftFill)
     assert isinstance(pattern.entry_mask.fill, SoftFill)
+    world = make_world(reading=reading)
+    found = jax.jit(through, static_argnums=0)(world, random_params(READS), told)
     assert difference(found, one_device[1]) > 1e-4
 
 

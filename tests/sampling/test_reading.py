@@ -11,14 +11,13 @@ import pytest
 import pallas_kernels as pk
 from pallas_kernels.fills import BitFill, GeometryFill
 from pallas_kernels.soft_fill import SoftFill
-from tests import small_world
 from worldstereo_jax.memory.entry_tokens import entry_block_mask, select_entry_tokens
 from worldstereo_jax.memory.masks import reference_block_mask
 from worldstereo_jax.sampling.conditions import gather_conditions
 from worldstereo_jax.sampling.denoise import model_inputs
 from worldstereo_jax.sampling.reading import READING
 from worldstereo_jax.sampling.token_reading import MOST_NUMBERS, evaluated
-from worldstereo_jax.sampling.world import Cameras
+from worldstereo_jax.sampling.warp_reading import path_views, read_entries, read_warps
 
 CANDIDATES = 7000
 """Fewer than the bank has slots, more than it holds."""
@@ -44,18 +43,38 @@ def test_what_no_camera_of_the_path_sees_is_not_read(world, params, memory, came
     assert capacities == 2 * [CANDIDATES, memory.entries.capacity]
 
 
+@pytest.fixture(scope="module")
+def told(gather, grown, revisit):
+    """What is read of a memory that holds more views than are attended to."""
+    return gather(grown, revisit)
+
+
+def entries_read(config, reading, memory, path, told):
+    """The entries of `gather_conditions`, by themselves."""
+    conditions, guidance = told
+    views = path_views(guidance.depth, guidance.confidence, path)
+    attended = jnp.arange(config.references), conditions.reference_valid
+    return read_entries(config, reading, memory.entries, views, *attended)
+
+
 @pytest.mark.slow
 @pytest.mark.row("S10")
 def test_what_a_clip_reads_of_the_entries_in_view_is_what_it_reads_of_all(
-    world, params, finished, scene
+    world, told, grown, revisit
 ):
-    memory = finished[1]
-    path = Cameras(w2c=scene["revisit_w2c"], intrinsics=scene["revisit_intrinsics"])
-    config = dataclasses.replace(world.rollout, entry_candidates=CANDIDATES)
-    some = dataclasses.replace(world, rollout=config)
-    part = jax.jit(functools.partial(gather_conditions, some))(params.vae, memory, path)
-    whole = small_world.gather()(memory, path)
-    assert whole[0].entries.valid.any()
+    """By the two stages of `gather_conditions` that look at entries."""
+    some = dataclasses.replace(world.rollout, entry_candidates=CANDIDATES)
+
+    @jax.jit
+    def read(*given):
+        memory, path, _ = given
+        return [
+            (read_warps(c, READING, memory, path), entries_read(c, READING, *given))
+            for c in (some, world.rollout)
+        ]
+
+    part, whole = read(grown, revisit, told)
+    assert whole[1].valid.any()
     for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
@@ -63,7 +82,7 @@ def test_what_a_clip_reads_of_the_entries_in_view_is_what_it_reads_of_all(
 @pytest.mark.slow
 @pytest.mark.row("S15")
 @pytest.mark.row("S28")
-def test_selection_warp_and_masks_are_functions_of_the_world(world, params, finished, scene):
+def test_selection_warp_and_masks_are_functions_of_the_world(world, told, grown, revisit):
     def unattended(bank, targets, attended, attended_valid, *, count):
         unseen = jnp.zeros_like(attended_valid)
         return select_entry_tokens(bank, targets, attended, unseen, count=count)
@@ -74,26 +93,22 @@ def test_selection_warp_and_masks_are_functions_of_the_world(world, params, fini
         reference_mask=functools.partial(reference_block_mask, strength=2.0),
         entry_mask=functools.partial(entry_block_mask, strength=2.0),
     )
-    swapped = dataclasses.replace(world, reading=reading)
-    path = Cameras(w2c=scene["revisit_w2c"], intrinsics=scene["revisit_intrinsics"])
-    gather = jax.jit(lambda m, c: gather_conditions(swapped, params.vae, m, c)[0])
-    conditions = gather(finished[1], path)
-    assert conditions.entries.valid.all()
-    # Every view counts as new.
-    share = np.asarray(conditions.entries.features[:, -1])
-    np.testing.assert_array_equal(share, 1.0)
-
-    batch = jax.tree.map(lambda leaf: leaf[None], conditions)
-    noisy = jnp.zeros(batch.render_latent.shape)
     config = world.denoiser.config
 
     @jax.jit
-    def masks(batch):
+    def masks(*given):
+        entries = entries_read(world.rollout, reading, *given)
+        conditions = dataclasses.replace(given[-1][0], entries=entries)
+        batch = jax.tree.map(lambda leaf: leaf[None], conditions)
+        noisy = jnp.zeros(batch.render_latent.shape)
         soft = model_inputs(config, noisy, jnp.ones(1), batch, reading=reading).kwargs
         hard = model_inputs(config, noisy, jnp.ones(1), batch).kwargs
-        return [(k["block_mask"], k["entry_mask"]) for k in (soft, hard)]
+        return entries, [(k["block_mask"], k["entry_mask"]) for k in (soft, hard)]
 
-    soft, hard = masks(batch)
+    entries, (soft, hard) = masks(grown, revisit, told)
+    assert entries.valid.all()
+    # Every view counts as new.
+    np.testing.assert_array_equal(np.asarray(entries.features)[:, -1], 1.0)
     # Looked into once for all layers, which none of the kernels does as fast.
     assert all(isinstance(mask.fill, SoftFill) for mask in soft)
     assert all(isinstance(mask.fill, BitFill) for mask in hard)

@@ -1,7 +1,6 @@
 """Pictures of warps become candidates on the latent's grid."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,8 +19,8 @@ from worldstereo_jax.sampling.warp_reading import (
 )
 from worldstereo_jax.sampling.world import Cameras
 
-LENS = jnp.array([[40.0, 0, 32], [0, 40.0, 8], [0, 0, 1]])
-ONE_CAMERA = Cameras(w2c=jnp.eye(4)[None], intrinsics=LENS[None])
+LENS = np.array([[40.0, 0, 32], [0, 40.0, 8], [0, 0, 1]], np.float32)
+ONE_CAMERA = jax.device_put(Cameras(w2c=np.eye(4, dtype=np.float32)[None], intrinsics=LENS[None]))
 geometry_of = jax.jit(lambda views: token_geometry(views, views))
 
 
@@ -36,23 +35,34 @@ def _sizes(geometry):
 @pytest.mark.row("S19")
 def test_of_a_path_tokens_are_wider_and_weigh_less_the_less_sure_their_depth_is():
     """One token seen by a sure view, one by a doubtful one, one of points, one of nothing."""
-    token = jnp.arange(64)[None, None] // 16 + jnp.zeros((1, 16, 1), jnp.int32)
-    seen, depth = token < 2, jnp.full((1, 16, 64), 3.0)
-    black = jnp.zeros((1, 16, 64, 3))
-    sure = jnp.where(seen, jnp.where(token == 0, 1.0, 0.3), 0.0)
-    warped = Warped(black, 1.0 - seen, jnp.where(seen, depth, 0.0), sure, sure)
-    points = jnp.where(token == 2, depth, 0.0)
-    known = divide(warped, Render(black, 1.0 * (points > 0), 1.0 * (points == 0), points))
+    token = np.broadcast_to(np.arange(64) // 16, (1, 16, 64))
+    black = np.zeros((1, 16, 64, 3))
+
+    def where(*cases):
+        return np.select([token == number for number, _ in cases], [to for _, to in cases])
+
+    hole, depth, sure = (
+        where((2, 1.0), (3, 1.0)),
+        where((0, 3.0), (1, 3.0)),
+        where((0, 1), (1, 0.3)),
+    )
+    points, there = where((2, 3.0)), where((2, 1.0))
+    given = (black, hole, depth, sure, sure), (black, there, 1 - there, points)
+    warped, render = (
+        jax.tree.map(lambda a: jax.device_put(a.astype(np.float32)), arrays) for arrays in given
+    )
+    known = jax.jit(divide)(Warped(*warped), Render(*render))
     expected = np.array([1.0, 0.3, POINT_CONFIDENCE, 0.0], np.float32)
-    np.testing.assert_array_equal(known.confidence[0, 0, ::16], expected)
-    geometry = geometry_of(path_views(known.depth, known.confidence, ONE_CAMERA))
+    np.testing.assert_array_equal(np.asarray(known.confidence)[0, 0, ::16], expected)
+    views = jax.jit(path_views)(known.depth, known.confidence, ONE_CAMERA)
+    geometry = jax.device_get(geometry_of(views))
     doubt = 0.5 + 0.5 * expected
     np.testing.assert_array_equal(geometry.valid[0], [True, True, True, False])
     weight = np.exp(np.asarray(geometry.log_weight[0]))
     # Both tokens in the middle are seen at one angle.
     np.testing.assert_allclose(weight[2] / weight[1], doubt[2] / doubt[1], rtol=0.01)
     assert weight[2] < weight[1] < weight[0]
-    sizes = _sizes(geometry)
+    sizes = _sizes(jax.tree.map(lambda leaf: leaf[:, :3], geometry))
     growth = (2 - doubt[2]) / (2 - doubt[1])
     np.testing.assert_allclose(sizes[2] / sizes[1], growth**3, rtol=0.02)
     assert sizes[1] > 1.3 * sizes[0]
@@ -62,22 +72,25 @@ def test_of_a_path_tokens_are_wider_and_weigh_less_the_less_sure_their_depth_is(
 @pytest.mark.row("S19")
 def test_of_stored_views_the_angle_counts_once_and_doubt_is_heard():
     """A wall seen at a slant: its confidence is low for that alone, which tokens know."""
-    x = jnp.broadcast_to(jnp.arange(64)[None] + 0.5, (16, 64))
+    x = np.broadcast_to(np.arange(64, dtype=np.float32)[None] + 0.5, (16, 64))
     depth = (3.0 / (1.0 - 0.6 * (x - 32) / 40.0))[None]
     memory = insert_keyframes(
-        init_spatial_memory(2, 16, 64), jnp.zeros((1, 16, 64, 3)), depth,
+        init_spatial_memory(2, 16, 64),
+        *jax.device_put((np.zeros((1, 16, 64, 3), np.float32), depth)),
         ONE_CAMERA.w2c, ONE_CAMERA.intrinsics,
     )  # fmt: skip
-    assert float(memory.confidence[0, 8, 50]) < 0.75
-    one, valid = jnp.array([0]), jnp.array([True])
-    views = stored_views(memory, one, valid)
-    plain = geometry_of(views._replace(confidence=jnp.ones_like(depth)))
-    told = geometry_of(views)
+    confidence = np.asarray(memory.confidence)
+    assert confidence[0, 8, 50] < 0.75
+    one, stored = jax.device_put((np.array([0], np.int32), np.array([True]))), jax.jit(stored_views)
+    views = stored(memory, *one)
+    sure = jax.device_put(np.ones_like(depth))
+    plain = jax.device_get(geometry_of(views._replace(confidence=sure)))
+    told = jax.device_get(geometry_of(views))
     for a, b in zip(jax.tree.leaves(told), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-    doubtful = memory.replace(confidence=0.2 * memory.confidence)
-    told = geometry_of(stored_views(doubtful, one, valid))
-    fall = np.asarray(told.log_weight - plain.log_weight)[0]
+    doubtful = memory.replace(confidence=jax.device_put(np.float32(0.2) * confidence))
+    told = jax.device_get(geometry_of(stored(doubtful, *one)))
+    fall = (told.log_weight - plain.log_weight)[0]
     np.testing.assert_allclose(fall, np.log(0.6), atol=1e-3)
     assert (_sizes(told) > 1.2 * _sizes(plain)).all()
 
@@ -91,10 +104,12 @@ def test_cover_and_weight_are_means_over_what_a_latent_pixel_stands_for(stride):
     cover = (random.random((frames, 16, 24, 2)) < 0.5).astype(np.float32)
     cover[:, :8, :8, 1], cover[:, 8:, 8:16] = 1, 0
     weight = cover * random.random(cover.shape, np.float32)
-    pictures = CandidatePictures(jnp.zeros((*cover.shape, 3)), *map(jnp.asarray, (weight, cover)))
-    latents = jax.random.normal(jax.random.key(0), (2, 3, 2, 3, 16))
-    features, log_weight = jax.jit(candidate_features)(latents, pictures)
-    np.testing.assert_array_equal(features[..., :16], jnp.moveaxis(latents, 0, -2))
+    black = np.zeros((*cover.shape, 3), np.float32)
+    pictures = CandidatePictures(*jax.device_put((black, weight, cover)))
+    latents = random.standard_normal((2, 3, 2, 3, 16), np.float32)
+    found = jax.jit(candidate_features)(jax.device_put(latents), pictures)
+    features, log_weight = jax.device_get(found)
+    np.testing.assert_array_equal(features[..., :16], np.moveaxis(latents, 0, -2))
 
     def mean(value, frame, row, column, k):
         first = 0 if frame == 0 else 1 + stride * (frame - 1)

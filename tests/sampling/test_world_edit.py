@@ -28,15 +28,21 @@ from worldstereo_jax.sampling.world_edit import (
 
 
 def remembered(scene, memory, frames, source):
-    part = jnp.asarray(frames)
-    cameras = Cameras(w2c=scene["w2c"][part], intrinsics=scene["intrinsics"][part])
-    depth = scene["depth"][part]
+    told = parts_of(scene, frames)
     # From the second clip on a third of the depth is the memory's own.
-    inherited = jnp.zeros_like(depth)
+    inherited = np.zeros(told[1].shape, np.float32)
     if isinstance(source, int) and source > 1:
-        inherited = inherited.at[:, :16].set(0.5)
-    frames = scene["image"][part], depth, cameras
-    return remember_frames(ROLLOUT, memory, *frames, source, inherited=inherited)
+        inherited[:, :16] = 0.5
+    inherited = jax.device_put(inherited)
+    return remember_frames(ROLLOUT, memory, *told, source, inherited=inherited)
+
+
+def parts_of(scene, frames):
+    """Images, depth and cameras of some frames of a scene."""
+    part = np.asarray(frames)
+    names = ("image", "depth", "w2c", "intrinsics")
+    image, depth, *path = jax.device_put([np.asarray(scene[name])[part] for name in names])
+    return image, depth, Cameras(*path)
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +65,22 @@ def assert_same(left, right):
         np.testing.assert_array_equal(a, b)
 
 
+@jax.jit
+def seen_by(memory, slot):
+    """Which entries have a keyframe's bit, and where it sees each."""
+    saw = has_view(memory.entries.views, slot) & memory.entries.valid
+    camera = memory.stereo.w2c[slot], memory.stereo.intrinsics[slot]
+    return saw, *project(memory.entries.anchor, *camera)
+
+
 def assert_in_step(memory):
     """Entries with a keyframe's bit lie on what it shows."""
     for slot in range(int(memory.stereo.count)):
-        saw = np.asarray(has_view(memory.entries.views, jnp.asarray(slot)) & memory.entries.valid)
-        camera = memory.stereo.w2c[slot], memory.stereo.intrinsics[slot]
-        pixel, z = project(memory.entries.anchor, *camera)
-        x, y = np.clip(np.floor(np.asarray(pixel)[saw]).astype(int).T, 0, [[63], [47]])
-        shown = np.asarray(memory.stereo.depth[slot])[y, x]
+        saw, pixel, z = jax.device_get(seen_by(memory, np.int32(slot)))
+        x, y = np.clip(np.floor(pixel[saw]).astype(int).T, 0, [[63], [47]])
+        shown = np.asarray(memory.stereo.depth)[slot, y, x]
         assert saw.sum() > 300
-        assert (np.abs(np.asarray(z)[saw] / shown - 1) < 0.1).mean() > 0.9
+        assert (np.abs(z[saw] / shown - 1) < 0.1).mean() > 0.9
 
 
 @pytest.mark.row("S26")
@@ -95,15 +107,15 @@ def test_the_last_clip_is_undone_bit_by_bit_from_the_keyframes_alone(begun, firs
 @pytest.mark.row("S35")
 def test_frames_in_another_light_are_stored_as_shown_and_replayed_bit_by_bit(scene, begun):
     """Entries keep the light of the first frame; a keyframe keeps its own."""
-    gain = jnp.array([0.8, 0.9, 0.85])[None, None, None]
-    darker = scene | {"image": (scene["image"] + 1) * gain - 1}
+    gain = np.array([0.8, 0.9, 0.85], np.float32)
+    darker = scene | {"image": (np.asarray(scene["image"]) + 1) * gain - 1}
     grown, plain = (remembered(x, begun, [1, 2], 1) for x in (darker, scene))
-    np.testing.assert_array_equal(grown.stereo.images[1:3], darker["image"][1:3])
+    np.testing.assert_array_equal(np.asarray(grown.stereo.images)[1:3], darker["image"][1:3])
     assert_same(replay_keyframes(ROLLOUT, grown, np.asarray(grown.stereo.valid)), grown)
     assert_same(forget_last_clip(ROLLOUT, grown), begun)
     seen = np.asarray(begun.entries.valid)
     away, left = (
-        np.abs(np.asarray(x.entries.features[0] - begun.entries.features[0])[seen]).mean()
+        np.abs((np.asarray(x.entries.features[0]) - begun.entries.features[0])[seen]).mean()
         for x in (grown, plain)
     )
     assert away < 1.1 * left, (away, left)
@@ -120,11 +132,10 @@ def test_a_history_undoes_whatever_was_done(scene, first):
 
 def _goes_on(scene, memory, frame: int) -> list[WorldMemory]:
     """The memory after a clip of one frame, as every rollout remembers it."""
-    part = jnp.asarray([frame] * 2)  # the first of a clip is never a keyframe
+    # The first of a clip is never a keyframe.
+    video, depth, cameras = parts_of(scene, [frame] * 2)
     config = dataclasses.replace(ROLLOUT, frames=2, keyframes=1)
-    cameras = Cameras(w2c=scene["w2c"][part], intrinsics=scene["intrinsics"][part])
-    video, depth = scene["image"][part], scene["depth"][part]
-    nothing = jnp.zeros_like(depth)
+    nothing = jax.device_put(np.zeros(depth.shape, np.float32))
     clip = Clip(video, depth, cameras, None, nothing)
     world = dataclasses.replace(WORLD, rollout=config)
     compiled = types.SimpleNamespace(config=config)
@@ -190,8 +201,8 @@ def test_two_continuations_of_one_world_are_merged(scene, begun, first):
     other = remembered(scene, begun, [2, 3], 1)
     merged = merge_worlds(ROLLOUT, first, other)
     assert int(merged.stereo.count) == 4
-    np.testing.assert_array_equal(merged.stereo.images[:4], scene["image"])
-    np.testing.assert_array_equal(merged.stereo.source[:4], [0, 1, 2, 2])
+    np.testing.assert_array_equal(np.asarray(merged.stereo.images)[:4], scene["image"])
+    np.testing.assert_array_equal(np.asarray(merged.stereo.source)[:4], [0, 1, 2, 2])
     assert_in_step(merged)
     assert int(merged.points.count) > int(first.points.count)
     # Points that both know are there once.

@@ -25,8 +25,13 @@ FAKE = {**toy.TEACHER, "score": {"mean": jnp.array(0.7), "log_deviation": jnp.ar
 CONDITIONS = jnp.zeros((3, 40))
 
 
+@jax.jit
+def drawn(key: jax.Array) -> Draws:
+    return draw(key, CONDITIONS.shape, toy.SCHEDULE)
+
+
 def made_draws(last: int, seed: int = 0) -> Draws:
-    found = draw(jax.random.key(seed), CONDITIONS.shape, toy.SCHEDULE)
+    found = drawn(jax.random.key(seed))
     return dataclasses.replace(found, last=jnp.asarray(last))
 
 
@@ -65,12 +70,12 @@ def test_the_gradient_is_that_of_the_divergence(sigma):
     def loss(student):
         return generator_loss(toy.NETWORKS, student, toy.TEACHER, fake, jnp.zeros((1, 64)), draws)
 
-    found = jax.grad(lambda student: loss(student)[0])(student)["steps"]
+    found = jax.jit(jax.grad(lambda student: loss(student)[0]))(student)["steps"]
     x0 = gain * start + shift
     noisy = (1 - sigma) * x0 + sigma * noise
     velocity = toy.normal_velocity(toy.TEACHER, None, noisy, 1000 * level)
     norm = jnp.abs(x0 - (noisy - sigma * velocity)).mean()
-    wanted = jax.grad(divergence, argnums=(0, 1))(shift, gain, sigma)
+    wanted = jax.jit(jax.grad(divergence, argnums=(0, 1)))(shift, gain, sigma)
     scale = sigma**2 / (1 - sigma) ** 2 / norm
     np.testing.assert_allclose(found["shift"][0], scale * wanted[0], rtol=2e-4)
     np.testing.assert_allclose(found["gain"][0], scale * wanted[1], rtol=2e-4)
@@ -94,7 +99,7 @@ def test_the_gradient_runs_through_the_last_step_alone(last):
         draws = made_draws(last)
         return generator_loss(toy.NETWORKS, student, teacher, fake, CONDITIONS, draws)[0]
 
-    grads = jax.grad(loss, argnums=(0, 1, 2))(toy.TEACHER, toy.TEACHER, FAKE)
+    grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(toy.TEACHER, toy.TEACHER, FAKE)
     student, *others = grads
     for leaf in jax.tree.leaves(others):
         np.testing.assert_array_equal(leaf, 0.0)
@@ -108,7 +113,7 @@ def test_the_fake_score_learns_what_the_student_makes_and_moves_it_not():
     def loss(fake, student):
         return fake_score_loss(toy.NETWORKS, fake, student, CONDITIONS, made_draws(1))[0]
 
-    fake, student = jax.grad(loss, argnums=(0, 1))(FAKE, toy.TEACHER)
+    fake, student = jax.jit(jax.grad(loss, argnums=(0, 1)))(FAKE, toy.TEACHER)
     assert abs(fake["score"]["mean"]) > 1e-3
     for leaf in jax.tree.leaves(student):
         np.testing.assert_array_equal(leaf, 0.0)
@@ -120,13 +125,15 @@ def test_the_fake_score_is_right_where_its_loss_is_least():
     draws = Draws(start, jnp.asarray(0), jnp.array([0.5]), noise)
     gain, shift = (toy.TEACHER["steps"][name][0] for name in ("gain", "shift"))
 
-    def slope(mean, deviation):
-        def loss(score):
-            fake = {**toy.TEACHER, "score": score}
-            return fake_score_loss(toy.NETWORKS, fake, toy.TEACHER, jnp.zeros((1, 64)), draws)[0]
+    @jax.jit
+    @jax.grad
+    def gradient(score):
+        fake = {**toy.TEACHER, "score": score}
+        return fake_score_loss(toy.NETWORKS, fake, toy.TEACHER, jnp.zeros((1, 64)), draws)[0]
 
-        score = {"mean": jnp.asarray(mean), "log_deviation": jnp.log(jnp.asarray(deviation))}
-        return np.array(jax.tree.leaves(jax.grad(loss)(score)))
+    def slope(mean, deviation):
+        score = {"mean": np.float32(mean), "log_deviation": np.log(np.float32(deviation))}
+        return np.array(jax.tree.leaves(gradient(score)))
 
     np.testing.assert_allclose(slope(shift, gain), 0.0, atol=1e-5)
     assert np.abs(slope(shift + 0.1, gain)).max() > 1e-2
@@ -169,9 +176,8 @@ def test_a_rollout_is_the_sampler(unchecked):
 
 
 def test_draws_reach_every_step_and_the_levels_between_their_ends():
-    many = jax.vmap(lambda key: draw(key, (4, 2), toy.SCHEDULE))(
-        jax.random.split(jax.random.key(0), 400)
-    )
+    draws = jax.vmap(lambda key: draw(key, (4, 2), toy.SCHEDULE))
+    many = jax.device_get(jax.jit(lambda key: draws(jax.random.split(key, 400)))(jax.random.key(0)))
     share = np.mean(np.asarray(many.last) == 1)
     assert 0.4 < share < 0.6
     sigma = np.asarray(many.sigma)

@@ -1,7 +1,6 @@
 """Adapters: where they are, that they start as nothing, and that only they train."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -33,11 +32,12 @@ def adapters_of(lora=LORA, seed=0):
 def drawn(adapters):
     """The same layers, with values everywhere."""
     rng = np.random.default_rng(1)
-    return jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), x.dtype), adapters)
+    values = jax.tree.map(lambda x: (0.2 * rng.normal(size=x.shape)).astype(x.dtype), adapters)
+    return jax.device_put(values)
 
 
 def test_the_chosen_layers_have_adapters_drawn_from_keys_of_their_own():
-    adapters = flat_paths(adapters_of(LORA.replace(modules=ATTENTION)))
+    adapters = jax.device_get(flat_paths(adapters_of(LORA.replace(modules=ATTENTION))))
     layers = {path.rpartition("/adapter/")[0] for path in adapters}
     attention = ("query", "key", "value", "out")
     assert layers == {
@@ -85,9 +85,10 @@ def test_untrained_adapters_change_no_bit_and_trained_ones_are_their_product(par
         if path.endswith("/adapter/a"):
             layer = path.removesuffix("adapter/a")
             product = np.asarray(flat[path]) @ np.asarray(flat[f"{layer}adapter/b"])
-            merged[f"{layer}kernel"] = merged[f"{layer}kernel"] + 2 * product
+            merged[f"{layer}kernel"] = np.asarray(merged[f"{layer}kernel"]) + 2 * product
     found = run_alike(join(params, scaled(adapters, LORA)), CONFIG, **given)
-    expected = run_alike(from_flat(merged), CONFIG, **given)
+    expected = run_alike(jax.device_put(from_flat(merged)), CONFIG, **given)
+    plain, found, expected = map(np.asarray, (plain, found, expected))
     np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
     assert np.abs(found - plain).max() > 0.1 * np.abs(plain).max()
 
@@ -111,7 +112,8 @@ def trained_on(model, layout=None):
 
     adapters, params, key = start(), random_params(TRAINED), jax.random.key(0)
     if layout is None:
-        state, places = init_train_state(adapters, OPTIMIZER, key), None
+        begin = jax.jit(lambda adapters, key: init_train_state(adapters, OPTIMIZER, key))
+        state, places = begin(adapters, key), None
     else:
         state = layout.init_state(adapters, OPTIMIZER, key)
         places = layout.state(state)

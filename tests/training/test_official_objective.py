@@ -44,9 +44,9 @@ def make_clip(seed: int) -> TrainingClip:
     arrays = {name: normal(10 * seed + i, *shape) for i, (name, shape) in enumerate(shapes.items())}
     conditions = OfficialConditions(
         **arrays,
-        render_mask=(normal(seed, FRAMES, HEIGHT, WIDTH) > 0).astype(jnp.float32),
-        reference_index=jnp.array([0, 1], jnp.int32),
-        reference_valid=jnp.array([True, seed % 2 == 0]),
+        render_mask=jax.device_put(np.float32(np.asarray(normal(seed, FRAMES, HEIGHT, WIDTH)) > 0)),
+        reference_index=jax.device_put(np.array([0, 1], np.int32)),
+        reference_valid=jax.device_put(np.array([True, seed % 2 == 0])),
         target_geometry=None,
         reference_geometry=None,
     )
@@ -58,16 +58,22 @@ def make_clip(seed: int) -> TrainingClip:
     )
 
 
+geometries = jax.jit(token_geometries)
+
+
 def with_geometry(clip: TrainingClip, seed: int) -> TrainingClip:
     """Walls at other distances for every seed, seen from other places."""
 
     def views(count: int, shift: float) -> ViewSet:
-        w2c = jnp.tile(jnp.eye(4), (count, 1, 1)).at[:, 0, 3].set(shift * jnp.arange(count))
-        k = jnp.array([[40.0, 0, WIDTH / 2], [0, 40.0, HEIGHT / 2], [0, 0, 1]])
-        depth = 2.0 + 0.7 * seed + jnp.zeros((count, HEIGHT, WIDTH)).at[:, :, WIDTH // 2 :].add(1.0)
-        return ViewSet(depth, w2c, jnp.tile(k[None], (count, 1, 1)), jnp.ones(count, bool))
+        w2c = np.tile(np.eye(4, dtype=np.float32), (count, 1, 1))
+        w2c[:, 0, 3] = shift * np.arange(count)
+        k = np.array([[40.0, 0, WIDTH / 2], [0, 40.0, HEIGHT / 2], [0, 0, 1]], np.float32)
+        depth = np.full((count, HEIGHT, WIDTH), 2.0 + 0.7 * seed, np.float32)
+        depth[:, :, WIDTH // 2 :] += 1.0
+        views = ViewSet(depth, w2c, np.tile(k[None], (count, 1, 1)), np.ones(count, bool))
+        return jax.device_put(views)
 
-    wanted, seen = jax.jit(token_geometries)(views(FRAMES, 0.3), views(VIEWS, 0.5 + seed))
+    wanted, seen = geometries(views(FRAMES, 0.3), views(VIEWS, 0.5 + seed))
     conditions = dataclasses.replace(
         clip.conditions, target_geometry=wanted, reference_geometry=seen
     )
@@ -75,7 +81,7 @@ def with_geometry(clip: TrainingClip, seed: int) -> TrainingClip:
 
 
 def stack(*clips: TrainingClip) -> TrainingClip:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *clips)
+    return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *clips))
 
 
 @pytest.fixture(scope="module")
@@ -121,22 +127,22 @@ def test_a_batch_is_its_clips_one_by_one(params, batch):
     together = error_of(params, batch, sigma, noise)
     assert abs(together[0] - together[1]) > 1e-3
     for number in range(2):
-        part = jax.tree.map(lambda a, n=number: a[n : n + 1], (batch, sigma, noise))
+        part = jax.tree.map(lambda a, n=number: np.asarray(a)[n : n + 1], (batch, sigma, noise))
         np.testing.assert_allclose(error_of(params, *part), together[number], rtol=1e-4)
 
 
 @pytest.mark.row("S17")
 def test_each_clip_of_a_batch_has_a_correspondence_pattern_of_its_own(params):
-    """Mask and token order differ; the batch gives what each clip gives alone."""
+    """Mask and token order differ; the batch gives what each clip gives beside its like."""
     clips = [with_geometry(make_clip(0), 0), with_geometry(make_clip(0), 3)]
-    batch, noise = stack(*clips), jnp.tile(normal(6, 1, *LATENT, 16), (2, 1, 1, 1, 1))
+    batch, noise = stack(*clips), np.tile(normal(6, 1, *LATENT, 16), (2, 1, 1, 1, 1))
     sigma = np.array([0.5, 0.5], np.float32)
     together = error_of(params, batch, sigma, noise)
     # All but the geometry is the same in both.
     assert abs(together[0] - together[1]) > 1e-4
     for number in range(2):
-        part = jax.tree.map(lambda a, n=number: a[n : n + 1], (batch, sigma, noise))
-        np.testing.assert_allclose(error_of(params, *part), together[number], rtol=1e-4)
+        found = error_of(params, stack(clips[number], clips[number]), sigma, noise)
+        np.testing.assert_allclose(found, together[number], rtol=1e-4)
 
 
 def test_references_that_are_not_there_change_nothing(params, batch):
@@ -152,20 +158,22 @@ def test_references_that_are_not_there_change_nothing(params, batch):
     )
     assert np.abs(error_of(params, batch, sigma, noise) - alone).max() > 1e-4
     # Dropped from a clip that has none, they are still none.
-    dropped = drop_inputs(without, NULL, jax.random.key(0), drop_references=1.0)
+    drop = jax.jit(functools.partial(drop_inputs, drop_references=1.0))
+    dropped = drop(without, NULL, jax.random.key(0))
     assert not dropped.conditions.reference_valid.any()
 
 
 def test_text_and_references_are_dropped_as_often_as_stated():
     many = 4000
-    clip = jax.tree.map(
-        lambda a: jnp.zeros((many, *a.shape[:1]), a.dtype), (make_clip(0).conditions)
-    )
-    conditions = dataclasses.replace(clip, reference_valid=jnp.ones((many, VIEWS), bool))
-    whole = TrainingClip(conditions, jnp.zeros((many, 3, 6)), None, jnp.zeros((many, 1)))
-    found = drop_inputs(whole, NULL, jax.random.key(1), drop_text=0.2, drop_references=0.3)
-    silent = np.asarray((found.text == NULL[None]).all((1, 2)))
-    alone = np.asarray(~found.conditions.reference_valid.any(1))
+    clip = jax.tree.map(lambda a: np.zeros((many, *a.shape[:1]), a.dtype), make_clip(0).conditions)
+    conditions = dataclasses.replace(clip, reference_valid=np.ones((many, VIEWS), bool))
+    numbers = (np.zeros(shape, np.float32) for shape in ((many, 3, 6), (many, 1)))
+    text, target = jax.device_put(tuple(numbers))
+    whole = TrainingClip(jax.device_put(conditions), text, None, target)
+    drop = functools.partial(drop_inputs, drop_text=0.2, drop_references=0.3)
+    found = jax.device_get(jax.jit(drop)(whole, NULL, jax.random.key(1)))
+    silent = (found.text == np.asarray(NULL)[None]).all((1, 2))
+    alone = ~found.conditions.reference_valid.any(1)
     assert abs(silent.mean() - 0.2) < 0.03
     assert abs(alone.mean() - 0.3) < 0.03
     # Each on its own, and whole clips at a time.
@@ -238,7 +246,7 @@ def test_a_clip_is_overfitted_and_frozen_parts_stay_to_the_bit(params):
     trained, rest = split(params, stage_parameters(params, "memory"))
     frozen = in_compute_type(rest, "bfloat16")
     optimizer = optax.adamw(0.02, weight_decay=0.1)
-    clip = jax.tree.map(lambda a: a[None], make_clip(0))
+    clip = stack(make_clip(0))
     noise, sigma = normal(3, 1, *LATENT, 16), jnp.array([0.7])
 
     def loss_fn(trained, given, key):
@@ -247,7 +255,8 @@ def test_a_clip_is_overfitted_and_frozen_parts_stay_to_the_bit(params):
         return velocity_error(WorldStereo(MODEL), params, batch, sigma, noise).mean(), {}
 
     before, kept = flat_paths(jax.device_get(trained)), flat_paths(jax.device_get(frozen))
-    state = init_train_state(jax.tree.map(jnp.array, trained), optimizer, jax.random.key(0))
+    start = jax.jit(lambda trained, key: init_train_state(trained, optimizer, key))
+    state = start(jax.device_get(trained), jax.random.key(0))
     step = make_train_step(loss_fn, optimizer)
     losses = []
     for _ in range(30):

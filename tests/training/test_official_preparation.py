@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.models.official_modules import our_params, random_tensors
-from tests.toy_official import CLIP, DEPTH, MODEL, VAE
+from tests.toy_official import BANK, CLIP, DEPTH, HEIGHT, MODEL, VAE, WIDTH
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import keyframe_indices
 from worldstereo_jax.geometry.trajectories import make_path
@@ -39,7 +39,7 @@ from worldstereo_jax.training.official_preparation import (
     make_preparation,
 )
 
-HEIGHT, WIDTH, FRAMES = 32, 48, 5
+FRAMES = 5
 TEXT = jnp.ones((4, 6))
 
 
@@ -48,8 +48,7 @@ def make_world(stride: int, **choices: typing.Any) -> OfficialWorld:
     return OfficialWorld(
         name="toy",
         rollout=RolloutConfig(
-            frames=FRAMES, height=HEIGHT, width=WIDTH, references=3, keyframes=2, bank_capacity=3,
-            point_capacity=8192, entry_capacity=1024,
+            frames=FRAMES, references=3, keyframes=2, **BANK
         ),
         choices=OfficialChoices(schedule=unipc_schedule(2), **choices),
         denoiser=MODEL.replace(control=control),
@@ -87,7 +86,7 @@ def posed(amplitude: float, seed: int) -> PosedFrames:
     k = jnp.array([[40.0, 0, WIDTH / 2], [0, 40.0, HEIGHT / 2], [0, 0, 1]])
     return PosedFrames(
         images=jnp.asarray(np.stack(np.broadcast_arrays(*waves), -1), jnp.float32),
-        depth=jnp.full((FRAMES, HEIGHT, WIDTH), 3.0),
+        depth=jax.device_put(np.full((FRAMES, HEIGHT, WIDTH), 3.0, np.float32)),
         cameras=Cameras(
             w2c=jnp.asarray(make_path("right", FRAMES, amplitude=amplitude)),
             intrinsics=jnp.tile(k[None], (FRAMES, 1, 1)),
@@ -141,7 +140,7 @@ def test_a_training_clip_is_what_a_rollout_hands_to_the_model(params, stride, at
     fields = to_fields(found, VIDEO.cameras)
     batch = {name: array[None] for name, array in fields.items()}
     restore = jax.jit(lambda f: from_fields(f, height=HEIGHT, width=WIDTH, ray_x_offset=-0.5))
-    back = jax.tree.map(lambda a: a[0], restore(batch))
+    back = jax.tree.map(lambda a: np.asarray(a)[0], restore(batch))
     for path, leaf in jax.tree_util.tree_leaves_with_path(found):
         again = dict(jax.tree_util.tree_leaves_with_path(back))[path]
         assert again.dtype == leaf.dtype, path

@@ -57,14 +57,17 @@ def stereo_clip(seed: int) -> TrainingClip:
     told = clip.conditions
     warped = WarpedMemory(
         features=normal(seed + 20, *LATENT, 2, 17),
-        log_weight=jnp.where(normal(seed + 21, *LATENT, 2) > 0.5, -jnp.inf, 0.0),
+        log_weight=jax.device_put(
+            np.where(np.asarray(normal(seed + 21, *LATENT, 2)) > 0.5, -np.inf, np.float32(0.0))
+        ),
     )
-    geometry = jax.tree.map(lambda leaf: leaf[:, :ENTRIES], told.reference_geometry)
+    geometry = jax.tree.map(lambda leaf: np.asarray(leaf)[:, :ENTRIES], told.reference_geometry)
+    geometry = jax.device_put(geometry)
     entries = MemoryEntries(
         features=normal(seed + 22, ENTRIES, 90),
         place=normal(seed + 23, ENTRIES, 3),
         target_place=normal(seed + 24, told.target_geometry.position.shape[1], 3),
-        valid=jnp.arange(ENTRIES) != 2,
+        valid=jax.device_put(np.arange(ENTRIES) != 2),
     )
     told = dataclasses.replace(
         told,
@@ -101,7 +104,8 @@ def test_the_stage_stereo_trains_what_was_attached_and_nothing_else(clip):
 
     before = flat_paths(jax.device_get(trained))
     optimizer = optax.adamw(0.01)
-    state = init_train_state(jax.tree.map(jnp.array, trained), optimizer, jax.random.key(0))
+    start = jax.jit(lambda trained, key: init_train_state(trained, optimizer, key))
+    state = start(jax.device_get(trained), jax.random.key(0))
     # Some of it is bound to the device already, and what a step returns all is: one program.
     state = jax.device_put(state, jax.devices()[0])
     step, losses = make_train_step(loss_fn, optimizer), []
@@ -156,31 +160,32 @@ def test_on_a_mesh_the_error_is_that_of_one_device():
 
 def test_with_the_views_all_else_is_dropped_and_entries_alone_now_and_then(clip):
     many = 400
-    batch = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], many, axis=0), clip)
+    batch = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], many, axis=0), clip)
     found = jax.jit(
         lambda batch: (
             drop_inputs(
                 batch, NULL, jax.random.key(1), drop_text=0.0, drop_references=0.3
             ).conditions
         )
-    )(batch)
-    alone = np.asarray(~found.reference_valid.any(1))
+    )(jax.device_put(batch))
+    found = jax.device_get(found)
+    alone = ~found.reference_valid.any(1)
     assert 0.2 < alone.mean() < 0.4
-    warped = np.asarray(jnp.isfinite(found.warped.log_weight).any((1, 2, 3, 4)))
+    warped = np.isfinite(found.warped.log_weight).any((1, 2, 3, 4))
     np.testing.assert_array_equal(warped, ~alone)
-    entries = np.asarray(found.entries.valid.any(1))
+    entries = found.entries.valid.any(1)
     assert not (entries & alone).any()
     assert 0.05 < (~entries[~alone]).mean() < 0.2
 
 
 def test_they_survive_the_cache_and_clips_without_them_are_refused(clip):
-    k = jnp.array([[40.0, 0, WIDTH / 2], [0, 40.0, HEIGHT / 2], [0, 0, 1]])
-    path = jnp.asarray(make_path("right", LATENT[0], amplitude=0.5))
-    cameras = Cameras(w2c=path, intrinsics=jnp.tile(k[None], (LATENT[0], 1, 1)))
+    k = np.array([[40.0, 0, WIDTH / 2], [0, 40.0, HEIGHT / 2], [0, 0, 1]], np.float32)
+    path = make_path("right", LATENT[0], amplitude=0.5)
+    cameras = jax.device_put(Cameras(w2c=path, intrinsics=np.tile(k[None], (LATENT[0], 1, 1))))
     batch = {name: array[None] for name, array in to_fields(clip, cameras).items()}
     sizes = {"height": HEIGHT, "width": WIDTH, "ray_x_offset": -0.5}
     back = jax.jit(lambda fields: from_fields(fields, **sizes))(batch)
-    wanted, found = clip.conditions, jax.tree.map(lambda leaf: leaf[0], back.conditions)
+    wanted, found = clip.conditions, jax.tree.map(lambda leaf: np.asarray(leaf)[0], back.conditions)
     places = ("reference_place", "target_place")
     for name in ("warped", "entries", "entry_geometry", *places):
         jax.tree.map(

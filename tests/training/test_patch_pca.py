@@ -1,3 +1,4 @@
+import functools
 import typing
 
 import jax
@@ -16,8 +17,15 @@ from worldstereo_jax.training.patch_pca import (
 )
 
 
+@functools.partial(jax.jit, static_argnames="method")
 def _apply(params, x, method=None) -> typing.Any:
-    return TinyVae(SMALL).apply({"params": params}, jnp.asarray(x), method=method)
+    return TinyVae(SMALL).apply({"params": params}, x, method=method)
+
+
+@functools.cache
+def _initial() -> typing.Any:
+    init = jax.jit(TinyVae(SMALL).init)
+    return init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
 
 
 SMALL = TinyVaeConfig(
@@ -62,8 +70,7 @@ def test_neighbours_help_the_decoder():
     pca = fit_patch_pca(images)
     kernel, bias = fit_lapped_decoder(encode_pca(pca, images), images)
     assert kernel.shape == (3, 3, 16, 192)
-    params = TinyVae(SMALL).init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
-    params = start_from_pca(dict(params), pca, images)
+    params = start_from_pca(dict(_initial()), pca, images)
     np.testing.assert_allclose(params["linear_decoder"]["kernel"], kernel, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(params["linear_decoder"]["bias"], bias, rtol=1e-4, atol=1e-6)
     plain = np.mean(psnr(reconstruct_pca(pca, unseen), unseen))
@@ -74,7 +81,6 @@ def test_neighbours_help_the_decoder():
 def test_the_model_starts_at_the_components():
     images = _images(4)
     pca = fit_patch_pca(_images())
-    params = TinyVae(SMALL).init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
-    params = start_from_pca(dict(params), pca, images)
+    params = start_from_pca(dict(_initial()), pca, images)
     codes = _apply(params, images, TinyVae.encode_raw)
     np.testing.assert_allclose(codes, encode_pca(pca, images), atol=2e-4)

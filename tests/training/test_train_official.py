@@ -21,7 +21,7 @@ from worldstereo_jax.training.clip_cache import ClipCache
 from worldstereo_jax.training.loop import read_log
 from worldstereo_jax.training.official_fields import read_negative_text, read_null_text
 
-FRAMES, HEIGHT, WIDTH = 12, 32, 48
+FRAMES, HEIGHT, WIDTH = 12, toy.HEIGHT, toy.WIDTH
 ON_SURFACE = ("--reference-positions", "surface")
 
 

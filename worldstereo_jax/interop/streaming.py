@@ -202,8 +202,9 @@ class _DeviceArrays:
         """Place a tensor; returns when the host's copy is no longer needed."""
         path, shape = place.path, tuple(self._shapes[place.path])
         sharding = self._placement(path, shape)
-        if place.index is None:
-            self._arrays[path] = self._kept(path, value, sharding)
+        # A stack of one layer is that layer.
+        if place.index is None or (shape[0] == 1 and self._keep is None):
+            self._arrays[path] = self._kept(path, value.reshape(shape), sharding)
             return
         index = np.int32(place.index)
         row = self._kept(path, value, _row_sharding(sharding))

@@ -233,6 +233,7 @@ def gather_conditions(
     return conditions, guidance
 
 
+@functools.cache
 def example_conditions(world: World) -> Conditions:
     """Shapes and types of a world's `Conditions`, without computing any."""
     config = world.rollout

@@ -6,6 +6,7 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.core import Tracer
 
@@ -222,17 +223,23 @@ def remember_frames(
     and 1.
     """
     frames = _told_frames(memory, images, depth, cameras, confidence, inherited)
-    for frame in zip(images, depth, cameras.w2c, cameras.intrinsics, strict=True):
+    # Looked at on the host: every operation on the device by itself is compiled by itself.
+    told = (images, depth, cameras.w2c, cameras.intrinsics)
+    for frame in zip(*map(_on_host, told), strict=True):
         check_values(*frame)
     for name in ("confidence", "inherited"):
-        value = getattr(frames, name)
-        known = not isinstance(value, Tracer)
-        if known and not bool(((value >= 0) & (value <= 1)).all()):
+        value = _on_host(getattr(frames, name))
+        if isinstance(value, np.ndarray) and not ((value >= 0) & (value <= 1)).all():
             raise InputError(f"{name} must hold confidences between 0 and 1")
     for i in range(len(images)):
-        frame = jax.tree.map(lambda a, i=i: a[i], frames)
+        frame = _frame_at(frames, np.int32(i))
         memory = _remember_frame(config, memory, frame, jnp.asarray(source, jnp.int32))
     return memory
+
+
+def _on_host(value: Array) -> Array | ndarray:
+    """Values that are known; a tracer as it is."""
+    return value if isinstance(value, Tracer) else np.asarray(value)
 
 
 @jax.jit
@@ -286,6 +293,17 @@ def _told_frames(
     check_shape("inherited", inherited, depth.shape)
     told = jnp.asarray(confidence, jnp.float32), jnp.asarray(inherited, jnp.float32)
     return _Frames(images, depth, cameras, *told)
+
+
+@jax.jit
+def _frame_at(frames: _Frames, index: Int[Array, ""]) -> _Frames:
+    return jax.tree.map(lambda a: a[index], frames)
+
+
+@jax.jit
+def _as_frames(*frame: Array) -> tuple[Array, ...]:
+    """Arrays of one frame as of several, float32."""
+    return tuple(jnp.asarray(value, jnp.float32)[None] for value in frame)
 
 
 @jax.jit
@@ -373,9 +391,7 @@ def init_memory(
     """
     check_frame(image, depth, w2c, intrinsics, size=(config.height, config.width))
     check_values(image, depth, w2c, intrinsics)
-    images, depths, paths, lenses = (
-        jnp.asarray(value, jnp.float32)[None] for value in (image, depth, w2c, intrinsics)
-    )
+    images, depths, paths, lenses = _as_frames(image, depth, w2c, intrinsics)
     cameras = Cameras(w2c=paths, intrinsics=lenses)
     return remember_frames(config, empty_memory(config), images, depths, cameras, 0)
 

@@ -123,6 +123,7 @@ def forget_last_clip(config: RolloutConfig, memory: WorldMemory) -> WorldMemory:
     return replay_keyframes(config, memory, source != last)
 
 
+@jax.jit
 def select_world(
     memory: WorldMemory, low: Float[Array, "3"], high: Float[Array, "3"]
 ) -> WorldMemory:

@@ -6,12 +6,14 @@ bank are true ones made a little worse (autoencoded, blurred, shifted in colour,
 wrong where the first image did not know it), since at sampling time they are generated ones.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.compat import quick_compiler_options
 from worldstereo_jax.array_types import Array, Float, Key, PyTree, ndarray
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.camera_io import keyframe_indices
@@ -83,9 +85,15 @@ def imitate_generated(
     return image, jnp.where(known > 0, known, wrong)
 
 
-_gather = jax.jit(gather_conditions, static_argnums=0)
 _damage = jax.jit(imitate_generated, static_argnums=0)
 _encode = jax.jit(encode_frames, static_argnums=0)
+
+
+@functools.cache
+def _gather() -> Callable[..., tuple[Conditions, Guidance]]:
+    """`gather_conditions` compiled as `compile_rollout` does; a device is asked for first here."""
+    options = quick_compiler_options()
+    return jax.jit(gather_conditions, static_argnums=0, compiler_options=options)
 
 
 def prepare_pair(
@@ -114,11 +122,11 @@ def prepare_pair(
         scene["w2c"][0],
         scene["intrinsics"][0],
     )
-    conditions, guidance = _gather(world, vae_params, memory, first)
+    conditions, guidance = _gather()(world, vae_params, memory, first)
 
     true = scene["image"], scene["depth"]
     memory = _remember_made(world, vae_params, memory, *true, guidance, first, 1, key)
-    revisit_conditions, _ = _gather(world, vae_params, memory, second)
+    revisit_conditions, _ = _gather()(world, vae_params, memory, second)
 
     videos = jnp.stack([scene["image"], scene["revisit_image"]])
     target, revisit_target = _encode(world.vae, vae_params, videos)
@@ -186,7 +194,7 @@ def long_world_clips(
         for path in range(len(scene["image"])):
             image, depth, w2c, intrinsics = (jnp.asarray(scene[name][path]) for name in names)
             cameras = Cameras(w2c=w2c, intrinsics=intrinsics)
-            conditions, guidance = _gather(world, vae_params, memory, cameras)
+            conditions, guidance = _gather()(world, vae_params, memory, cameras)
             if path >= first:
                 yield conditions, _encode(world.vae, vae_params, image[None])[0]
             key_here = jax.random.fold_in(key, path)

@@ -51,7 +51,7 @@ def to_fields(clip: TrainingClip, cameras: Cameras) -> dict[str, np.ndarray]:
     fields |= {name: np.asarray(parts[name]) for name in whole if parts[name] is not None}
     fields["render_holes"] = np.packbits(np.asarray(conditions.render_mask) > 0.5, axis=-1)
     # In the normalised frame already, as the rays are.
-    fields["w2c"] = np.asarray(normalise_unified(cameras.w2c, cameras.w2c[:1])[0])
+    fields["w2c"] = np.asarray(_normalised(cameras.w2c))
     fields["intrinsics"] = np.asarray(cameras.intrinsics)
     for side in _GEOMETRY:
         if parts[side] is not None:
@@ -65,6 +65,12 @@ def to_fields(clip: TrainingClip, cameras: Cameras) -> dict[str, np.ndarray]:
         for name in ("place", "target_place", "valid"):
             fields[f"entries.{name}"] = np.asarray(getattr(conditions.entries, name))
     return fields
+
+
+@jax.jit
+def _normalised(w2c: Float[Array, "f 4 4"]) -> Float[Array, "f 4 4"]:
+    """A path in its normalised frame, by one program."""
+    return normalise_unified(w2c, w2c[:1])[0]
 
 
 def from_fields(

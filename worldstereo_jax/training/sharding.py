@@ -210,9 +210,11 @@ class TrainLayout:
     def gather(self, tree: PyTree) -> PyTree:
         """Arrays that lie on the mesh as arrays of this host, each whole; all hosts call it."""
 
+        # An array at a time, for all whole may be too much; those of a shape share a program.
+        spread = jax.jit(lambda x: x, out_shardings=self.whole)
+
         def fetch(x: jax.Array) -> np.ndarray:
-            everywhere = jax.jit(lambda x: x, out_shardings=self.whole)(x)
-            return np.asarray(everywhere.addressable_data(0))
+            return np.asarray(spread(x).addressable_data(0))
 
         return jax.tree.map(fetch, tree)
 
