@@ -97,14 +97,40 @@ def memory_entries(valid=True) -> typing.Any:
     )
 
 
-def init(module, *inputs) -> typing.Any:
-    """Parameters of a module."""
+@functools.partial(jax.jit, static_argnums=0)
+def _init(module, inputs):
     return module.init(jax.random.key(0), *inputs)["params"]
 
 
-def apply(module, params, *inputs) -> typing.Any:
-    """A module's output for its parameters."""
-    return module.apply({"params": params}, *inputs)
+def init(module, *inputs) -> typing.Any:
+    """Parameters of a module as it starts."""
+    return _init(module, inputs)
+
+
+def random_like(module, *inputs, method=None, seed=0) -> typing.Any:
+    """Random parameters of a module, none of them zero; made without compiling anything."""
+    shapes = jax.eval_shape(
+        lambda *inputs: module.init(jax.random.key(0), *inputs, method=method)["params"], *inputs
+    )
+    generator = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        x = generator.standard_normal(leaf.shape, np.float32)
+        if path[-1].key == "kernel":
+            return x / np.sqrt(np.float32(np.prod(leaf.shape[:-1])))
+        return np.float32(0.2) * x + np.float32(path[-1].key == "scale")
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "method"))
+def _apply(module, params, inputs, method):
+    return module.apply({"params": params}, *inputs, method=method)
+
+
+def apply(module, params, *inputs, method=None) -> typing.Any:
+    """A module's output for its parameters; calls that share shapes share one compilation."""
+    return _apply(module, params, inputs, method)
 
 
 @functools.cache
