@@ -145,7 +145,7 @@ def make_problem(
 
     q, k, v = (normal(batch, t, heads, head_dim) for t in (q_len, k_len, k_len))
     mask = _mask(rng, kind, batch, heads, q_len, k_len)
-    d_lse = normal(batch, q_len, heads).astype(jnp.float32)
+    d_lse = jnp.asarray(_exact(normal(batch, q_len, heads)))
     return Problem(q, k, v, mask, normal(batch, q_len, heads, head_dim), d_lse)
 
 
@@ -169,10 +169,14 @@ def _attention(implementation: str) -> Callable[..., typing.Any]:
     return functools.partial(block_sparse_attention, implementation=implementation)
 
 
+def _exact(x: Array) -> np.ndarray:
+    return np.asarray(x).astype(np.float32)
+
+
 def reference_results(problem: Problem) -> dict[str, np.ndarray]:
     """What `compare` compares with, from the reference in float32."""
     exact = problem._replace(
-        **{name: getattr(problem, name).astype(jnp.float32) for name in ("q", "k", "v", "d_out")}
+        **{name: _exact(getattr(problem, name)) for name in ("q", "k", "v", "d_out")}
     )
     return {name: np.asarray(x) for name, x in _run(_attention("reference"), exact).items()}
 
@@ -197,7 +201,7 @@ def compare(
     lost = np.isneginf(wanted["lse"])
     errors = {}
     for name, want in wanted.items():
-        got = np.asarray(found[name].astype(jnp.float32))
+        got = _exact(found[name])
         if name in ("out", "dq", "lse"):
             zero = np.isneginf(got[lost]) if name == "lse" else got[lost] == 0
             if not zero.all():
