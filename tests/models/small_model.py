@@ -4,7 +4,6 @@ import functools
 import typing
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tests.compiling import ALIKE
@@ -37,8 +36,13 @@ TOKENS_PER_FRAME = (ROWS // 2) * (COLUMNS // 2)
 TARGET, REFERENCE = FRAMES * TOKENS_PER_FRAME, VIEWS * TOKENS_PER_FRAME
 
 
+def array(values, dtype=None) -> jax.Array:
+    """The values on the device; `jnp.asarray` would compile a program for every shape."""
+    return jax.device_put(np.asarray(values, dtype))
+
+
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return array(np.random.default_rng(seed).normal(size=shape), np.float32)
 
 
 def random_params(config=SMALL, seed=0):
@@ -53,7 +57,7 @@ def random_params(config=SMALL, seed=0):
             x /= np.sqrt(np.prod(inputs))
         else:
             x = 0.2 * x + path.endswith("scale")
-        return jnp.asarray(x, jnp.float32)
+        return array(x, np.float32)
 
     return from_flat({path: draw(path, shape) for path, shape in parameter_shapes(config).items()})
 
@@ -64,14 +68,14 @@ def inputs():
     pixels = (BATCH, FRAMES, 8 * ROWS, 8 * COLUMNS)
     return {
         "latent": normal(0, *latent, 36),
-        "timestep": jnp.array([500.0, 20.0]),
+        "timestep": array([500.0, 20.0], np.float32),
         "text": normal(1, BATCH, 3, 8),
         "control": ControlInput(
             normal(2, *latent, 16), normal(3, *pixels, 1), normal(4, *pixels, 6)
         ),
         "references": References(
             latent=normal(5, BATCH, VIEWS, ROWS, COLUMNS, 36),
-            index=jnp.array([[0, 1, 0], [1, 0, 0]], jnp.int32),
+            index=array([[0, 1, 0], [1, 0, 0]], np.int32),
             camera=normal(6, BATCH, VIEWS, 7),
             valid=None,
         ),
@@ -84,16 +88,16 @@ def warped_memory(candidates=2, holes=False, width=SMALL.warped_width) -> typing
     log_weight = normal(9, *shape)
     return WarpedMemory(
         features=normal(8, *shape, width),
-        log_weight=jnp.full(shape, -jnp.inf, jnp.float32) if holes else log_weight,
+        log_weight=array(np.full(shape, -np.inf, np.float32)) if holes else log_weight,
     )
 
 
 def memory_entries(valid=True) -> typing.Any:
     return MemoryEntries(
         features=normal(10, BATCH, ENTRIES, SMALL.entry_width),
-        place=3 * normal(11, BATCH, ENTRIES, 3),
-        target_place=3 * normal(12, BATCH, TARGET, 3),
-        valid=jnp.broadcast_to(jnp.asarray(valid), (BATCH, ENTRIES)),
+        place=array(3 * np.asarray(normal(11, BATCH, ENTRIES, 3))),
+        target_place=array(3 * np.asarray(normal(12, BATCH, TARGET, 3))),
+        valid=array(np.broadcast_to(valid, (BATCH, ENTRIES))),
     )
 
 
