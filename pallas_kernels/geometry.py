@@ -79,6 +79,7 @@ def sphere_metric(radius: Float[Array, "..."]) -> Float[Array, "... 6"]:
     return jnp.stack([inverse, inverse, inverse, zero, zero, zero], axis=-1)
 
 
+@jax.jit
 def ellipse_metric(
     axes: Float[Array, "... 3 3"], radii: Float[Array, "... 3"]
 ) -> Float[Array, "... 6"]:

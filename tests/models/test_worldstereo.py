@@ -263,7 +263,7 @@ def test_patterns_are_chosen_per_layer():
 
     def with_patterns(patterns, scan=True):
         config = SMALL.replace(attention_pattern=patterns, scan_layers=scan)
-        values = params() if scan else unstack(params(), SMALL)
+        values = params() if scan else unstack(jax.tree.map(np.asarray, params()), SMALL)
         return np.asarray(run(values, config, **inputs(), block_mask=masks))
 
     dense = with_patterns("dense")
@@ -408,11 +408,15 @@ def test_gradients_are_finite_with_and_without_holes(holes):
 @pytest.mark.parametrize(("remat", "scan"), [("full", False), ("dots", True)])
 def test_remat_and_stacking_change_neither_output_nor_gradient(remat, scan):
     config = CONTROLLED.replace(scan_layers=scan, remat=remat)
-    values = controlled_params() if scan else unstack(controlled_params(), CONTROLLED)
+    values = (
+        controlled_params()
+        if scan
+        else unstack(jax.tree.map(np.asarray, controlled_params()), CONTROLLED)
+    )
     found, memory = gradient_of(config, values, False)
     expected, expected_memory = scanned_gradient(False)
     if not scan:
-        expected = unstack(expected, CONTROLLED)
+        expected = unstack(jax.tree.map(np.asarray, expected), CONTROLLED)
     compare = functools.partial(np.testing.assert_allclose, atol=1e-5)
     jax.tree.map(compare, (expected, expected_memory), (found, memory))
 

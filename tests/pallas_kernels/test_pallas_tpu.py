@@ -284,6 +284,6 @@ def test_the_strength_has_a_gradient_only_where_it_is_asked_for():
 def test_negative_scale():
     problem = make_problem("random", batch=1, heads=1, q_len=32, k_len=64, head_dim=8)
     got = jax.jit(interpreted, static_argnums=4)(*problem[:4], -0.7)
-    want = pk.reference.reference_attention(*problem[:4], -0.7)
+    want = jax.jit(pk.reference.reference_attention, static_argnums=4)(*problem[:4], -0.7)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
