@@ -1,5 +1,6 @@
 """A block-sparse attention mask that is data: per query tile, the list of active key tiles."""
 
+import functools
 import typing
 
 import flax.struct
@@ -84,15 +85,7 @@ class BlockMask:
 
     def state(self) -> Int[Array, "b heads nq nk"]:
         """Kind of every tile pair, int8 [b, heads, nq, nk]: EMPTY, PARTIAL or FULL."""
-        lists = self.keys
-        position = lax.broadcasted_iota(jnp.int32, lists.index.shape, 3)
-        kind = jnp.where(position < lists.count[..., None], FULL, EMPTY)
-        kind = jnp.where(position < lists.partial[..., None], PARTIAL, kind)
-        rows = lists.index.reshape(-1, lists.index.shape[-1])
-        table = jnp.zeros((rows.shape[0], self.k_tiles), jnp.int8)
-        row = jnp.broadcast_to(jnp.arange(rows.shape[0])[:, None], rows.shape)
-        table = table.at[row, rows].max(kind.reshape(rows.shape).astype(jnp.int8))
-        return table.reshape(self.batch, self.heads, self.q_tiles, self.k_tiles)
+        return _tile_kinds(self.keys, self.k_tiles)
 
     def density(self) -> Float[Array, "b heads"]:
         """Share of tile pairs that are active."""
@@ -112,6 +105,19 @@ class BlockMask:
 
     def __or__(self, other: "BlockMask") -> "BlockMask":
         return _combine(self, other, both=False)
+
+
+# Compiled as a whole even when called eagerly, as all below: small operations start much slower.
+@functools.partial(jax.jit, static_argnums=1)
+def _tile_kinds(lists: TileLists, columns: int) -> Int[Array, "b heads nq nk"]:
+    position = lax.broadcasted_iota(jnp.int32, lists.index.shape, 3)
+    kind = jnp.where(position < lists.count[..., None], FULL, EMPTY)
+    kind = jnp.where(position < lists.partial[..., None], PARTIAL, kind)
+    rows = lists.index.reshape(-1, lists.index.shape[-1])
+    table = jnp.zeros((rows.shape[0], columns), jnp.int8)
+    row = jnp.broadcast_to(jnp.arange(rows.shape[0])[:, None], rows.shape)
+    table = table.at[row, rows].max(kind.reshape(rows.shape).astype(jnp.int8))
+    return table.reshape(*lists.index.shape[:3], columns)
 
 
 @jax.jit
@@ -164,6 +170,7 @@ def tile_count(length: int, tile: int) -> int:
     return -(-length // tile)
 
 
+@jax.jit
 def tile_lists(state: Int[Array, "b heads rows columns"]) -> TileLists:
     """Lists of the active columns of each row from the tile pairs' kinds."""
     columns = state.shape[-1]
@@ -213,6 +220,7 @@ def build_mask(
     )
 
 
+@functools.partial(jax.jit, static_argnames="both")
 def _combine(left: BlockMask, right: BlockMask, *, both: bool) -> BlockMask:
     """Intersection or union of two masks over the same tokens and tiles."""
     sizes = tuple((m.q_len, m.k_len, m.tile_q, m.tile_k) for m in (left, right))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from pallas_kernels.block_mask import BlockMask, build_mask
 from pallas_kernels.fills import EMPTY, FULL, PARTIAL, GeometryFill
@@ -28,6 +28,7 @@ def _pad_geometry(geometry: TokenGeometry, tile: int) -> TokenGeometry:
     )
 
 
+@jax.jit
 def concatenate_geometry(first: TokenGeometry, second: TokenGeometry) -> TokenGeometry:
     """The tokens of both, one after the other; visibility bitsets are widened to the longer."""
     words = max(first.visibility.shape[-1], second.visibility.shape[-1])
@@ -60,15 +61,11 @@ def from_geometry(
     those tuned for the device, `best_tiles()`. Raises ValueError for other granularities.
     """
     tiles = best_tiles()
-    query_group = jnp.where(query.exists, 0, -1)
-    key_group = jnp.where(key.exists, 1, -1)
     return _geometry_mask(
         query,
         key,
-        query_group,
-        key_group,
         strength,
-        two_way=False,
+        joint=False,
         rule=rule or CorrespondenceRule(),
         granularity=granularity,
         tile_q=tile_q or tiles.tile_q,
@@ -94,16 +91,11 @@ def joint_correspondence(
     `from_geometry`.
     """
     tiles = best_tiles()
-    both = concatenate_geometry(reference, target)
-    own = jnp.where(reference.exists, reference.frame + 1, -1)
-    group = jnp.concatenate([own, jnp.where(target.exists, 0, -1)], axis=1)
     return _geometry_mask(
-        both,
-        both,
-        group,
-        group,
+        reference,
+        target,
         strength,
-        two_way=True,
+        joint=True,
         rule=rule or CorrespondenceRule(),
         granularity=granularity,
         tile_q=tile_q or tiles.tile_q,
@@ -112,27 +104,35 @@ def joint_correspondence(
 
 
 # Compiled as a whole even when called eagerly: dozens of small operations start much slower.
-@functools.partial(jax.jit, static_argnames=("two_way", "rule", "granularity", "tile_q", "tile_k"))
+@functools.partial(jax.jit, static_argnames=("joint", "rule", "granularity", "tile_q", "tile_k"))
 def _geometry_mask(
-    query: TokenGeometry,
-    key: TokenGeometry,
-    query_group: Int[Array, "b tq"],
-    key_group: Int[Array, "b tk"],
+    first: TokenGeometry,
+    second: TokenGeometry,
     strength: Float[Array, "..."] | float | None,
     *,
-    two_way: bool,
+    joint: bool,
     rule: CorrespondenceRule,
     granularity: str,
     tile_q: int,
     tile_k: int,
 ) -> BlockMask:
+    """Of queries and keys, or, `joint`, of references and the target as both."""
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity must be one of {GRANULARITIES}, got {granularity!r}")
     if granularity == "tile" and strength is not None:
         raise ValueError("a soft constraint needs token granularity")
     soft = strength is not None
+    first, second = jax.lax.stop_gradient((first, second))
+    if joint:
+        query = key = concatenate_geometry(first, second)
+        own = jnp.where(first.exists, first.frame + 1, -1)
+        query_group = jnp.concatenate([own, jnp.where(second.exists, 0, -1)], axis=1)
+        key_group = query_group
+    else:
+        query, key = first, second
+        query_group = jnp.where(query.exists, 0, -1)
+        key_group = jnp.where(key.exists, 1, -1)
     q_len, k_len = query.length, key.length
-    query, key = jax.lax.stop_gradient((query, key))
     fill = GeometryFill(
         query=_pad_geometry(query, tile_q),
         key=_pad_geometry(key, tile_k),
@@ -141,7 +141,7 @@ def _geometry_mask(
         rule=rule,
         soft=soft,
         token_level=granularity == "token",
-        two_way=two_way,
+        two_way=joint,
     )
     cross = _cross_tiles(fill, tile_q, tile_k)
     relation = _group_relation(fill, q_len, k_len, tile_q, tile_k)

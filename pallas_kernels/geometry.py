@@ -5,6 +5,7 @@ is evaluated on tiles of tokens; nothing here ever makes an array over all queri
 """
 
 import dataclasses
+import functools
 import typing
 
 import flax.struct
@@ -78,6 +79,7 @@ def sphere_metric(radius: Float[Array, "..."]) -> Float[Array, "... 6"]:
     return jnp.stack([inverse, inverse, inverse, zero, zero, zero], axis=-1)
 
 
+@jax.jit
 def ellipse_metric(
     axes: Float[Array, "... 3 3"], radii: Float[Array, "... 3"]
 ) -> Float[Array, "... 6"]:
@@ -115,9 +117,29 @@ def make_token_geometry(
     """
     if (radius is None) == (metric is None):
         raise ValueError("token geometry needs either `radius` or `metric`, and not both")
+    size = jnp.asarray(radius, jnp.float32) if metric is None else metric
+    return _token_geometry(
+        position, size, normal, log_weight, segment, frame, visibility, valid, metric is None, views
+    )
+
+
+# Compiled as a whole even when called eagerly: dozens of small operations start much slower.
+@functools.partial(jax.jit, static_argnums=(8, 9))
+def _token_geometry(
+    position: Float[Array, "b t 3"],
+    size: Float[Array, "..."],
+    normal: Float[Array, "b t 3"] | None,
+    log_weight: Float[Array, "b t"] | None,
+    segment: Int[Array, "b t"] | None,
+    frame: Int[Array, "b t"] | None,
+    visibility: UInt32[Array, "b t words"] | None,
+    valid: Bool[Array, "b t"] | None,
+    spheres: bool,
+    views: int,
+) -> TokenGeometry:
+    """As `make_token_geometry`; size is a metric, or of spheres the radius."""
     b, t = position.shape[:2]
-    if metric is None:
-        metric = sphere_metric(jnp.broadcast_to(jnp.asarray(radius, jnp.float32), (b, t)))
+    metric = sphere_metric(jnp.broadcast_to(size, (b, t))) if spheres else size
     if valid is None:
         valid = jnp.ones((b, t), bool)
     words = -(-views // 32)

@@ -1,4 +1,7 @@
-"""Constructors of block masks; all work inside jit with traced data."""
+"""Constructors of block masks; all work inside jit with traced data.
+
+Called outside of it, each is compiled as a whole: dozens of small operations start much slower.
+"""
 
 import functools
 
@@ -67,6 +70,7 @@ def from_dense(
     return build_mask(state, q_len=q_len, k_len=k_len, tile_q=tile_q, tile_k=tile_k, fill=fill)
 
 
+@functools.partial(jax.jit, static_argnames=("q_len", "k_len", "tile_q", "tile_k"))
 def from_tile_lists(
     index: Int[Array, "b heads nq capacity"],
     count: Int[Array, "b heads nq"],
@@ -92,6 +96,7 @@ def from_tile_lists(
     return build_mask(state, q_len=q_len, k_len=k_len, tile_q=tile_q, tile_k=tile_k)
 
 
+@functools.partial(jax.jit, static_argnames=("q_len", "k_len", "tile_q", "tile_k", "batch"))
 def dense_pattern(
     q_len: int, k_len: int, *, tile_q: int = 128, tile_k: int = 128, batch: int = 1
 ) -> BlockMask:
@@ -101,6 +106,10 @@ def dense_pattern(
     return build_mask(state, q_len=q_len, k_len=k_len, tile_q=tile_q, tile_k=tile_k)
 
 
+@functools.partial(
+    jax.jit,
+    static_argnames=("q_len", "k_len", "before", "after", "offset", "tile_q", "tile_k", "batch"),
+)
 def sliding_window(
     q_len: int,
     k_len: int,

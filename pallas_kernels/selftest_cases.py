@@ -40,6 +40,11 @@ class Problem(typing.NamedTuple):
     d_lse: Array
 
 
+def _put(values: np.ndarray, dtype: typing.Any) -> Array:
+    """The values on the device; `jnp.asarray` would compile a program for every shape."""
+    return jax.device_put(values.astype(dtype))
+
+
 def random_geometry(
     rng: np.random.Generator, batch: int, tokens: int, frames: int, *, radius: float = 0.25
 ) -> TokenGeometry:
@@ -52,14 +57,14 @@ def random_geometry(
     words = np.packbits(seen, axis=-1, bitorder="little").view("<u4")
     frame = np.broadcast_to(np.arange(tokens) * frames // tokens, (batch, tokens))
     return make_token_geometry(
-        jnp.asarray(position, jnp.float32),
-        radius=jnp.asarray(radius * rng.uniform(0.5, 1.5, (batch, tokens)), jnp.float32),
-        normal=jnp.asarray(normal, jnp.float32),
-        log_weight=jnp.asarray(-rng.random((batch, tokens)), jnp.float32),
-        segment=jnp.asarray(np.where(rng.random((batch, tokens)) < 0.1, -1, 0), jnp.int32),
-        frame=jnp.asarray(frame, jnp.int32),
-        visibility=jnp.asarray(words, jnp.uint32),
-        valid=jnp.asarray(rng.random((batch, tokens)) < 0.9),
+        _put(position, np.float32),
+        radius=_put(radius * rng.uniform(0.5, 1.5, (batch, tokens)), np.float32),
+        normal=_put(normal, np.float32),
+        log_weight=_put(-rng.random((batch, tokens)), np.float32),
+        segment=_put(np.where(rng.random((batch, tokens)) < 0.1, -1, 0), np.int32),
+        frame=_put(frame, np.int32),
+        visibility=_put(words, np.uint32),
+        valid=_put(rng.random((batch, tokens)) < 0.9, bool),
     )
 
 
@@ -88,18 +93,18 @@ def _mask(rng: np.random.Generator, kind: str, b: int, heads: int, tq: int, tk: 
     sizes = {"tile_q": TILE_Q, "tile_k": TILE_K}
     if kind == "per_head":
         each = [_booleans(rng, "random", b, tq, tk) for _ in range(heads)]
-        return from_dense(jnp.asarray(np.stack(each, axis=1)), TILE_Q, TILE_K)
+        return from_dense(_put(np.stack(each, axis=1), bool), TILE_Q, TILE_K)
     if kind == "window":
         return sliding_window(tq, tk, before=20, after=9, offset=11, **sizes)
     if kind == "frames":
         frames = [np.sort(rng.integers(-1, 4, (b, t)), axis=1) for t in (tq, tk)]
-        table = jnp.asarray(rng.random((b, 4, 4)) < 0.5)
-        query, key = (jnp.asarray(x, jnp.int32) for x in frames)
+        table = _put(rng.random((b, 4, 4)) < 0.5, bool)
+        query, key = (_put(x, np.int32) for x in frames)
         return frame_pattern(query, key, table, **sizes)
     # Compiled as a whole: much faster to start than operation by operation.
     if kind in ("geometry", "soft", "tiles"):
         query, key = random_geometry(rng, b, tq, 3), random_geometry(rng, b, tk, 2)
-        strength = jnp.asarray(rng.uniform(0.3, 2.0, heads), jnp.float32)
+        strength = _put(rng.uniform(0.3, 2.0, heads), np.float32)
         extra = {"strength": strength} if kind == "soft" else {}
         granularity = "tile" if kind == "tiles" else "token"
         rule = CorrespondenceRule(field="either" if kind == "geometry" else "target")
@@ -107,12 +112,12 @@ def _mask(rng: np.random.Generator, kind: str, b: int, heads: int, tq: int, tk: 
         return jax.jit(build)(query, key, **extra)
     if kind in ("joint", "joint_soft"):
         reference, target = random_geometry(rng, b, 32, 2), random_geometry(rng, b, tq - 32, 3)
-        extra = {"strength": jnp.float32(0.7)} if kind == "joint_soft" else {}
+        extra = {"strength": np.float32(0.7)} if kind == "joint_soft" else {}
         field = "either" if kind == "joint_soft" else "target"
         rule = CorrespondenceRule(reach=1.5, field=field)
         build = functools.partial(joint_correspondence, rule=rule, **sizes)
         return jax.jit(build)(reference, target, **extra)
-    return from_dense(jnp.asarray(_booleans(rng, kind, b, tq, tk)), TILE_Q, TILE_K)
+    return from_dense(_put(_booleans(rng, kind, b, tq, tk), bool), TILE_Q, TILE_K)
 
 
 QUICK = ("random", "empty", "full", "one_tile", "block_diagonal", "per_head", "soft", "joint")
@@ -141,11 +146,11 @@ def make_problem(
         k_len = q_len
 
     def normal(*shape):
-        return jnp.asarray(rng.normal(size=shape), dtype)
+        return _put(rng.normal(size=shape), jnp.dtype(dtype))
 
     q, k, v = (normal(batch, t, heads, head_dim) for t in (q_len, k_len, k_len))
     mask = _mask(rng, kind, batch, heads, q_len, k_len)
-    d_lse = normal(batch, q_len, heads).astype(jnp.float32)
+    d_lse = _put(_exact(normal(batch, q_len, heads)), np.float32)
     return Problem(q, k, v, mask, normal(batch, q_len, heads, head_dim), d_lse)
 
 
@@ -169,10 +174,14 @@ def _attention(implementation: str) -> Callable[..., typing.Any]:
     return functools.partial(block_sparse_attention, implementation=implementation)
 
 
+def _exact(x: Array) -> np.ndarray:
+    return np.asarray(x).astype(np.float32)
+
+
 def reference_results(problem: Problem) -> dict[str, np.ndarray]:
     """What `compare` compares with, from the reference in float32."""
     exact = problem._replace(
-        **{name: getattr(problem, name).astype(jnp.float32) for name in ("q", "k", "v", "d_out")}
+        **{name: _exact(getattr(problem, name)) for name in ("q", "k", "v", "d_out")}
     )
     return {name: np.asarray(x) for name, x in _run(_attention("reference"), exact).items()}
 
@@ -197,7 +206,7 @@ def compare(
     lost = np.isneginf(wanted["lse"])
     errors = {}
     for name, want in wanted.items():
-        got = np.asarray(found[name].astype(jnp.float32))
+        got = _exact(found[name])
         if name in ("out", "dq", "lse"):
             zero = np.isneginf(got[lost]) if name == "lse" else got[lost] == 0
             if not zero.all():

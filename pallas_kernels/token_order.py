@@ -50,6 +50,7 @@ class TokenOrder:
         return _gather(x, self.inverse)
 
 
+@jax.jit
 def _gather(x: Array, index: Array) -> Array:
     return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), axis=1)
 

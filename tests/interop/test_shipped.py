@@ -22,8 +22,8 @@ from worldstereo_jax.sampling.conditions import anchor, example_conditions
 from worldstereo_jax.sampling.denoise import denoise
 
 
-def _zeros_like_batch(example):
-    return jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), example)
+def _batch_like(example):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), example)
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +33,15 @@ def tiny():
 
 def test_the_shipped_parameters_fit_their_networks(tiny):
     world, params = tiny
-    example = _zeros_like_batch(example_conditions(world))
+    example = _batch_like(jax.eval_shape(lambda: example_conditions(world)))
     output = jax.eval_shape(
-        lambda p: denoise(
+        lambda p, example: denoise(
             world.denoiser, p, jnp.zeros_like(anchor(example)), jnp.zeros((1,)), example
         ),
         params.denoiser,
+        example,
     )
-    assert output.shape == anchor(example).shape
+    assert output.shape == jax.eval_shape(anchor, example).shape
 
 
 def test_the_shipped_denoiser_was_trained(tiny):
@@ -52,7 +53,7 @@ def test_the_shipped_denoiser_was_trained(tiny):
         if "head" in jax.tree_util.keystr(path)
     ]
     assert head
-    assert any(float(jnp.abs(leaf).max()) > 1e-3 for leaf in head)
+    assert any(np.abs(leaf).max() > 1e-3 for leaf in head)
 
 
 def test_shipped_weights_stay_below_twenty_megabytes():
@@ -94,7 +95,7 @@ def test_a_file_from_before_entries_is_completed_and_one_that_lacks_more_is_refu
     for name, value in new.items():
         assert any(silent in name for silent in names)
         if name.endswith("kernel"):
-            assert bool(jnp.any(value != 0)) != ("/out/" in name), name
+            assert np.asarray(value).any() != ("/out/" in name), name
     again = flat_paths(load_denoiser(path, config))
     for name, value in completed.items():
         np.testing.assert_array_equal(again[name], value)
@@ -125,6 +126,6 @@ def test_weights_say_where_references_stood_when_they_were_trained(tmp_path, tin
 def test_an_untrained_world_has_the_trained_autoencoder_and_a_silent_denoiser(tiny):
     _, params = load_untrained("tiny", key=jax.random.key(0))
     trained = tiny[1]
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, params.vae, trained.vae))
+    assert jax.tree.all(jax.tree.map(np.array_equal, params.vae, trained.vae))
     shapes = jax.tree.map(jnp.shape, params.denoiser)
     assert shapes == jax.tree.map(jnp.shape, trained.denoiser)

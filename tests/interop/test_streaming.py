@@ -26,7 +26,7 @@ from worldstereo_jax.interop.tensor_source import WeightFiles, open_weights
 from worldstereo_jax.models.placement import one_device, split_widest_axis, tensor_parallel
 from worldstereo_jax.models.quantised import quantise_params, quantiser
 
-CONFIG = SMALL
+CONFIG = SMALL.replace(num_layers=2, control=None)
 TABLE = (model_places(CONFIG), parameter_shapes(CONFIG))
 
 
@@ -84,9 +84,9 @@ def test_parameters_are_split_over_a_mesh_in_the_type_asked_for(folder, params):
     assert_params(loaded.params, params, ml_dtypes.bfloat16)
     flat = flat_paths(loaded.params)
     up = flat["blocks/layers/backbone/ffn/up/kernel"]
-    assert up.shape == (1, 24, 32)
+    assert up.shape == (2, 24, 32)
     assert up.sharding == NamedSharding(mesh, PartitionSpec(None, None, "model"))
-    assert up.addressable_shards[0].data.shape == (1, 24, 8)
+    assert up.addressable_shards[0].data.shape == (2, 24, 8)
     bias = flat["blocks/layers/backbone/ffn/up/bias"]
     assert bias.sharding.is_fully_replicated
 

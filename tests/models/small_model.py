@@ -4,7 +4,6 @@ import functools
 import typing
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tests.compiling import ALIKE
@@ -37,8 +36,13 @@ TOKENS_PER_FRAME = (ROWS // 2) * (COLUMNS // 2)
 TARGET, REFERENCE = FRAMES * TOKENS_PER_FRAME, VIEWS * TOKENS_PER_FRAME
 
 
+def array(values, dtype=None) -> jax.Array:
+    """The values on the device; `jnp.asarray` would compile a program for every shape."""
+    return jax.device_put(np.asarray(values, dtype))
+
+
 def normal(seed, *shape):
-    return jax.device_put(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+    return array(np.random.default_rng(seed).normal(size=shape), np.float32)
 
 
 def random_params(config=SMALL, seed=0):
@@ -53,8 +57,7 @@ def random_params(config=SMALL, seed=0):
             x /= np.sqrt(np.prod(inputs))
         else:
             x = 0.2 * x + path.endswith("scale")
-        # Not by jnp.asarray, which compiles a program for every shape.
-        return jax.device_put(x.astype(np.float32))
+        return array(x, np.float32)
 
     return from_flat({path: draw(path, shape) for path, shape in parameter_shapes(config).items()})
 
@@ -65,14 +68,14 @@ def inputs():
     pixels = (BATCH, FRAMES, 8 * ROWS, 8 * COLUMNS)
     return {
         "latent": normal(0, *latent, 36),
-        "timestep": jnp.array([500.0, 20.0]),
+        "timestep": array([500.0, 20.0], np.float32),
         "text": normal(1, BATCH, 3, 8),
         "control": ControlInput(
             normal(2, *latent, 16), normal(3, *pixels, 1), normal(4, *pixels, 6)
         ),
         "references": References(
             latent=normal(5, BATCH, VIEWS, ROWS, COLUMNS, 36),
-            index=jnp.array([[0, 1, 0], [1, 0, 0]], jnp.int32),
+            index=array([[0, 1, 0], [1, 0, 0]], np.int32),
             camera=normal(6, BATCH, VIEWS, 7),
             valid=None,
         ),
@@ -85,27 +88,53 @@ def warped_memory(candidates=2, holes=False, width=SMALL.warped_width) -> typing
     log_weight = normal(9, *shape)
     return WarpedMemory(
         features=normal(8, *shape, width),
-        log_weight=jnp.full(shape, -jnp.inf, jnp.float32) if holes else log_weight,
+        log_weight=array(np.full(shape, -np.inf, np.float32)) if holes else log_weight,
     )
 
 
 def memory_entries(valid=True) -> typing.Any:
     return MemoryEntries(
         features=normal(10, BATCH, ENTRIES, SMALL.entry_width),
-        place=3 * normal(11, BATCH, ENTRIES, 3),
-        target_place=3 * normal(12, BATCH, TARGET, 3),
-        valid=jnp.broadcast_to(jnp.asarray(valid), (BATCH, ENTRIES)),
+        place=array(3 * np.asarray(normal(11, BATCH, ENTRIES, 3))),
+        target_place=array(3 * np.asarray(normal(12, BATCH, TARGET, 3))),
+        valid=array(np.broadcast_to(valid, (BATCH, ENTRIES))),
     )
 
 
-def init(module, *inputs) -> typing.Any:
-    """Parameters of a module."""
+@functools.partial(jax.jit, static_argnums=0)
+def _init(module, inputs):
     return module.init(jax.random.key(0), *inputs)["params"]
 
 
-def apply(module, params, *inputs) -> typing.Any:
-    """A module's output for its parameters."""
-    return module.apply({"params": params}, *inputs)
+def init(module, *inputs) -> typing.Any:
+    """Parameters of a module as it starts."""
+    return _init(module, inputs)
+
+
+def random_like(module, *inputs, method=None, seed=0) -> typing.Any:
+    """Random parameters of a module, none of them zero; made without compiling anything."""
+    shapes = jax.eval_shape(
+        lambda *inputs: module.init(jax.random.key(0), *inputs, method=method)["params"], *inputs
+    )
+    generator = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        x = generator.standard_normal(leaf.shape, np.float32)
+        if path[-1].key == "kernel":
+            return x / np.sqrt(np.float32(np.prod(leaf.shape[:-1])))
+        return np.float32(0.2) * x + np.float32(path[-1].key == "scale")
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "method"))
+def _apply(module, params, inputs, method):
+    return module.apply({"params": params}, *inputs, method=method)
+
+
+def apply(module, params, *inputs, method=None) -> typing.Any:
+    """A module's output for its parameters; calls that share shapes share one compilation."""
+    return _apply(module, params, inputs, method)
 
 
 @functools.cache

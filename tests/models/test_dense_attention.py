@@ -56,7 +56,7 @@ def test_a_program_for_several_chips_needs_a_rule_to_use_a_kernel():
 def test_a_kernel_gives_what_the_products_give(monkeypatch, split, masked):
     q, k, v = normal(0, 1, 140, 2, 8), normal(1, 1, 133, 2, 8), normal(2, 1, 133, 2, 8)
     valid = jnp.asarray(np.random.default_rng(3).random((1, 133)) < 0.5) if masked else None
-    want = dense_attention(q, k, v, valid)
+    want = jax.jit(dense_attention)(q, k, v, valid)
     monkeypatch.setattr(module, "dense_way", lambda *_: "xla_chunked")
     mesh = Mesh(np.array(jax.devices("cpu")[:2]), ("heads",))
     sharding = AttentionSharding(mesh, heads="heads") if split else None
@@ -75,16 +75,20 @@ def test_odd_lengths_give_what_even_ones_do(n, m):
         return attention(*given, **options)
 
     attention = jax.nn.dot_product_attention
-    found = module._in_even_lengths(q, k, v, "xla")
-    np.testing.assert_allclose(found, attention(q, k, v), atol=1e-6)
 
-    def total(attend):
-        return jax.grad(lambda *x: (attend(*x) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+    def result(attend):
+        def total(*x):
+            out = attend(*x)
+            return (out**2).sum(), out
+
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(q, k, v)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.nn, "dot_product_attention", lengths_of)
-        ours = total(lambda *x: module._in_even_lengths(*x, "xla"))
+        ours, found = result(lambda *x: module._in_even_lengths(*x, "xla"))
     assert seen
     assert not any(length % 2 for length in seen)
-    for mine, theirs in zip(ours, total(attention), strict=True):
+    gradients, expected = result(attention)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    for mine, theirs in zip(ours, gradients, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)

@@ -1,46 +1,36 @@
-import typing
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.small_model import apply, random_like
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.models.depth_tiny import TinyDepth, TinyDepthConfig
 
 SMALL = TinyDepthConfig(widths=(4, 6, 8, 8), attention_blocks=1, heads=2)
 
 
-def _params(config=SMALL, seed=0):
-    net = TinyDepth(config)
-    params = net.init(jax.random.key(seed), jnp.zeros((1, 32, 48, 3)), method=TinyDepth.log_depth)
-    leaves, tree = jax.tree.flatten(params["params"])
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    # The last layers start at zero; random ones let every path show.
-    return tree.unflatten(
-        [
-            leaf + 0.1 * jax.random.normal(k, leaf.shape)
-            for leaf, k in zip(leaves, keys, strict=True)
-        ]
-    )
+@pytest.fixture(scope="module")
+def params():
+    """The last layers start at zero; random ones let every path show."""
+    return random_like(TinyDepth(SMALL), jnp.zeros((1, 32, 48, 3)), method=TinyDepth.log_depth)
 
 
-def _apply(net, params, x, method=None) -> typing.Any:
-    return net.apply({"params": params}, x, method=method)
+def _images(seed, *shape, low=0.0):
+    return np.random.default_rng(seed).uniform(low, 1.0, (*shape, 3)).astype(np.float32)
 
 
 def test_starts_at_three_metres_everywhere():
     net = TinyDepth(SMALL)
-    image = jax.random.uniform(jax.random.key(0), (1, 16, 32, 3))
-    depth, _ = net.init_with_output(jax.random.key(1), image)
+    depth, _ = jax.jit(net.init_with_output)(jax.random.key(1), _images(0, 1, 16, 32))
     assert depth.shape == (1, 16, 32)
     np.testing.assert_allclose(depth, 3.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (48, 32)])
-def test_depth_is_positive_and_bounded(size):
-    image = jax.random.uniform(jax.random.key(0), (1, *size, 3), minval=-1, maxval=1)
-    depth = _apply(TinyDepth(SMALL), _params(), 50.0 * image)
+def test_depth_is_positive_and_bounded(size, params):
+    image = np.float32(50.0) * _images(0, 1, *size, low=-1.0)
+    depth = np.asarray(apply(TinyDepth(SMALL), params, image))
     assert depth.shape == (1, *size)
     assert (depth >= SMALL.nearest * 0.999).all()
     assert (depth <= SMALL.farthest * 1.001).all()
@@ -52,20 +42,21 @@ def test_other_sizes_are_refused():
         TinyDepth(SMALL).init(jax.random.key(0), jnp.zeros((1, 24, 32, 3)))
 
 
-def test_every_pixel_sees_the_whole_image():
-    net, params = TinyDepth(SMALL), _params()
-    image = jnp.zeros((1, 64, 128, 3))
-    changed = image.at[0, :8, :8].set(1.0)
-    log_depth = jax.jit(lambda x: _apply(net, params, x, TinyDepth.log_depth))
-    difference = jnp.abs(log_depth(changed) - log_depth(image))
-    assert difference[0, -4:, -4:].max() > 1e-6
+def test_every_pixel_sees_the_whole_image(params):
+    image = np.zeros((1, 64, 128, 3), np.float32)
+    changed = image.copy()
+    changed[0, :8, :8] = 1.0
+    before, after = (
+        np.asarray(apply(TinyDepth(SMALL), params, x, method=TinyDepth.log_depth))
+        for x in (image, changed)
+    )
+    assert np.abs(after - before)[0, -4:, -4:].max() > 1e-6
 
 
-def test_images_of_a_batch_do_not_mix():
-    net, params = TinyDepth(SMALL), _params()
-    batch = jax.random.uniform(jax.random.key(3), (3, 32, 32, 3))
-    together = _apply(net, params, batch)
-    np.testing.assert_allclose(together[1:2], _apply(net, params, batch[1:2]), rtol=1e-4)
+def test_images_of_a_batch_do_not_mix(params):
+    net, batch = TinyDepth(SMALL), _images(3, 3, 32, 32)
+    together = np.asarray(apply(net, params, batch))
+    np.testing.assert_allclose(together[1:2], apply(net, params, batch[1:2]), rtol=1e-4)
 
 
 def test_config_survives_json():

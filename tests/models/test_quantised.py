@@ -64,7 +64,9 @@ def test_a_quarter_of_the_bytes_gives_nearly_the_same(inputs, kind, bound):
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(small) if leaf.itemsize == 1) == matrices
     assert 2.7 * matrices < total(params) - total(small) < 3 * matrices
     found = jax.jit(quantised_model(CONFIG, kind).apply)({"params": small}, **inputs)
-    error = np.abs(np.asarray(found - expected)).max() / np.abs(np.asarray(expected)).max()
+    error = (
+        np.abs(np.asarray(found) - np.asarray(expected)).max() / np.abs(np.asarray(expected)).max()
+    )
     assert 0 < error < bound
 
 
@@ -73,13 +75,13 @@ def test_adapters_beside_8_bits_have_the_gradient_of_the_weights_that_these_stan
     pytest.importorskip("qwix", reason="the quantise extra is not installed")
     config = CONFIG.replace(remat="full")
     adapters = init_adapters(parameter_shapes(config), LoraConfig(2, 2.0), jax.random.key(0))
-    adapters = jax.tree.map(lambda x: 0.2 * normal(5, *x.shape), adapters)
+    adapters = jax.tree.map(lambda x: np.float32(0.2) * np.asarray(normal(5, *x.shape)), adapters)
     small = quantise_params(random_params(config), config, "int8")
 
     def brought_out(leaf):
         if not hasattr(leaf, "array"):
             return leaf
-        return leaf.array.qvalue.astype(jnp.float32) * leaf.array.scale
+        return np.asarray(leaf.array.qvalue).astype(np.float32) * np.asarray(leaf.array.scale)
 
     def loss(model):
         def of(adapters, params):
@@ -108,7 +110,8 @@ def test_every_layer_of_a_stack_has_scales_of_its_own():
     params = random_params(CONFIG)
     # One layer far larger than the other, which common scales would round to nothing.
     leaf = params["controlled"]["layers"]["backbone"]["ffn"]["up"]
-    leaf["kernel"] = leaf["kernel"] * jnp.array([1.0, 1000.0])[:, None, None]
+    larger = np.array([1.0, 1000.0], np.float32)[:, None, None]
+    leaf["kernel"] = jax.device_put(np.asarray(leaf["kernel"]) * larger)
     alone = quantise_params(unstack(params, CONFIG), CONFIG.replace(scan_layers=False), "int8")
     stacked = quantise_params(params, CONFIG, "int8")
     expected = stack_rows(alone)
@@ -126,7 +129,7 @@ def stack_rows(params):
         name = re.sub(r"/layer_\d+/", "/layers/", path)
         found.setdefault(name, []).append(leaf)
     return {
-        name: jax.tree.map(lambda *rows: jnp.stack(rows), *rows) if "/layers/" in name else rows[0]
+        name: jax.tree.map(lambda *rows: np.stack(rows), *rows) if "/layers/" in name else rows[0]
         for name, rows in found.items()
     }
 

@@ -49,6 +49,9 @@ def test_no_allowed_pair_is_missed(seed, scale, shift, radius, flat, tilt, soft,
     rng = np.random.default_rng(seed)
     rule = dataclasses.replace(RULE, field=field)
 
+    def put(x):
+        return jax.device_put(x.astype(np.float32))
+
     def tokens(count, frames):
         geometry = random_geometry(rng, 2, count, frames, radius=radius)
         # Clusters, so that tiles have bounds worth testing; ellipses of any orientation.
@@ -59,13 +62,9 @@ def test_no_allowed_pair_is_missed(seed, scale, shift, radius, flat, tilt, soft,
         axes = np.linalg.qr(rng.normal(size=(2, count, 3, 3)))[0]
         radii = radius * scale * rng.uniform(0.5, 1.5, (2, count, 3)) * [1.0, 1.0, flat]
         return geometry.replace(
-            position=jnp.asarray(place * scale + shift * scale, jnp.float32),
-            normal=jnp.asarray(
-                np.where(length > 0, normal / np.maximum(length, 1e-9), 0), jnp.float32
-            ),
-            metric=pk.ellipse_metric(
-                jnp.asarray(axes, jnp.float32), jnp.asarray(radii, jnp.float32)
-            ),
+            position=put(place * scale + shift * scale),
+            normal=put(np.where(length > 0, normal / np.maximum(length, 1e-9), 0)),
+            metric=pk.ellipse_metric(put(axes), put(radii)),
         )
 
     active, dense = _lists_and_truth(tokens(37, 3), tokens(50, 2), rule, soft)
@@ -110,14 +109,13 @@ def test_joint_pattern_equals_brute_force(field):
 
 
 def _line(start, count, spacing=0.1, radius=0.05, **kwargs):
-    x = start + spacing * jnp.arange(count)
-    return pk.make_token_geometry(
-        jnp.stack([x, 0 * x, 0 * x], axis=-1)[None], radius=radius, **kwargs
-    )
+    x = np.float32(start) + np.float32(spacing) * np.arange(count, dtype=np.float32)
+    place = np.stack([x, 0 * x, 0 * x], axis=-1)[None]
+    return pk.make_token_geometry(jax.device_put(place), radius=radius, **kwargs)
 
 
 def test_tiles_apart_in_place_normal_view_or_segment_are_left_out():
-    up = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0]), (1, 64, 3))
+    up = jax.device_put(np.tile(np.array([0.0, 0.0, 1.0], np.float32), (1, 64, 1)))
     query = _line(0.0, 64, normal=up)
     # A tile of eight meets itself, and no neighbour: spacing is twice the radius.
     kinds = jax.jit(lambda q, k: pk.from_geometry(q, k, rule=RULE, **TILES).state()[0, 0])
@@ -134,7 +132,10 @@ def test_tiles_apart_in_place_normal_view_or_segment_are_left_out():
 
 
 def test_joint_pattern_knows_its_whole_tiles():
-    target, reference = _line(0.0, 32), _line(0.0, 32, frame=jnp.arange(32)[None] // 16)
+    target, reference = (
+        _line(0.0, 32),
+        _line(0.0, 32, frame=jax.device_put(np.arange(32, dtype=np.int32)[None] // 16)),
+    )
     for granularity, cross in (("token", 1), ("tile", 2)):
         build = functools.partial(pk.joint_correspondence, granularity=granularity, **TILES)
         mask = jax.jit(build)(reference, target)

@@ -13,12 +13,12 @@ def _geometry(
 ) -> pk.TokenGeometry:
     rng = np.random.default_rng(seed)
     position = rng.uniform(size=(batch, tokens, 3)).astype(np.float32)
-    frame = jnp.arange(tokens, dtype=jnp.int32) * frames // tokens
+    frame = np.arange(tokens, dtype=np.int32) * frames // tokens
     return pk.make_token_geometry(
-        jnp.asarray(position),
+        jax.device_put(position),
         radius=radius,
-        frame=jnp.broadcast_to(frame, (batch, tokens)),
-        valid=jnp.asarray(rng.random((batch, tokens)) > 0.2),
+        frame=jax.device_put(np.tile(frame, (batch, 1))),
+        valid=jax.device_put(rng.random((batch, tokens)) > 0.2),
     )
 
 

@@ -1,5 +1,7 @@
 """The TPU kernels in interpret mode, with race detection and NaN in all memory not written."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,14 +119,19 @@ def test_programs_and_steps_follow_the_active_tiles():
         np.testing.assert_array_equal(header[:, 1], count // 2)
 
 
+@functools.partial(jax.jit, static_argnames="ragged")
+def _rows(lists, slot, *, ragged):
+    """The rows of the first sample and head, two tiles to a step."""
+    return make_rows(lists, slot_entries(slot), tiles=2, ragged=ragged)[0, 0, :, 0]
+
+
 def test_rows_name_tiles_and_slots_and_which_steps_need_the_mask():
     state = np.array([[1, 2, 1, 2, 2], [0, 0, 0, 0, 0], [2, 2, 2, 2, 2], [0, 2, 0, 2, 0]])
     mask = pk.block_mask.build_mask(
         jnp.asarray(state, jnp.int8)[None, None], q_len=32, k_len=150, tile_q=8, tile_k=32
     )
-    slot = jnp.asarray(np.where(state == 1, np.arange(5) + 10 * np.arange(4)[:, None], -1))
-    entries = slot_entries(slot[None, None])
-    rows = np.asarray(make_rows(mask.keys, entries, tiles=2, ragged=True))[0, 0, :, 0]
+    slot = np.where(state == 1, np.arange(5) + 10 * np.arange(4)[:, None], -1).astype(np.int32)
+    rows = np.asarray(_rows(mask.keys, slot[None, None], ragged=True))
     assert rows.shape == (4, HEADER + 2 * 6)
     index, kind = rows[:, HEADER : HEADER + 6], rows[:, HEADER + 6 :]
     # Two partial tiles: one step; then two full ones; the last one ends the keys.
@@ -138,7 +145,7 @@ def test_rows_name_tiles_and_slots_and_which_steps_need_the_mask():
     # A row whose partial tiles end within a step: that step needs the mask, the next does not.
     mixed = jnp.asarray([[1, 2, 2, 2]], jnp.int8)[None, None]
     mask = pk.block_mask.build_mask(mixed, q_len=8, k_len=128, tile_q=8, tile_k=32)
-    rows = np.asarray(make_rows(mask.keys, slot_entries(None), tiles=2, ragged=False))[0, 0, 0, 0]
+    rows = np.asarray(_rows(mask.keys, None, ragged=False))[0]
     assert rows[:3].tolist() == [1, 2, 2]
 
 
@@ -186,9 +193,10 @@ def test_bits_stand_along_the_rows_in_shared_registers(monkeypatch, tiles, at_on
         assert not np.asarray(mask.fill.overflow).any()
     layout = bit_layout(mask, inverse=inverse)
     assert layout.parts == (2 if tile_q > 128 else 1)
-    words = np.asarray(row_bits(mask, layout)).view(np.uint32)
-    entries = bit_entries(mask, layout)
-    where = np.asarray(entries.partial)
+    # A function of this test's own: what is patched is read while it is traced.
+    words, partial = jax.jit(lambda m: (row_bits(m, layout), bit_entries(m, layout).partial))(mask)
+    words, entries = np.asarray(words).view(np.uint32), bit_entries(mask, layout)
+    where = np.asarray(partial)
     dense = np.pad(dense, ((0, 0), (0, 0), (0, 20), (0, 24)))
     for head, q, k in np.ndindex(2, 3, 3):
         entry = where[0, head, k, q] if inverse else where[0, head, q, k]
@@ -239,12 +247,18 @@ def test_is_the_choice_on_a_tpu_and_says_when_it_packs():
     assert "packed" not in choice.reason
     window = pk.sliding_window(4096, 4096, before=100, after=100)
     assert "packed into bits" in pk.explain_choice(q, q, window).reason
-    token = pk.make_token_geometry(jnp.zeros((1, 4096, 3)), radius=1.0)
-    mask = pk.from_geometry(token, token, tile_q=512, tile_k=128)
-    assert "`pack_partial_tiles` makes once" in pk.explain_choice(q, q, mask).reason
-    soft = pk.from_geometry(token, token, strength=1.0, tile_q=512, tile_k=128)
+
+    def masks():
+        token = pk.make_token_geometry(jnp.zeros((1, 4096, 3)), radius=1.0)
+        hard, soft = (
+            pk.from_geometry(token, token, strength=strength, tile_q=512, tile_k=128)
+            for strength in (None, 1.0)
+        )
+        return hard, soft, soft & pk.dense_pattern(4096, 4096, tile_q=512)
+
+    hard, soft, both = jax.eval_shape(masks)
+    assert "`pack_partial_tiles` makes once" in pk.explain_choice(q, q, hard).reason
     assert "`pack_soft_tiles` makes once" in pk.explain_choice(q, q, soft).reason
-    both = soft & pk.dense_pattern(4096, 4096, tile_q=512)
     assert "packed into numbers" in pk.explain_choice(q, q, both).reason
 
 
@@ -284,6 +298,6 @@ def test_the_strength_has_a_gradient_only_where_it_is_asked_for():
 def test_negative_scale():
     problem = make_problem("random", batch=1, heads=1, q_len=32, k_len=64, head_dim=8)
     got = jax.jit(interpreted, static_argnums=4)(*problem[:4], -0.7)
-    want = pk.reference.reference_attention(*problem[:4], -0.7)
+    want = jax.jit(pk.reference.reference_attention, static_argnums=4)(*problem[:4], -0.7)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

@@ -1,7 +1,6 @@
 """Exact lists, coarser tiles and density keep the mask as it is."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -37,7 +36,7 @@ def test_refined_soft_mask_keeps_its_constraint():
         exact.dense_pairs().constraint(), mask.dense_pairs().constraint(), strict=True
     ):
         kept = np.asarray(mask.dense())
-        np.testing.assert_array_equal(got[kept], want[kept])
+        np.testing.assert_array_equal(np.asarray(got)[kept], np.asarray(want)[kept])
 
 
 @pytest.mark.parametrize("kind", ["random", "frames", "joint", "soft", "window", "tiles"])
@@ -51,7 +50,8 @@ def test_coarser_tiles_keep_the_pairs(kind):
     assert not ((kinds == 2) & (_exact_kinds(np.asarray(want.allowed), 48, 64) != 2)).any()
     if kind == "soft":
         kept = np.asarray(want.allowed)
-        np.testing.assert_array_equal(pairs.bias(0.5)[kept], want.bias(0.5)[kept])
+        bias = jax.jit(lambda pairs: pairs.bias(0.5))
+        np.testing.assert_array_equal(*(np.asarray(bias(x))[kept] for x in (pairs, want)))
         again = pk.coarsen(coarse, 96, 128)
         np.testing.assert_array_equal(again.dense(), want.allowed)
 
@@ -71,7 +71,7 @@ def test_density():
     np.testing.assert_allclose(found.pairs, dense.mean(), rtol=1e-5)
     np.testing.assert_allclose(found.active, (kinds > 0).mean(), rtol=1e-5)
     np.testing.assert_allclose(found.full, (kinds == 2).mean(), rtol=1e-5)
-    np.testing.assert_allclose(found.listed, float(jnp.mean(mask.density())), rtol=1e-5)
+    np.testing.assert_allclose(found.listed, np.asarray(mask.density()).mean(), rtol=1e-5)
     assert found.listed >= found.active
     full = pk.tile_density(pk.dense_pattern(61, 50, tile_q=8, tile_k=8))
     assert [float(x) for x in full] == [1.0] * 4
