@@ -9,7 +9,6 @@ What a camera uncovers lies behind what hid it, so far pixels weigh more than ne
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax

@@ -174,7 +174,7 @@ def pixel_transfer(
 def _along(
     array: Float[Array, "h w"], axis: int, steps: Sequence[int]
 ) -> list[Float[Array, "h w"]]:
-    """For each step the array with `out[i] = array[i + step]` along an axis, its border repeated."""
+    """For each step `out[i] = array[i + step]` along an axis, the border repeated."""
     size, most = array.shape[axis], max(map(abs, steps))
     pad = [(0, 0), (0, 0)]
     pad[axis] = (most, most)
