@@ -77,9 +77,8 @@ def test_it_is_saved_and_loaded_in_both_layouts_and_its_tensors_are_named(tmp_pa
         assert found.config == config
         assert found.added == slot_tensors(config)
         assert set(found.added) < official
-        said = {"reference_positions": "beside", "dtype": "float32", "progress": False}
-        back = from_pretrained(source, **said).config
-        assert back == config.replace(reference_positions="beside")
+        back = from_pretrained(source, reference_positions="beside", progress=False).config
+        assert back == config.replace(reference_positions="beside", dtype="bfloat16")
         jax.tree.map(np.testing.assert_array_equal, found.params, params)
     assert "warped_entry.weight" in found.added
     assert "blocks.2.entry_attn.to_out.weight" in found.added
