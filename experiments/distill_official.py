@@ -165,7 +165,7 @@ def run(options: argparse.Namespace) -> None:
 
     if layout is None:
         # Bound to its device as what a step returns is: else the second step compiles again.
-        state, places = jax.device_put(jax.jit(init)(trained, key), jax.devices()[0]), None
+        state, places = jax.device_put(init(trained, key), jax.devices()[0]), None
     else:
         state = layout.init(init, trained, key)
         places = layout.kept(state, state.student)

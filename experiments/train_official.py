@@ -295,12 +295,8 @@ def run(options: argparse.Namespace) -> None:
             kinds = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in added})
             print(f"{len(added)} tensors are in no official checkpoint: {', '.join(kinds)}")
     if layout is None:
-        # One program, where each array by itself would be one; and bound to its device as what a
-        # step returns is: else the second step compiles again.
-        state = jax.jit(lambda *given: init_train_state(given[0], optimizer, given[1]))(
-            parts.trained, key
-        )
-        state = jax.device_put(state, jax.devices()[0])
+        # Bound to its device as what a step returns is: else the second step compiles again.
+        state = jax.device_put(init_train_state(parts.trained, optimizer, key), jax.devices()[0])
         places = None
     else:
         state = layout.init_state(parts.trained, optimizer, key)

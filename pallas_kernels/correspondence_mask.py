@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from pallas_kernels.block_mask import BlockMask, build_mask
 from pallas_kernels.fills import EMPTY, FULL, PARTIAL, GeometryFill
@@ -61,11 +61,10 @@ def from_geometry(
     those tuned for the device, `best_tiles()`. Raises ValueError for other granularities.
     """
     tiles = best_tiles()
-    return _geometry_mask(
+    return _cross_mask(
         query,
         key,
         strength,
-        joint=False,
         rule=rule or CorrespondenceRule(),
         granularity=granularity,
         tile_q=tile_q or tiles.tile_q,
@@ -91,11 +90,10 @@ def joint_correspondence(
     `from_geometry`.
     """
     tiles = best_tiles()
-    return _geometry_mask(
+    return _joint_mask(
         reference,
         target,
         strength,
-        joint=True,
         rule=rule or CorrespondenceRule(),
         granularity=granularity,
         tile_q=tile_q or tiles.tile_q,
@@ -103,35 +101,67 @@ def joint_correspondence(
     )
 
 
-# Compiled as a whole even when called eagerly: dozens of small operations start much slower.
-@functools.partial(jax.jit, static_argnames=("joint", "rule", "granularity", "tile_q", "tile_k"))
-def _geometry_mask(
-    first: TokenGeometry,
-    second: TokenGeometry,
+_STATIC = ("rule", "granularity", "tile_q", "tile_k")
+
+
+# Compiled as wholes even when called eagerly: dozens of small operations start much slower.
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _cross_mask(
+    query: TokenGeometry,
+    key: TokenGeometry,
     strength: Float[Array, "..."] | float | None,
     *,
-    joint: bool,
     rule: CorrespondenceRule,
     granularity: str,
     tile_q: int,
     tile_k: int,
 ) -> BlockMask:
-    """Of queries and keys, or, `joint`, of references and the target as both."""
+    groups = jnp.where(query.exists, 0, -1), jnp.where(key.exists, 1, -1)
+    return _geometry_mask(
+        query, key, *groups, strength, two_way=False,
+        rule=rule, granularity=granularity, tile_q=tile_q, tile_k=tile_k,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _joint_mask(
+    reference: TokenGeometry,
+    target: TokenGeometry,
+    strength: Float[Array, "..."] | float | None,
+    *,
+    rule: CorrespondenceRule,
+    granularity: str,
+    tile_q: int,
+    tile_k: int,
+) -> BlockMask:
+    both = concatenate_geometry(reference, target)
+    own = jnp.where(reference.exists, reference.frame + 1, -1)
+    group = jnp.concatenate([own, jnp.where(target.exists, 0, -1)], axis=1)
+    return _geometry_mask(
+        both, both, group, group, strength, two_way=True,
+        rule=rule, granularity=granularity, tile_q=tile_q, tile_k=tile_k,
+    )  # fmt: skip
+
+
+def _geometry_mask(
+    query: TokenGeometry,
+    key: TokenGeometry,
+    query_group: Int[Array, "b tq"],
+    key_group: Int[Array, "b tk"],
+    strength: Float[Array, "..."] | float | None,
+    *,
+    two_way: bool,
+    rule: CorrespondenceRule,
+    granularity: str,
+    tile_q: int,
+    tile_k: int,
+) -> BlockMask:
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity must be one of {GRANULARITIES}, got {granularity!r}")
     if granularity == "tile" and strength is not None:
         raise ValueError("a soft constraint needs token granularity")
     soft = strength is not None
-    first, second = jax.lax.stop_gradient((first, second))
-    if joint:
-        query = key = concatenate_geometry(first, second)
-        own = jnp.where(first.exists, first.frame + 1, -1)
-        query_group = jnp.concatenate([own, jnp.where(second.exists, 0, -1)], axis=1)
-        key_group = query_group
-    else:
-        query, key = first, second
-        query_group = jnp.where(query.exists, 0, -1)
-        key_group = jnp.where(key.exists, 1, -1)
+    query, key = jax.lax.stop_gradient((query, key))
     q_len, k_len = query.length, key.length
     fill = GeometryFill(
         query=_pad_geometry(query, tile_q),
@@ -141,7 +171,7 @@ def _geometry_mask(
         rule=rule,
         soft=soft,
         token_level=granularity == "token",
-        two_way=joint,
+        two_way=two_way,
     )
     cross = _cross_tiles(fill, tile_q, tile_k)
     relation = _group_relation(fill, q_len, k_len, tile_q, tile_k)

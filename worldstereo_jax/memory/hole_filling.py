@@ -172,7 +172,7 @@ def _pull_push(
 def _doubled(value: Float[Array, "a b c"], axis: int) -> Float[Array, "..."]:
     """Twice as many samples along an axis, linearly interpolated, the border repeated.
 
-    As `jax.image.resize`, whose dense matrices are a tenth of this module's operations.
+    What `jax.image.resize` gives, by slices where that multiplies by dense matrices.
     """
     size = value.shape[axis]
     pad = [(0, 0)] * value.ndim
