@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import ndimage
 
 from worldstereo_jax.memory import hole_filling
@@ -117,3 +118,11 @@ def test_means_of_rows_keep_the_sky_above():
     np.testing.assert_array_equal(means, jnp.broadcast_to(means[:, :1], image.shape))
     np.testing.assert_allclose(means[:, 0, 0], jnp.linspace(1, -1, 40), atol=0.25)
     np.testing.assert_allclose(means.mean(), image.mean(), atol=0.05)
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 2), (1, 3, 1)])
+def test_a_level_is_enlarged_as_by_linear_interpolation(shape):
+    value = np.random.default_rng(0).random(shape, np.float32)
+    found = jax.jit(lambda x: hole_filling._doubled(hole_filling._doubled(x, 0), 1))(value)
+    wanted = jax.image.resize(value, (2 * shape[0], 2 * shape[1], shape[2]), "linear")
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
