@@ -1,7 +1,7 @@
 """Prompts to tokens with a small vocabulary in the official file format.
 
-The real vocabulary of 256,384 tokens cannot be had here and is untested; file format, rules and
-padding are the same.
+The real vocabulary does not ship with the package: `experiments/tokenizer_parity.py` compares it
+with transformers and sentencepiece where a copy lies. Format, rules and padding are the same here.
 """
 
 import json
