@@ -89,7 +89,7 @@ def test_each_alternative_runs_its_patterns_program_and_only_no_memory_guesses_d
         return lambda *args: used.append(name) or jnp.zeros((4, 48, 64, 3))
 
     rollout = AlternativeRollout(
-        rollout=CompiledRollout(world.rollout, None, *[print] * 4, lambda *args: "known"),
+        rollout=CompiledRollout(world.rollout, None, *[print] * 5, lambda *args: "known"),
         generate={name: generate(name) for name in PATTERNS},
         memoryless_depth=lambda *args: "guessed",
     )

@@ -17,7 +17,7 @@ import numpy as np
 from pallas_kernels.compat import quick_compiler_options, quickest_compiler_options
 from worldstereo_jax.array_types import Array, PyTree
 from worldstereo_jax.sampling.conditions import Conditions, Guidance, gather_conditions
-from worldstereo_jax.sampling.loop import advance, run_steps
+from worldstereo_jax.sampling.loop import Step, advance, run_steps, step_table
 from worldstereo_jax.sampling.rollout import (
     Clip,
     clip_schedule,
@@ -47,10 +47,16 @@ def _start(world: World, conditions: Conditions, key: Array) -> Any:
 
 
 def _proceed(
-    world: World, params: WorldParams, conditions: Conditions, state: Any, first: Array, last: Array
+    world: World,
+    params: WorldParams,
+    conditions: Conditions,
+    state: Any,
+    table: Step,
+    first: Array,
+    last: Array,
 ) -> Any:
     velocity = clip_velocity(world, params, conditions)
-    return advance(velocity, state, clip_schedule(world), euler, first, last)
+    return advance(velocity, euler(clip_schedule(world)), state, table, first, last)
 
 
 def _finish(
@@ -72,12 +78,14 @@ class CompiledRollout:
     Attributes:
         config: sizes they were compiled for.
         on_step: called with the index of each finished denoising step.
+        table: the schedule's steps, an argument of `proceed`, which serves any number of them.
         gather_conditions, start, proceed, finish, complete_depth: the programs. The steps are run
             from the host, since a program that calls back is not kept for the next command.
     """
 
     config: RolloutConfig
     on_step: Callable[[int], None] | None
+    table: Step
     gather_conditions: Callable[..., Any]
     start: Callable[..., Any]
     proceed: Callable[..., Any]
@@ -115,7 +123,8 @@ class CompiledRollout:
         conditions, guidance = gathered
 
         def proceed(state: Any, first: int, last: int) -> Any:
-            return self.proceed(params, conditions, state, np.int32(first), np.int32(last))
+            span = np.int32(first), np.int32(last)
+            return self.proceed(params, conditions, state, self.table, *span)
 
         state = run_steps(proceed, self.start(conditions, key), self.config.steps, self.on_step)
         video = self.finish(params, conditions, guidance, state.sample)
@@ -160,6 +169,8 @@ def compile_rollout(
     cameras = jax.eval_shape(path)
     video = jax.ShapeDtypeStruct((config.frames, config.height, config.width, 3), "float32")
     key = jax.eval_shape(lambda: jax.random.key(0))
+    schedule = clip_schedule(world)
+    table = step_table(schedule, euler(schedule))
     gathering = _GATHER.trace(world, params.vae, memory, cameras)
     conditions, guidance = gathering.out_info
     starting = _START.trace(world, conditions, key)
@@ -169,10 +180,10 @@ def compile_rollout(
         compiling = [pool.submit(lambda: gathering.lower().compile(options))]
         for traced in (
             starting,
-            _PROCEED.trace(world, params, conditions, state, step, step),
+            _PROCEED.trace(world, params, conditions, state, table, step, step),
             _FINISH.trace(world, params, conditions, guidance, state.sample),
             _COMPLETE.trace(world, params, video, guidance.depth),
         ):
             compiling.append(pool.submit(lambda traced=traced: traced.lower().compile(quickest)))
         programs = (program.result() for program in compiling)
-        return CompiledRollout(config, on_step, *programs)
+        return CompiledRollout(config, on_step, table, *programs)

@@ -33,7 +33,7 @@ def guide_two_pass(
         conditional, unconditional = jax.lax.map(
             lambda conditions: velocity_fn(conditions, x, timestep, sigma), both
         )
-        return unconditional + scale * (conditional - unconditional)
+        return _guided(conditional, unconditional, scale)
 
     return guided
 
@@ -50,6 +50,12 @@ def guide_one_batch(
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=0), positive, negative)
         velocity = velocity_fn(both, jnp.concatenate([x, x], axis=0), timestep, sigma)
         conditional, unconditional = jnp.split(velocity, 2, axis=0)
-        return unconditional + scale * (conditional - unconditional)
+        return _guided(conditional, unconditional, scale)
 
     return guided
+
+
+def _guided(conditional: Array, unconditional: Array, scale: float | int | Array) -> Array:
+    # An array that is the scale must not widen the velocities, which a number does not.
+    scale = jnp.asarray(scale, conditional.dtype)
+    return unconditional + scale * (conditional - unconditional)

@@ -53,23 +53,25 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def guided_velocity(
-    choices: LoopChoices,
+    guidance: str,
     velocity: ConditionedVelocityFn,
     text: Float[Array, "1 l ct"],
     negative: Float[Array, "1 l ct"],
+    scale: float | Float[Array, ""],
 ) -> VelocityFn:
     """The transformer under a text, guided away from a negative one where that is chosen.
 
     Args:
-        choices: the guidance and its scale.
+        guidance: one of `GUIDANCE`.
         velocity: the transformer as (text, x, timestep, sigma) -> velocity; text and x have a batch
             axis, which is 2 with batched guidance.
         text, negative: text encoder's output; the negative one is read with guidance only.
+        scale: of the guidance; traced, so that one program serves any, or a constant.
     """
-    if choices.guidance == "none":
+    if guidance == "none":
         return functools.partial(velocity, text)
-    guide = guide_one_batch if choices.guidance == "batched" else guide_two_pass
-    return guide(velocity, text, negative, choices.guidance_scale)
+    guide = guide_one_batch if guidance == "batched" else guide_two_pass
+    return guide(velocity, text, negative, scale)
 
 
 def sample_guided(
@@ -89,5 +91,6 @@ def sample_guided(
     Returns:
         The normalised latent.
     """
-    guided = guided_velocity(choices, velocity, text, negative)
+    scale = choices.guidance_scale
+    guided = guided_velocity(choices.guidance, velocity, text, negative, scale)
     return sample(guided, noise, choices.schedule, SOLVERS[choices.solver])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from worldstereo_jax.array_types import Array, Float, Key, PyTree
 from worldstereo_jax.models.clip_vision import CLIPVision, CLIPVisionConfig, clip_pixels
@@ -148,10 +149,11 @@ def make_denoiser(
         return noise, attention_pattern(world, conditions)
 
     def velocity(context: typing.Any, x: Array, timestep: Array, sigma: Array) -> Array:
-        params, conditions, prompt, image, pattern = context
+        params, conditions, prompt, image, pattern, scale = context
         under_text = velocity_function(world, params, conditions, image, pattern)
         text, negative = prompt.text[None], prompt.negative[None]
-        return guided_velocity(choices, under_text, text, negative)(x, timestep, sigma)
+        guided = guided_velocity(choices.guidance, under_text, text, negative, scale)
+        return guided(x, timestep, sigma)
 
     preparing = jit_at(precision, prepare)
     sampler = make_stepped_sampler(
@@ -172,7 +174,8 @@ def make_denoiser(
     ) -> Float[Array, "f lh lw 16"]:
         noise, pattern = preparing(conditions, key)
         told = without_geometry(conditions)
-        return sampler((params, told, prompt, image, pattern), noise)[0]
+        scale = np.float32(choices.guidance_scale)
+        return sampler((params, told, prompt, image, pattern, scale), noise)[0]
 
     return denoise
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
@@ -151,7 +152,7 @@ def make_video_denoiser(
     choices = world.choices
 
     def velocity(context: typing.Any, x: Array, timestep: Array, sigma: Array) -> Array:
-        params, prompt, condition, tokens = context
+        params, prompt, condition, tokens, scale = context
         model = world.transformer
 
         def under_text(text: Array, x: Array, timestep: Array, sigma: Array) -> Array:
@@ -167,7 +168,8 @@ def make_video_denoiser(
             return typing.cast(Array, model.apply({"params": params}, latent, times, text, image))
 
         text, negative = prompt.text[None], prompt.negative[None]
-        return guided_velocity(choices, under_text, text, negative)(x, timestep, sigma)
+        guided = guided_velocity(choices.guidance, under_text, text, negative, scale)
+        return guided(x, timestep, sigma)
 
     sampler = make_stepped_sampler(
         velocity,
@@ -185,7 +187,8 @@ def make_video_denoiser(
         condition: Float[Array, "f lh lw 20"] | None = None,
         tokens: Float[Array, "m ci"] | None = None,
     ) -> Float[Array, "1 f lh lw 16"]:
-        return sampler((params, prompt, condition, tokens), noise)
+        scale = np.float32(choices.guidance_scale)
+        return sampler((params, prompt, condition, tokens, scale), noise)
 
     return denoise
 

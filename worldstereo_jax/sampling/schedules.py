@@ -2,8 +2,8 @@
 
 Flow matching mixes data and noise as x = (1 - sigma) x0 + sigma noise, sigma from 1 (noise) to 0
 (data). A schedule lists the sigmas a solver steps through and the timestep in 0..1000 that the
-network receives at each. Schedules are computed on the host in numpy and are compile-time
-constants of a sampler.
+network receives at each. Schedules are computed on the host in numpy; a sampler bakes its own in
+(`loop.make_sampler`) or takes the steps' numbers as an argument (`loop.step_table`).
 """
 
 import dataclasses

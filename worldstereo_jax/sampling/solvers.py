@@ -1,10 +1,11 @@
 """Solvers of the probability-flow ODE dx/dsigma = v, as pure steps inside one scan.
 
-A solver is made from a `Schedule` on the host and is a pair of pure functions:
-`init(x) -> state` and `step(state, velocity, index) -> state`, where `velocity` is the network's
-at (state.sample, sigmas[index]) and `index` may be traced. All step sizes and multistep weights
-are tables computed once in float64, so the scan's body holds only linear combinations and never
-meets the infinite log signal-to-noise ratios at sigma 0 and 1.
+A solver is made from a `Schedule` on the host: a table with the numbers of each step, and the pure
+functions `init(x) -> state` and `step(state, velocity, row) -> state`, where `velocity` is the
+network's at (state.sample, sigmas[i]) and `row` is row i of the table. All step sizes and multistep
+weights are computed once in float64, so the scan's body holds only linear combinations and never
+meets the infinite log signal-to-noise ratios at sigma 0 and 1. Since the table is data, a program
+may take it as an argument and serve any schedule.
 """
 
 import math
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from worldstereo_jax.array_types import Array, Float, Int, ndarray
+from worldstereo_jax.array_types import Array, Float, PyTree, ndarray
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.sampling.prediction import flow_x0
 from worldstereo_jax.sampling.schedules import Schedule
@@ -33,10 +34,15 @@ class SolverState(Protocol):
 
 
 class Solver(NamedTuple):
-    """`init(x) -> state` and `step(state, velocity, index) -> state`; states are pytrees."""
+    """`init(x) -> state` and `step(state, velocity, row) -> state`; states are pytrees.
 
+    `table` is a pytree of float32 arrays [n, ...], a row for each of the schedule's steps: all that
+    `step` knows of the schedule. `init` and `step` know nothing of it.
+    """
+
+    table: PyTree
     init: Callable[[Array], SolverState]
-    step: Callable[[Any, Array, Int[Array, ""]], SolverState]
+    step: Callable[[Any, Array, PyTree], SolverState]
 
 
 SolverFactory = Callable[[Schedule], Solver]
@@ -52,21 +58,33 @@ class EulerState:
 
 def euler(schedule: Schedule) -> Solver:
     """First order: x += (sigma_next - sigma) v."""
-    steps = np.diff(schedule.sigmas)
 
     def init(x: Float[Array, "..."]) -> EulerState:
         return EulerState(sample=x.astype(jnp.float32))
 
-    def step(state: EulerState, velocity: Float[Array, "..."], index) -> EulerState:
-        size = jnp.asarray(steps)[index]
+    def step(state: EulerState, velocity: Float[Array, "..."], size) -> EulerState:
         return EulerState(sample=state.sample + size * velocity.astype(jnp.float32))
 
-    return Solver(init, step)
+    return Solver(np.diff(schedule.sigmas), init, step)
 
 
 def dmd(schedule: Schedule) -> Solver:
     """Return the few-step sampler of the distilled model: Euler steps over a `dmd_schedule`."""
     return euler(schedule)
+
+
+class UniPCRow(NamedTuple):
+    """Numbers of a step of `unipc`: its sigma, and the weights of `unipc_weights`.
+
+    Attributes:
+        sigma: [] or, of a whole table, [n].
+        corrector: [5] or [n, 5].
+        predictor: [3] or [n, 3].
+    """
+
+    sigma: Array | ndarray
+    corrector: Array | ndarray
+    predictor: Array | ndarray
 
 
 @struct.dataclass
@@ -97,22 +115,21 @@ def unipc(schedule: Schedule, *, order: int = 2) -> Solver:
     """
     if order not in (1, 2):
         raise InputError(f"UniPC's order must be 1 or 2, not {order}")
-    corrector, predictor = unipc_weights(schedule, order)
-    sigmas = schedule.sigmas
+    table = UniPCRow(schedule.sigmas[:-1], *unipc_weights(schedule, order))
 
     def init(x: Float[Array, "..."]) -> UniPCState:
         x = x.astype(jnp.float32)
         zero = jnp.zeros_like(x)
         return UniPCState(sample=x, corrected=zero, x0=zero, x0_before=zero)
 
-    def step(state: UniPCState, velocity: Float[Array, "..."], index) -> UniPCState:
-        x0 = flow_x0(velocity.astype(jnp.float32), state.sample, jnp.asarray(sigmas)[index])
+    def step(state: UniPCState, velocity: Float[Array, "..."], row: UniPCRow) -> UniPCState:
+        x0 = flow_x0(velocity.astype(jnp.float32), state.sample, jnp.asarray(row.sigma))
         terms = (state.sample, state.corrected, state.x0, state.x0_before, x0)
-        corrected = _combine(jnp.asarray(corrector)[index], terms)
-        sample = _combine(jnp.asarray(predictor)[index], (corrected, x0, state.x0))
+        corrected = _combine(row.corrector, terms)
+        sample = _combine(row.predictor, (corrected, x0, state.x0))
         return UniPCState(sample=sample, corrected=corrected, x0=x0, x0_before=state.x0)
 
-    return Solver(init, step)
+    return Solver(table, init, step)
 
 
 def unipc_weights(
@@ -161,7 +178,7 @@ def _corrector_weights(h: float, r: float, order: int) -> tuple[float, float]:
     return rho / r, first - rho
 
 
-def _combine(weights: Float[Array, "k"], terms: tuple[Array, ...]) -> Array:
+def _combine(weights: Float[Array | ndarray, "k"], terms: tuple[Array, ...]) -> Array:
     total = weights[0] * terms[0]
     for i, term in enumerate(terms[1:], start=1):
         total = total + weights[i] * term
