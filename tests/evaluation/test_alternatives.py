@@ -17,6 +17,9 @@ from worldstereo_jax.evaluation.attention_patterns import HARD, PATTERNS
 from worldstereo_jax.sampling.compiled import CompiledRollout
 from worldstereo_jax.sampling.conditions import Guidance, anchor, example_conditions
 from worldstereo_jax.sampling.denoise import model_inputs
+from worldstereo_jax.sampling.loop import step_table
+from worldstereo_jax.sampling.rollout import clip_schedule
+from worldstereo_jax.sampling.solvers import euler
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +91,10 @@ def test_each_alternative_runs_its_patterns_program_and_only_no_memory_guesses_d
     def generate(name):
         return lambda *args: used.append(name) or jnp.zeros((4, 48, 64, 3))
 
+    schedule = clip_schedule(world)
+    table = step_table(schedule, euler(schedule))
     rollout = AlternativeRollout(
-        rollout=CompiledRollout(world.rollout, None, *[print] * 5, lambda *args: "known"),
+        rollout=CompiledRollout(world.rollout, None, table, *[print] * 4, lambda *args: "known"),
         generate={name: generate(name) for name in PATTERNS},
         memoryless_depth=lambda *args: "guessed",
     )
