@@ -190,13 +190,12 @@ def update_global_memory(
     w2c, intrinsics = jnp.asarray(w2c, jnp.float32), jnp.asarray(intrinsics, jnp.float32)
     height, width = depth.shape
     cloud = _frame_points(image, depth, w2c, intrinsics, edges, medians)
-    # Colour 1 everywhere composites to the alpha itself.
+    # Colour 1 everywhere composites to the alpha itself. What is new is a choice: no derivative.
     seen = render_points(
-        memory.positions,
+        jax.lax.stop_gradient(memory.positions),
         jnp.ones((memory.capacity, 1), jnp.float32),
         memory.valid,
-        w2c,
-        intrinsics,
+        *jax.lax.stop_gradient((w2c, intrinsics)),
         height=height,
         width=width,
         radius_ndc=radius_ndc,

@@ -21,6 +21,7 @@ from worldstereo_jax.geometry.points import (
     normals_from_depth,
     valid_depth,
 )
+from worldstereo_jax.geometry.smooth import length
 from worldstereo_jax.memory.surface import (
     between_surfaces,
     farthest_around,
@@ -135,7 +136,7 @@ def _viewing_cosine(
     points = depth_to_points(depth, w2c, intrinsics)
     normals = normals_from_depth(depth, w2c, intrinsics)
     ray = points - camera_centers(w2c)[None, None, :]
-    ray = ray / jnp.maximum(jnp.linalg.norm(ray, axis=-1, keepdims=True), 1e-12)
+    ray = ray / jnp.maximum(length(ray, keepdims=True), 1e-12)
     cosine = jnp.abs((normals * ray).sum(-1))
     # Where no normal can be told the surface is taken to be moderately slanted.
     cosine = jnp.where(jnp.abs(normals).sum(-1) > 0, cosine, 0.5)
