@@ -133,6 +133,8 @@ def frontal_confidence(
 def _viewing_cosine(
     depth: Float[Array, "h w"], w2c: Float[Array, "4 4"], intrinsics: Float[Array, "3 3"]
 ) -> Float[Array, "h w"]:
+    # Depth that is no number would make NaN of a derivative, though no one reads the cosine there.
+    depth = jnp.where(valid_depth(depth), depth, 0.0)
     points = depth_to_points(depth, w2c, intrinsics)
     normals = normals_from_depth(depth, w2c, intrinsics)
     ray = points - camera_centers(w2c)[None, None, :]
