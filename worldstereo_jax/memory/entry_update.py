@@ -351,7 +351,8 @@ def _propose(
     known = (inverse > 0).reshape(-1)
     depth = jnp.where(known, 1.0 / jnp.where(known, inverse.reshape(-1), 1.0), 0.0)
     point = unproject(pixel, depth, frame.w2c, frame.intrinsics)
-    away = surface.centre[None] - point
+    # Exactly 0 where nothing is known: next to nothing, squared, has no finite derivative.
+    away = jnp.where(known[:, None], surface.centre[None] - point, 0.0)
     distance = length(away)
     normal = surface.table[:, 5:8].reshape(*surface.inverse.shape, 3)
     edge = surface.table[:, 8].reshape(surface.inverse.shape)
