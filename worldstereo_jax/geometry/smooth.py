@@ -28,7 +28,7 @@ def _root_rule(
     return value, _share(0.5, value) * tangents[0]
 
 
-def length(vector: Float[Array, "*n c"], *, keepdims: bool = False) -> Float[Array, "*n _"]:
+def length(vector: Float[Array, "*n c"], *, keepdims: bool = False) -> Float[Array, "..."]:
     """Euclidean length along the last axis; that of the zero vector has derivative 0."""
     return root(jnp.sum(vector * vector, axis=-1, keepdims=keepdims))
 

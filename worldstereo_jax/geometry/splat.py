@@ -147,7 +147,7 @@ def _composite(
 
 @_composite.defjvp
 def _composite_rule(
-    layout: _Layout, primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+    layout: _Layout, primals: tuple[Array, Array, Array], tangents: tuple[typing.Any, ...]
 ) -> tuple[Array, Array]:
     _, order, shown = primals
 

@@ -36,9 +36,9 @@ class Response(typing.NamedTuple):
 
 
 def brightness(image: Float[Array, "h w 3"]) -> Float[Array, "h w"]:
-    """Luma of an image, in its own units (ITU-R BT.601)."""
-    weights = jnp.array([0.299, 0.587, 0.114], image.dtype)
-    return jnp.matmul(image, weights, precision=jax.lax.Precision.HIGHEST)
+    """Luma of an image, in its own units (ITU-R BT.601); float32, whatever the image is in."""
+    weights = jnp.array([0.299, 0.587, 0.114], jnp.float32)
+    return jnp.matmul(image.astype(jnp.float32), weights, precision=jax.lax.Precision.HIGHEST)
 
 
 def census_code(image: Float[Array, "h w 3"]) -> UInt32[Array, "h w"]:

@@ -39,6 +39,8 @@ class QuantisedEntries:
 def quantise_entries(bank: EntryBank, *, bits: tuple[int, ...] | None = None) -> QuantisedEntries:
     """The bank with quantised features.
 
+    Codes are rounded, which has no derivative: of what is restored only the scales have one.
+
     Args:
         bank: any.
         bits: 8 or 4 per level; 8 for all when None.

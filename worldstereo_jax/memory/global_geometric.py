@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from worldstereo_jax.array_types import Array, Bool, Float, ndarray
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import camera_centers, project
-from worldstereo_jax.geometry.frame_check import check_frame
+from worldstereo_jax.geometry.frame_check import check_cameras, check_frame
 from worldstereo_jax.geometry.points import (
     CONTRACTION_MEDIANS,
     PointCloud,
@@ -220,7 +220,11 @@ def render_global_memory(
 
     Returns:
         Render with image [f, height, width, 3], mask (1 = hole) and depth [f, height, width].
+
+    Raises:
+        InputError: when the cameras have another shape, or do not hold floats.
     """
+    check_cameras(w2c, intrinsics, leading=("f",))
     return render_path(
         memory.positions,
         memory.colors,

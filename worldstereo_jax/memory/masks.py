@@ -22,6 +22,7 @@ from pallas_kernels import (
 from worldstereo_jax.array_types import Array, Bool, Float, Int, UInt32
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import camera_centers, pixel_grid, project, unproject
+from worldstereo_jax.geometry.frame_check import check_cameras
 from worldstereo_jax.geometry.points import normals_from_depth, valid_depth
 from worldstereo_jax.geometry.smooth import length
 from worldstereo_jax.memory.surface import inverse_depth, tangent_planes
@@ -82,13 +83,17 @@ def token_surface(views: ViewSet) -> TokenSurface:
     so that the token's point lies exactly on it.
 
     Raises:
-        InputError: when the views are not made of whole tokens.
+        InputError: when the views are not made of whole tokens, or a camera has another shape or
+            does not hold floats.
     """
     if views.depth.ndim != 3 or views.depth.shape[1] % TOKEN or views.depth.shape[2] % TOKEN:
         raise InputError(
             f"views.depth must have shape [f, h, w] with h and w multiples of {TOKEN}, got "
             f"{list(views.depth.shape)}"
         )
+    check_cameras(views.w2c, views.intrinsics, leading=views.depth.shape[:1])
+    # Places do not survive half precision, whatever the views come in.
+    views = jax.tree.map(lambda x: x if x.dtype == bool else jnp.asarray(x, jnp.float32), views)
     _, height, width = views.depth.shape
     depth = _by_token(views.depth[..., None])[..., 0]
     known = valid_depth(depth)

@@ -219,7 +219,7 @@ def quality_score(image: Float[Array | ndarray, "h w 3"]) -> Float[Array, ""]:
     the official code does, in the 15-bit fixed point of OpenCV; the Laplacian has 4 neighbours and
     mirrors at the border without repeating it.
     """
-    levels = jnp.round((image + 1) * 127.5).astype(jnp.int32).clip(0, 255)
+    levels = jnp.round((jnp.asarray(image, jnp.float32) + 1) * 127.5).astype(jnp.int32).clip(0, 255)
     red, green, blue = levels[..., 0], levels[..., 1], levels[..., 2]
     grey = (3735 * red + 19235 * green + 9798 * blue + 16384) >> 15
     share = jnp.bincount(grey.reshape(-1), length=256) / grey.size
