@@ -289,3 +289,34 @@ def test_alpha_is_the_light_of_discs_and_solid_colours_do_not_fade():
     known = np.asarray(render.mask) < 0.5
     np.testing.assert_allclose(solid[known], 0.7, atol=1e-5)
     assert (solid[~known] == 0.0).all()
+
+
+def test_derivatives_are_those_of_finite_differences_and_finite_beside_what_is_not_valid():
+    """By points, colours and camera; the chunks' loop has none backwards by itself."""
+    random = np.random.default_rng(3)
+    points = random.uniform([-0.6, -0.4, 2.0], [0.6, 0.4, 4.0], (40, 3)).astype(np.float32)
+    colors = random.uniform(-1, 1, (40, 3)).astype(np.float32)
+    weight = random.standard_normal((H, W, 3)).astype(np.float32)
+    valid = np.arange(40) != 5
+    points[5] = np.nan
+
+    @jax.jit
+    def total(points, colors, w2c):
+        found = splat.render_points(
+            points, colors, valid, w2c, K, height=H, width=W, radius_ndc=0.25
+        )
+        return (found.image * weight).sum() + (found.depth * weight[..., 0]).sum()
+
+    given = (jnp.asarray(points), jnp.asarray(colors), jnp.eye(4))
+    slopes = jax.jit(jax.grad(total, (0, 1, 2)))(*given)
+    for number, (at, slope) in enumerate(zip(given, slopes, strict=True)):
+        assert np.isfinite(slope).all()
+        way = random.standard_normal(at.shape).astype(np.float32)
+        way[3 if number == 2 else 5] = 0.0
+        small = (3e-4, 1e-1, 3e-4)[number] * way / np.linalg.norm(way)
+        ends = [
+            float(total(*(x + side * small if i == number else x for i, x in enumerate(given))))
+            for side in (1.0, -1.0)
+        ]
+        wanted, expected = 0.5 * (ends[0] - ends[1]), float((slope * small).sum())
+        np.testing.assert_allclose(wanted, expected, rtol=0.03, atol=3e-5)

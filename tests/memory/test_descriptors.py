@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -99,3 +100,12 @@ def test_halve_keeps_the_mean_and_drops_an_odd_border(picture):
     half = halve(picture[:95, :127])
     assert half.shape == (47, 63, 3)
     np.testing.assert_allclose(half.mean(), picture[:94, :126].mean(), atol=1e-5)
+
+
+def test_half_precision_is_computed_in_single_and_flat_places_have_finite_derivatives(picture):
+    half = jnp.asarray(picture[:24, :32], jnp.bfloat16)
+    whole = half.astype(jnp.float32)
+    for found, wanted in zip(structure_response(half), structure_response(whole), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    slope = jax.grad(lambda x: structure_response(x).corner.sum())(jnp.zeros((24, 32, 3)))
+    assert np.isfinite(slope).all()

@@ -278,3 +278,9 @@ def test_bad_sizes_are_refused():
         init_index(0, cell=1.0)
     with pytest.raises(InputError, match="cannot be built from 10 rows"):
         build_index(jnp.zeros((10, 3)), jnp.ones(10, bool), cell=1.0, capacity=5)
+
+
+def test_an_empty_index_has_the_types_that_updates_give_it():
+    """Weak types would have every function compiled once more for its own output."""
+    leaves = jax.tree.leaves(entry_index.init_index(256, cell=0.1, batch=64))
+    assert not any(leaf.weak_type for leaf in leaves)

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,3 +38,12 @@ def test_confidence_grows_with_agreement_and_falls_with_doubt():
     assert _confidence(scatter=0.05**2, distance=100.0) > 0.99 * plain
     assert _confidence(variance=0.3) < 0.3 * plain
     assert np.isfinite(_confidence(support=0.0, distance=0.0, scatter=1.0))
+
+
+def test_confidence_has_finite_derivatives_where_no_camera_saw_anything():
+    zero = jnp.zeros(2)
+    slopes = jax.grad(lambda x: entry_confidence(*x, gate=0.05).sum())([zero] * 5)
+    assert all(np.isfinite(slope).all() for slope in slopes)
+    # Points that no camera saw and that disagree are not believed; those that are one are.
+    told = entry_confidence(zero + 1, zero, jnp.array([1e-4, 0.0]), zero, zero, gate=0.05)
+    np.testing.assert_allclose(told, [0.0, 0.8], atol=1e-6)

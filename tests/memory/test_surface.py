@@ -125,3 +125,10 @@ def test_only_pixels_beside_a_jump_are_at_an_edge():
     wanted[2:5, 26:29] = True
     wanted[3, 27] = False
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_half_precision_becomes_single_before_anything_is_computed():
+    depth = jnp.array([[3.0, 0.0], [jnp.inf, 0.7]], jnp.bfloat16)
+    found = surface.inverse_depth(depth)
+    np.testing.assert_array_equal(found, surface.inverse_depth(depth.astype(jnp.float32)))
+    assert found.dtype == jnp.float32

@@ -286,3 +286,27 @@ def test_a_real_photograph_from_its_neighbour(motorcycle):
     both = covered & filled
     gain = _psnr(found.features, m.right, both) - _psnr(plain, m.right, both)
     assert gain > 0.5
+
+
+@pytest.mark.slow
+def test_warps_have_finite_derivatives_by_everything_also_between_equal_cameras():
+    """Seen by the camera that took it, a surface is stretched alike in all directions."""
+    camera, k = jnp.eye(4), jnp.array([[12.0, 0, 6], [0, 12, 4], [0, 0, 1]])
+    depth = jnp.full((2, 8, 12), 2.0).at[:, 3:5, 6:].set(0.0).at[1, 0, 0].set(jnp.nan)
+    views = (
+        jax.random.normal(jax.random.key(0), (2, 8, 12, 3)),
+        depth,
+        jnp.ones(depth.shape),
+        jnp.stack([camera, camera.at[0, 3].set(0.1)]),
+        jnp.stack([k, k]),
+    )
+
+    def total(views, camera, k):
+        found = warp_views(*views, jnp.ones((2,), bool), camera, k)
+        return jnp.sin(found.features).sum() + found.depth.sum() + found.weight.sum()
+
+    value, slopes = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(views, camera, k)
+    for leaf in jax.tree.leaves((value, slopes)):
+        assert np.isfinite(leaf).all()
+    # Depth, cameras and intrinsics move what is seen.
+    assert all(leaf.any() for leaf in jax.tree.leaves(slopes))

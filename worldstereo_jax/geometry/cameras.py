@@ -11,6 +11,7 @@ from jax import lax
 
 from worldstereo_jax.array_types import Array, Float, ndarray
 from worldstereo_jax.geometry.rotations import quaternion_from_matrix
+from worldstereo_jax.geometry.smooth import heading
 
 _HIGHEST = lax.Precision.HIGHEST
 _SMALL_DEPTH = 1e-8
@@ -115,7 +116,7 @@ def polar_places(
     x, y, z = (turned[..., axis] + w2c[axis, 3] for axis in range(3))
     across = jnp.sqrt(jnp.maximum(x * x + z * z, 1e-12))
     distance = jnp.sqrt(jnp.maximum(x * x + y * y + z * z, 1e-12))
-    places = jnp.stack([jnp.log(distance), jnp.arctan2(y, across), jnp.arctan2(x, z)], -1)
+    places = jnp.stack([jnp.log(distance), jnp.arctan2(y, across), heading(x, z)], -1)
     return places * (jnp.sqrt(jnp.abs(k[0, 0] * k[1, 1])) / step)
 
 

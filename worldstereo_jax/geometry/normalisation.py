@@ -11,6 +11,7 @@ from jax import lax
 
 from worldstereo_jax.array_types import Array, Float, ndarray
 from worldstereo_jax.geometry.cameras import camera_centers, invert_rigid
+from worldstereo_jax.geometry.smooth import length
 
 _HIGHEST = lax.Precision.HIGHEST
 _OUTLIER_QUANTILE = 0.97
@@ -64,7 +65,7 @@ def _statistics(
     )
     inlier = (distance <= threshold)[:, None].astype(jnp.float32)
     shift = jnp.sum(centres * inlier, axis=0) / jnp.sum(inlier)
-    first = jnp.linalg.norm(centres[0] - shift)
+    first = length(centres[0] - shift)
     factor = jnp.where(first < _NEAR_ZERO, scale, scale / jnp.maximum(first, _NEAR_ZERO))
     return shift, factor.astype(jnp.float32)
 

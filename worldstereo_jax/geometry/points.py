@@ -13,6 +13,7 @@ import numpy as np
 from worldstereo_jax.array_types import Array, Bool, Float, ndarray
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import camera_centers, pixel_grid, unproject
+from worldstereo_jax.geometry.smooth import length
 
 # Depth beyond this many medians is contracted.
 CONTRACTION_MEDIANS = 8.0
@@ -77,8 +78,10 @@ def contract_depth(
     if where is not None:
         known = known & jnp.asarray(where)
     limit = medians * lower_median(depth, known)
-    far = 2.0 * limit - limit * limit / jnp.maximum(depth, limit)
-    return jnp.where(depth > limit, jnp.where(jnp.isfinite(limit), far, depth), depth)
+    contracted = (depth > limit) & (limit > 0) & jnp.isfinite(limit)
+    # Where nothing is contracted the branch not taken must have a finite derivative too.
+    safe, edge = jnp.where(contracted, depth, 1.0), jnp.where(contracted, limit, 1.0)
+    return jnp.where(contracted, 2.0 * edge - edge * edge / safe, depth)
 
 
 def _neighbour(values: Array, dy: int, dx: int) -> Array:
@@ -231,9 +234,9 @@ def normals_from_depth(
     across, has_across = _tangent(points, disparity, known, 0, 1)
     down, has_down = _tangent(points, disparity, known, 1, 0)
     normal = jnp.cross(across, down)
-    length = jnp.linalg.norm(normal, axis=-1, keepdims=True)
-    defined = (has_across & has_down & known)[..., None] & (length > 0)
-    normal = jnp.where(defined, normal / jnp.where(length > 0, length, 1.0), 0.0)
+    size = length(normal, keepdims=True)
+    defined = (has_across & has_down & known)[..., None] & (size > 0)
+    normal = jnp.where(defined, normal / jnp.where(size > 0, size, 1.0), 0.0)
     to_camera = camera_centers(w2c)[None, None, :] - points
     facing = jnp.sum(normal * to_camera, axis=-1, keepdims=True)
     return jnp.where(facing < 0, -normal, normal)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from worldstereo_jax.array_types import Array, Float, ndarray
+from worldstereo_jax.geometry.smooth import length
 
 WORLD_UP = (0.0, -1.0, 0.0)
 """Up in a world whose axes are those of an OpenCV camera (y points down)."""
@@ -119,4 +120,4 @@ def look_at(
 
 
 def _unit(vector: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
-    return vector / jnp.maximum(jnp.linalg.norm(vector, axis=-1, keepdims=True), _SMALL)
+    return vector / jnp.maximum(length(vector, keepdims=True), _SMALL)

@@ -13,6 +13,9 @@ number of (pixel, point) pairs. Pixel number and depth rank inside the chunk are
 give every pair its rank and the light that the pairs before it let through; one scatter-add
 lays the chunk behind what the earlier chunks have drawn. Memory is bounded by the chunk, not by
 the cloud, and only chunks that hold visible points are run.
+
+Image, alpha and depth have derivatives by colours, points and cameras, forwards and backwards.
+Which points a pixel shows, their order, and the mask are choices, and have none.
 """
 
 import functools
@@ -107,6 +110,118 @@ def _segment_prefix(
     return before, rank
 
 
+class _Layout(typing.NamedTuple):
+    """Static sizes of a render: of the picture, a disc (pixels), a chunk (points), and a pixel."""
+
+    height: int
+    width: int
+    radius: float
+    reach: int
+    chunk: int
+    points_per_pixel: int
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _composite(
+    layout: _Layout,
+    table: Float[Array, "n c_plus_5"],
+    order: Int[Array, " m"],
+    shown: Int[Array, ""],
+) -> Float[Array, "pixels c_plus_3"]:
+    """The canvas after all chunks that hold visible points, the first `shown` of `order`.
+
+    Args:
+        layout: static.
+        table: of each point its pixel (2), its colours, 1, 1 and its depth.
+        order: places in the table, nearest first; whole chunks.
+        shown: how many of them are drawn.
+    """
+
+    def draw(index: Array, canvas: Array) -> Array:
+        start = index * layout.chunk
+        rows = table[jax.lax.dynamic_slice(order, (start,), (layout.chunk,))]
+        return _draw_chunk(layout, rows, shown - start, canvas)
+
+    return jax.lax.fori_loop(0, -(-shown // layout.chunk), draw, _empty_canvas(layout, table))
+
+
+@_composite.defjvp
+def _composite_rule(
+    layout: _Layout, primals: tuple[Array, Array, Array], tangents: tuple[typing.Any, ...]
+) -> tuple[Array, Array]:
+    _, order, shown = primals
+
+    def composite(table: Array) -> Array:
+        # A loop of unknown length has no derivative backwards; one over all chunks has. What is
+        # kept for the way back is the canvas before each chunk.
+        @jax.checkpoint
+        def step(canvas: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+            rows, left = part
+            draw = functools.partial(_draw_chunk, layout, rows, left)
+            return jax.lax.cond(left > 0, draw, lambda canvas: canvas, canvas), None
+
+        rows = table[order].reshape(-1, layout.chunk, table.shape[1])
+        left = shown - layout.chunk * jnp.arange(rows.shape[0], dtype=shown.dtype)
+        return jax.lax.scan(step, _empty_canvas(layout, table), (rows, left))[0]
+
+    return jax.jvp(composite, primals[:1], tangents[:1])
+
+
+def _empty_canvas(
+    layout: _Layout, table: Float[Array, "n c_plus_5"]
+) -> Float[Array, "pixels c_plus_3"]:
+    return jnp.zeros((layout.height * layout.width, table.shape[1] - 2), jnp.float32)
+
+
+def _draw_chunk(
+    layout: _Layout,
+    rows: Float[Array, "chunk c_plus_5"],
+    left: Int[Array, ""],
+    canvas: Float[Array, "pixels c_plus_3"],
+) -> Float[Array, "pixels c_plus_3"]:
+    """The canvas with one more chunk of points, or the first `left` of it, laid behind it."""
+    height, width, radius, reach, chunk, points_per_pixel = layout
+    pixels, channels = height * width, canvas.shape[1] - 3
+    rank_bits = _KEY_BITS - pixels.bit_length()
+    rank = jnp.arange(chunk, dtype=jnp.uint32)
+    live = jnp.arange(chunk) < left
+    rows = jnp.where(live[:, None], rows, 0.0)
+    corner = jnp.floor(rows[:, :2] - radius - 0.5).astype(jnp.int32) + 1
+    # Pairs made in pixel order are nearly sorted, which halves the sort below on a CPU.
+    cell = jnp.clip(corner[:, 1], 0, height - 1) * width + jnp.clip(corner[:, 0], 0, width - 1)
+    by_cell = jax.lax.sort((cell.astype(jnp.uint32) << rank_bits) | rank, is_stable=False)
+    rank = by_cell & ((1 << rank_bits) - 1)
+    near = rank.astype(jnp.int32)
+    corner, centre, live = corner[near], rows[near, :2], live[near]
+    step = jnp.arange(reach)
+    x = corner[:, None, 0] + step[None, :]
+    y = corner[:, None, 1] + step[None, :]
+    dx = (x.astype(jnp.float32) + 0.5) - centre[:, None, 0]
+    dy = (y.astype(jnp.float32) + 0.5) - centre[:, None, 1]
+    distance2 = (dx * dx)[:, None, :] + (dy * dy)[:, :, None]
+    inside_x = (x >= 0) & (x < width)
+    inside_y = (y >= 0) & (y < height) & live[:, None]
+    hit = (distance2 < radius * radius) & inside_x[:, None, :] & inside_y[:, :, None]
+    pixel = y[:, :, None] * width + x[:, None, :]
+    pixel = jnp.where(hit, pixel, pixels).astype(jnp.uint32)
+    keys = jax.lax.sort(((pixel << rank_bits) | rank[:, None, None]).ravel(), is_stable=False)
+    pixel = (keys >> rank_bits).astype(jnp.int32)
+    row = rows[(keys & ((1 << rank_bits) - 1)).astype(jnp.int32)]
+    dx = (pixel % width).astype(jnp.float32) + 0.5 - row[:, 0]
+    dy = (pixel // width).astype(jnp.float32) + 0.5 - row[:, 1]
+    alpha = jnp.maximum(1.0 - (dx * dx + dy * dy) / (radius * radius), 0.0)
+    alpha = jnp.where(pixel < pixels, alpha, 0.0)
+    through, place = _segment_prefix(pixel, 1.0 - alpha, points_per_pixel)
+    drawn = canvas.at[pixel, channels : channels + 2].get(mode="fill", fill_value=0.0)
+    place = place + drawn[:, 1].astype(jnp.int32)
+    weight = alpha * through * (1.0 - drawn[:, 0])
+    taken = place < points_per_pixel
+    update = jnp.where(taken, weight, 0.0)[:, None] * row[:, 2:]
+    update = update.at[:, channels + 1].set(taken.astype(jnp.float32))
+    update = update.at[:, channels + 2].set(jnp.where(place == 0, row[:, channels + 4], 0.0))
+    return canvas.at[pixel].add(update, mode="drop", indices_are_sorted=True)
+
+
 @functools.partial(jax.jit, static_argnames=("height", "width", "radius_ndc", "points_per_pixel"))
 def render_points(
     points: Float[Array, "n 3"],
@@ -150,10 +265,9 @@ def render_points(
     reach = max(math.ceil(2 * radius), 1)
     chunk = _chunk_points(height, width, reach, count)
     chunks = -(-count // chunk)
-    rank_bits = _KEY_BITS - (height * width).bit_length()
-    pixels = height * width
 
-    uv, z = project(points, w2c, intrinsics)
+    # What is not valid may hold anything, NaN too, which must not enter a camera's derivative.
+    uv, z = project(jnp.where(valid[:, None], points, 0.0), w2c, intrinsics)
     # The first pixel column and row whose centre can lie strictly inside the disc.
     first = jnp.floor(uv - radius - 0.5) + 1.0
     size = jnp.array([width, height], jnp.float32)
@@ -161,54 +275,11 @@ def render_points(
     visible = valid & (z > 0) & reaches
     order = jnp.argsort(jnp.where(visible, z, jnp.inf))
     order = jnp.pad(order, (0, chunks * chunk - count))
-    shown = jnp.sum(visible)
     # Behind the pixel stand the canvas's channels: colour, 1 (to add up alpha), 1 (to count), z.
     ones = jnp.ones((count, 2), jnp.float32)
     table = jnp.concatenate([uv, colors, ones, z[:, None]], axis=1)
-
-    def draw_chunk(index: Array, canvas: Array) -> Array:
-        start = index * chunk
-        rows = table[jax.lax.dynamic_slice(order, (start,), (chunk,))]
-        rank = jnp.arange(chunk, dtype=jnp.uint32)
-        live = jnp.arange(chunk) + start < shown
-        rows = jnp.where(live[:, None], rows, 0.0)
-        corner = jnp.floor(rows[:, :2] - radius - 0.5).astype(jnp.int32) + 1
-        # Pairs made in pixel order are nearly sorted, which halves the sort below on a CPU.
-        cell = jnp.clip(corner[:, 1], 0, height - 1) * width + jnp.clip(corner[:, 0], 0, width - 1)
-        by_cell = jax.lax.sort((cell.astype(jnp.uint32) << rank_bits) | rank, is_stable=False)
-        rank = by_cell & ((1 << rank_bits) - 1)
-        near = rank.astype(jnp.int32)
-        corner, centre, live = corner[near], rows[near, :2], live[near]
-        step = jnp.arange(reach)
-        x = corner[:, None, 0] + step[None, :]
-        y = corner[:, None, 1] + step[None, :]
-        dx = (x.astype(jnp.float32) + 0.5) - centre[:, None, 0]
-        dy = (y.astype(jnp.float32) + 0.5) - centre[:, None, 1]
-        distance2 = (dx * dx)[:, None, :] + (dy * dy)[:, :, None]
-        inside_x = (x >= 0) & (x < width)
-        inside_y = (y >= 0) & (y < height) & live[:, None]
-        hit = (distance2 < radius * radius) & inside_x[:, None, :] & inside_y[:, :, None]
-        pixel = y[:, :, None] * width + x[:, None, :]
-        pixel = jnp.where(hit, pixel, pixels).astype(jnp.uint32)
-        keys = jax.lax.sort(((pixel << rank_bits) | rank[:, None, None]).ravel(), is_stable=False)
-        pixel = (keys >> rank_bits).astype(jnp.int32)
-        row = rows[(keys & ((1 << rank_bits) - 1)).astype(jnp.int32)]
-        dx = (pixel % width).astype(jnp.float32) + 0.5 - row[:, 0]
-        dy = (pixel // width).astype(jnp.float32) + 0.5 - row[:, 1]
-        alpha = jnp.maximum(1.0 - (dx * dx + dy * dy) / (radius * radius), 0.0)
-        alpha = jnp.where(pixel < pixels, alpha, 0.0)
-        through, place = _segment_prefix(pixel, 1.0 - alpha, points_per_pixel)
-        drawn = canvas.at[pixel, channels : channels + 2].get(mode="fill", fill_value=0.0)
-        place = place + drawn[:, 1].astype(jnp.int32)
-        weight = alpha * through * (1.0 - drawn[:, 0])
-        taken = place < points_per_pixel
-        update = jnp.where(taken, weight, 0.0)[:, None] * row[:, 2:]
-        update = update.at[:, channels + 1].set(taken.astype(jnp.float32))
-        update = update.at[:, channels + 2].set(jnp.where(place == 0, row[:, channels + 4], 0.0))
-        return canvas.at[pixel].add(update, mode="drop", indices_are_sorted=True)
-
-    canvas = jnp.zeros((pixels, channels + 3), jnp.float32)
-    canvas = jax.lax.fori_loop(0, -(-shown // chunk), draw_chunk, canvas)
+    layout = _Layout(height, width, radius, reach, chunk, points_per_pixel)
+    canvas = _composite(layout, table, order, jnp.sum(visible))
     canvas = canvas.reshape(height, width, channels + 3)
     return Render(
         image=canvas[..., :channels],

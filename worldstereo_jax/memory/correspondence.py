@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import pixel_grid
+from worldstereo_jax.geometry.frame_check import check_cameras, check_shape
 from worldstereo_jax.memory.surface import inverse_depth, pixel_transfer, tangent_planes
 from worldstereo_jax.memory.transfer import determinant, surface_jacobian
 
@@ -71,7 +72,16 @@ def dense_correspondence(
     Returns:
         (x, y) in b [h, w, 2], meaningful where the projection lies in front of b; valid [h, w]: not
         where b sees the other side of a thin wall, as the tangent planes of both say.
+
+    Raises:
+        InputError: when an array has another shape, or does not hold floats.
     """
+    for depth, w2c, intrinsics in (
+        (depth_a, w2c_a, intrinsics_a),
+        (depth_b, w2c_b, intrinsics_b),
+    ):
+        check_shape("depth", depth, ("h", "w"))
+        check_cameras(w2c, intrinsics)
     inverse_a, inverse_b = inverse_depth(depth_a), inverse_depth(depth_b)
     forward = pixel_transfer(w2c_a, intrinsics_a, w2c_b, intrinsics_b)
     grid = pixel_grid(*depth_a.shape)

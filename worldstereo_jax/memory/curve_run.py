@@ -81,8 +81,8 @@ def empty_run(size: int) -> CurveRun:
         directory=jnp.zeros(((1 << _directory_bits(size)) + 1,), jnp.int32),
         shift=jnp.zeros((), jnp.int32),
         steps=jnp.zeros((), jnp.int32),
-        low=jnp.full((size // BLOCK, 3), jnp.inf),
-        high=jnp.full((size // BLOCK, 3), -jnp.inf),
+        low=jnp.full((size // BLOCK, 3), jnp.inf, jnp.float32),
+        high=jnp.full((size // BLOCK, 3), -jnp.inf, jnp.float32),
     )
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Float, UInt32
+from worldstereo_jax.geometry.smooth import root
 
 CENSUS_BITS = 32
 _DIRECTIONS = 8
@@ -35,9 +36,9 @@ class Response(typing.NamedTuple):
 
 
 def brightness(image: Float[Array, "h w 3"]) -> Float[Array, "h w"]:
-    """Luma of an image, in its own units (ITU-R BT.601)."""
-    weights = jnp.array([0.299, 0.587, 0.114], image.dtype)
-    return jnp.matmul(image, weights, precision=jax.lax.Precision.HIGHEST)
+    """Luma of an image, in its own units (ITU-R BT.601); float32, whatever the image is in."""
+    weights = jnp.array([0.299, 0.587, 0.114], jnp.float32)
+    return jnp.matmul(image.astype(jnp.float32), weights, precision=jax.lax.Precision.HIGHEST)
 
 
 def census_code(image: Float[Array, "h w 3"]) -> UInt32[Array, "h w"]:
@@ -98,7 +99,7 @@ def structure_response(image: Float[Array, "h w 3"]) -> Response:
     y, x = _gradient(_blur(brightness(image), 0.8))
     xx, xy, yy = (_blur(value, 1.5) for value in (x * x, x * y, y * y))
     mean = 0.5 * (xx + yy)
-    spread = jnp.sqrt((0.5 * (xx - yy)) ** 2 + xy * xy)
+    spread = root((0.5 * (xx - yy)) ** 2 + xy * xy)
     large, small = mean + spread, jnp.maximum(mean - spread, 0.0)
     unit = 2.0 * mean.mean() + 1e-12
     return Response(edge=(large - small) / (large + unit), corner=small / (small + unit))

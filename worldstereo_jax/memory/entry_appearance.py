@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Float
 from worldstereo_jax.geometry.products import product
+from worldstereo_jax.geometry.smooth import length
 from worldstereo_jax.memory.entries import EntryBank
 
 # Columns: mean direction (3), covariance of directions (6: xx yy zz xy xz yz), covariance of each
@@ -82,7 +83,7 @@ def appearance_change(bank: EntryBank, centre: Float[Array, "3"]) -> Float[Array
     larger than what resampling leaves; held beyond two deviations of the directions seen.
     """
     away = centre[None] - bank.position
-    distance = jnp.linalg.norm(away, axis=-1, keepdims=True)
+    distance = length(away, keepdims=True)
     turn = away / jnp.where(distance > 0, distance, 1.0) - bank.appearance[:, :3]
     spread, crossed = _moments(bank)
     inverse = _inverse(spread)

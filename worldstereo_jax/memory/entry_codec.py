@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Bool, Float, Shaped
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.smooth import root
 from worldstereo_jax.memory.entries import EntryBank
 
 
@@ -37,6 +38,8 @@ class QuantisedEntries:
 
 def quantise_entries(bank: EntryBank, *, bits: tuple[int, ...] | None = None) -> QuantisedEntries:
     """The bank with quantised features.
+
+    Codes are rounded, which has no derivative: of what is restored only the scales have one.
 
     Args:
         bank: any.
@@ -91,7 +94,7 @@ def bytes_per_entry(bank: EntryBank | QuantisedEntries) -> dict[str, int]:
 
 def _rooted(appearance: Float[Array, "n 18"]) -> Float[Array, "n 18"]:
     moments = appearance[:, 3:]
-    rooted = jnp.sign(moments) * jnp.sqrt(jnp.abs(moments))
+    rooted = jnp.sign(moments) * root(jnp.abs(moments))
     return jnp.concatenate([appearance[:, :3], rooted], -1)
 
 

@@ -17,6 +17,7 @@ from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import project
 from worldstereo_jax.geometry.products import product
+from worldstereo_jax.geometry.smooth import arc_cosine, length
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_features import PYRAMID, Level, sample_map
 
@@ -61,7 +62,7 @@ def pattern_code(
             square = (part * part).sum(-1, keepdims=True)
             parts.append(part / jnp.sqrt(square + _FLAT))
     code = jnp.concatenate(parts, -1)
-    return code / jnp.maximum(jnp.linalg.norm(code, axis=-1, keepdims=True), 1e-6)
+    return code / jnp.maximum(length(code, keepdims=True), 1e-6)
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "levels"))
@@ -125,7 +126,7 @@ def match_entries(
 
     at_once = max(_PAIRS // bank.capacity, 1)
     best, first, second = lax.map(compare, (wanted, pixels), batch_size=at_once)
-    angle, rival = (jnp.arccos(jnp.clip(value, -1.0, 1.0)) for value in (first, second))
+    angle, rival = (arc_cosine(jnp.clip(value, -1.0, 1.0)) for value in (first, second))
     ambiguity = jnp.minimum(angle / jnp.maximum(rival, 1e-6), 1.0)
     valid = (first > 0) & (ambiguity <= most_ambiguity)
     weight = jnp.where(valid, (1.0 - ambiguity) * first, 0.0)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Float
 from worldstereo_jax.errors import InputError
+from worldstereo_jax.geometry.frame_check import check_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,13 @@ def feature_pyramid(
         levels: what to look at.
 
     Returns:
-        Per level [ceil(h / cell), ceil(w / cell), width].
+        Per level [ceil(h / cell), ceil(w / cell), width], float32.
+
+    Raises:
+        InputError: when the image has another shape, or does not hold floats.
     """
+    check_shape("image", image, ("h", "w", 3))
+    image = jnp.asarray(image, jnp.float32)
     return tuple(_level_map(image, learned, level) for level in levels)
 
 

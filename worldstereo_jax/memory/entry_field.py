@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import TokenGeometry, ellipse_metric
 from worldstereo_jax.array_types import Array, Float, Int
+from worldstereo_jax.geometry.smooth import length, root
 from worldstereo_jax.memory.entries import EntryBank, take_entries
 from worldstereo_jax.memory.entry_features import Level
 from worldstereo_jax.memory.masks import ViewSet, visibility_words
@@ -30,7 +31,7 @@ def entry_radii(bank: EntryBank, level: Level) -> Float[Array, "n 3"]:
     reach = 0.5 * level.cell * level.grid * bank.footprint
     told = bank.information > 0
     variance = jnp.where(told, 1.0 / jnp.where(told, bank.information, 1.0), 0.0) + bank.scatter
-    deviation = jnp.sqrt(variance)
+    deviation = root(variance)
     across = reach * (2.0 - bank.confidence) + deviation
     radii = jnp.stack([across / entry_cosine(bank), across, 0.5 * reach + 2.0 * deviation], -1)
     return jnp.where(bank.valid[:, None], radii, 1.0)
@@ -71,9 +72,9 @@ def entry_geometry(
 
 def entry_cosine(bank: EntryBank) -> Float[Array, " n"]:
     """Between the normal and the mean line of sight; 1 where either is unknown."""
-    length = jnp.linalg.norm(bank.direction, axis=-1)
-    cosine = jnp.abs((bank.normal * bank.direction).sum(-1)) / jnp.where(length > 0, length, 1.0)
-    known = bank.normal.any(-1) & (length > 0)
+    size = length(bank.direction)
+    cosine = jnp.abs((bank.normal * bank.direction).sum(-1)) / jnp.where(size > 0, size, 1.0)
+    known = bank.normal.any(-1) & (size > 0)
     return jnp.where(known, jnp.clip(cosine, _LEAST_COSINE, 1.0), 1.0)
 
 
@@ -81,8 +82,8 @@ def entry_axes(bank: EntryBank) -> Float[Array, "n 3 3"]:
     """Orthonormal rows of each entry: along the slant, across it, and the normal; world frame."""
 
     def unit(vector: Float[Array, "n 3"], otherwise: Float[Array, "#n 3"]) -> Float[Array, "n 3"]:
-        length = jnp.linalg.norm(vector, axis=-1, keepdims=True)
-        return jnp.where(length > 1e-3, vector / jnp.maximum(length, 1e-9), otherwise)
+        size = length(vector, keepdims=True)
+        return jnp.where(size > 1e-3, vector / jnp.maximum(size, 1e-9), otherwise)
 
     view = unit(bank.direction, jnp.array([[0.0, 0.0, 1.0]]))
     normal = unit(bank.normal, view)

@@ -13,6 +13,7 @@ from worldstereo_jax.array_types import Array, Bool, Float, Int, ndarray
 from worldstereo_jax.geometry.cameras import camera_centers, project, unproject
 from worldstereo_jax.geometry.frame_check import check_frame, check_shape
 from worldstereo_jax.geometry.points import normals_from_depth
+from worldstereo_jax.geometry.smooth import length
 from worldstereo_jax.memory.entry_features import PYRAMID, Level, feature_pyramid, pyramid_widths
 from worldstereo_jax.memory.spatial_stereo import depth_confidence
 from worldstereo_jax.memory.surface import (
@@ -195,8 +196,8 @@ def _block_means(normal: Float[Array, "h w 3"]) -> Float[Array, "bh bw 3"]:
     whole = jnp.pad(normal, ((0, -height % _SIDE), (0, -width % _SIDE), (0, 0)))
     rows, columns = whole.shape[0] // _SIDE, whole.shape[1] // _SIDE
     mean = whole.reshape(rows, _SIDE, columns, _SIDE, 3).sum((1, 3))
-    length = jnp.linalg.norm(mean, axis=-1, keepdims=True)
-    return mean / jnp.where(length > 0, length, 1.0)
+    size = length(mean, keepdims=True)
+    return mean / jnp.where(size > 0, size, 1.0)
 
 
 def sample_surface_at(surface: FrameSurface, points: Float[Array, "n 3"]) -> SurfaceSample:

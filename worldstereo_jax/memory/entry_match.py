@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from worldstereo_jax.array_types import Array, Bool, Float
+from worldstereo_jax.geometry.smooth import length
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_frame import (
     FrameSurface,
@@ -184,6 +185,6 @@ def _towards(
     centre: Float[Array, "#n 3"], points: Float[Array, "n 3"]
 ) -> tuple[Float[Array, "n 3"], Float[Array, " n"]]:
     away = jnp.broadcast_to(centre, points.shape) - points
-    distance = jnp.linalg.norm(away, axis=-1)
+    distance = length(away)
     # No small constant: a world in another unit must give the same directions.
     return away / jnp.where(distance > 0, distance, 1.0)[:, None], distance

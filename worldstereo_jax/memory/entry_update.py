@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import unproject
+from worldstereo_jax.geometry.smooth import length
 from worldstereo_jax.memory.entries import (
     EntryBank,
     append_entries,
@@ -233,14 +234,14 @@ def _combine(left: EntryBank, right: EntryBank, where: Bool[Array, " n"]) -> Ent
         left.normal * left.normal_agreement[:, None],
         right.normal * right.normal_agreement[:, None],
     )
-    length = jnp.linalg.norm(normal, axis=-1)
+    size = length(normal)
     return dataclasses.replace(
         left,
         position=position,
         scatter=scatter,
         information=by_position.total,
-        normal=normal / jnp.where(length > 0, length, 1.0)[:, None],
-        normal_agreement=length,
+        normal=normal / jnp.where(size > 0, size, 1.0)[:, None],
+        normal_agreement=size,
         footprint=jnp.where(where, jnp.minimum(left.footprint, right.footprint), left.footprint),
         direction=by_view.mean(left.direction, right.direction),
         distance=by_view.mean(left.distance, right.distance),
@@ -350,8 +351,9 @@ def _propose(
     known = (inverse > 0).reshape(-1)
     depth = jnp.where(known, 1.0 / jnp.where(known, inverse.reshape(-1), 1.0), 0.0)
     point = unproject(pixel, depth, frame.w2c, frame.intrinsics)
-    away = surface.centre[None] - point
-    distance = jnp.linalg.norm(away, axis=-1)
+    # Exactly 0 where nothing is known: next to nothing, squared, has no finite derivative.
+    away = jnp.where(known[:, None], surface.centre[None] - point, 0.0)
+    distance = length(away)
     normal = surface.table[:, 5:8].reshape(*surface.inverse.shape, 3)
     edge = surface.table[:, 8].reshape(surface.inverse.shape)
     measured = frame.measured[start::step, start::step].reshape(-1)

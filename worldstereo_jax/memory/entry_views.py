@@ -165,8 +165,12 @@ def entry_confidence(
     """
     seen = support / (support + _PRIOR)
     votes = support / jnp.maximum(support + against, 1e-12)
-    allowed = jnp.square(jnp.maximum(gate * distance, 1e-20))
+    # What no camera saw has distance 0, which lets nothing through. Nothing is divided by it: the
+    # derivative would be NaN.
+    told = distance > 0
+    allowed = jnp.square(jnp.maximum(jnp.where(told, gate * distance, 1.0), 1e-20))
     steady = 1.0 / (1.0 + scatter / jnp.maximum(allowed, 1e-30))
+    steady = jnp.where(told, steady, jnp.where(scatter > 0, 0.0, 1.0))
     calm = 1.0 / (1.0 + feature_variance / _RESTLESS)
     return seen * jnp.square(votes) * steady * calm
 

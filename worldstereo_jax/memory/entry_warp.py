@@ -21,6 +21,7 @@ from worldstereo_jax.array_types import Array, Bool, Float, Int
 from worldstereo_jax.geometry.cameras import camera_centers, pixel_grid, unproject
 from worldstereo_jax.geometry.frame_check import check_cameras
 from worldstereo_jax.geometry.products import product
+from worldstereo_jax.geometry.smooth import length
 from worldstereo_jax.memory.entries import EntryBank
 from worldstereo_jax.memory.entry_appearance import appearance_change
 from worldstereo_jax.memory.entry_features import PYRAMID, Level
@@ -294,8 +295,8 @@ def _read_neighbourhood(
     size = jnp.where(bank.footprint > 0, bank.footprint, 1.0)[:, None]
 
     def unit(axis: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
-        length = jnp.linalg.norm(axis, axis=-1, keepdims=True)
-        return axis / jnp.where(length > 0, length, 1.0) / size
+        long = length(axis, keepdims=True)
+        return axis / jnp.where(long > 0, long, 1.0) / size
 
     away = points - bank.position[entry]
     reach = grid // 2

@@ -13,6 +13,7 @@ from jax.scipy.ndimage import map_coordinates
 
 from worldstereo_jax.array_types import Array, Float
 from worldstereo_jax.geometry.cameras import pixel_directions, pixel_grid
+from worldstereo_jax.geometry.smooth import heading
 
 
 def reflect(
@@ -47,7 +48,7 @@ def mirrored_environment(
     rotation = jnp.matmul(w2c[:3, :3], target_w2c[:3, :3].T, precision=lax.Precision.HIGHEST)
     ray = pixel_directions(pixel_grid(height, width), target_intrinsics)
     ray = jnp.einsum("ij,hwj->hwi", rotation, ray, precision=lax.Precision.HIGHEST)
-    yaw = jnp.arctan2(ray[..., 0], ray[..., 2])
+    yaw = heading(ray[..., 0], ray[..., 2])
     pitch = jnp.arctan2(ray[..., 1], jnp.hypot(ray[..., 0], ray[..., 2]))
 
     middle = jnp.array(

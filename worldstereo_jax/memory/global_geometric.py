@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from worldstereo_jax.array_types import Array, Bool, Float, ndarray
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import camera_centers, project
-from worldstereo_jax.geometry.frame_check import check_frame
+from worldstereo_jax.geometry.frame_check import check_cameras, check_frame
 from worldstereo_jax.geometry.points import (
     CONTRACTION_MEDIANS,
     PointCloud,
@@ -190,13 +190,12 @@ def update_global_memory(
     w2c, intrinsics = jnp.asarray(w2c, jnp.float32), jnp.asarray(intrinsics, jnp.float32)
     height, width = depth.shape
     cloud = _frame_points(image, depth, w2c, intrinsics, edges, medians)
-    # Colour 1 everywhere composites to the alpha itself.
+    # Colour 1 everywhere composites to the alpha itself. What is new is a choice: no derivative.
     seen = render_points(
-        memory.positions,
+        jax.lax.stop_gradient(memory.positions),
         jnp.ones((memory.capacity, 1), jnp.float32),
         memory.valid,
-        w2c,
-        intrinsics,
+        *jax.lax.stop_gradient((w2c, intrinsics)),
         height=height,
         width=width,
         radius_ndc=radius_ndc,
@@ -221,7 +220,11 @@ def render_global_memory(
 
     Returns:
         Render with image [f, height, width, 3], mask (1 = hole) and depth [f, height, width].
+
+    Raises:
+        InputError: when the cameras have another shape, or do not hold floats.
     """
+    check_cameras(w2c, intrinsics, leading=("f",))
     return render_path(
         memory.positions,
         memory.colors,

@@ -22,7 +22,9 @@ from pallas_kernels import (
 from worldstereo_jax.array_types import Array, Bool, Float, Int, UInt32
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import camera_centers, pixel_grid, project, unproject
+from worldstereo_jax.geometry.frame_check import check_cameras
 from worldstereo_jax.geometry.points import normals_from_depth, valid_depth
+from worldstereo_jax.geometry.smooth import length
 from worldstereo_jax.memory.surface import inverse_depth, tangent_planes
 
 TOKEN = 16
@@ -81,13 +83,17 @@ def token_surface(views: ViewSet) -> TokenSurface:
     so that the token's point lies exactly on it.
 
     Raises:
-        InputError: when the views are not made of whole tokens.
+        InputError: when the views are not made of whole tokens, or a camera has another shape or
+            does not hold floats.
     """
     if views.depth.ndim != 3 or views.depth.shape[1] % TOKEN or views.depth.shape[2] % TOKEN:
         raise InputError(
             f"views.depth must have shape [f, h, w] with h and w multiples of {TOKEN}, got "
             f"{list(views.depth.shape)}"
         )
+    check_cameras(views.w2c, views.intrinsics, leading=views.depth.shape[:1])
+    # Places do not survive half precision, whatever the views come in.
+    views = jax.tree.map(lambda x: x if x.dtype == bool else jnp.asarray(x, jnp.float32), views)
     _, height, width = views.depth.shape
     depth = _by_token(views.depth[..., None])[..., 0]
     known = valid_depth(depth)
@@ -117,8 +123,8 @@ def token_surface(views: ViewSet) -> TokenSurface:
 
     normal = jax.vmap(normals_from_depth)(views.depth, views.w2c, views.intrinsics)
     normal = jnp.where(near[..., None], _by_token(normal), 0.0).sum(-2)
-    length = jnp.linalg.norm(normal, axis=-1, keepdims=True)
-    straight = length > _STRAIGHT * jnp.maximum(near_count, 1)[..., None]
+    size = length(normal, keepdims=True)
+    straight = size > _STRAIGHT * jnp.maximum(near_count, 1)[..., None]
     confidence = near_count / known_count
     if views.confidence is not None:
         held = jnp.where(near, _by_token(views.confidence[..., None])[..., 0], 0.0).sum(-1)
@@ -127,7 +133,7 @@ def token_surface(views: ViewSet) -> TokenSurface:
         pixel=corner + offset[chosen],
         depth=here[..., 0],
         spread=spread,
-        normal=jnp.where(straight, normal / jnp.maximum(length, 1e-6), 0.0),
+        normal=jnp.where(straight, normal / jnp.maximum(size, 1e-6), 0.0),
         known=count / (TOKEN * TOKEN),
         confidence=confidence,
     )
@@ -182,7 +188,7 @@ def _token_fields(views: ViewSet) -> _TokenFields:
     surface = token_surface(views)
     position = jax.vmap(unproject)(surface.pixel, surface.depth, views.w2c, views.intrinsics)
     ray = position - camera_centers(views.w2c)[:, None]
-    ray = ray / jnp.maximum(jnp.linalg.norm(ray, axis=-1, keepdims=True), 1e-9)
+    ray = ray / jnp.maximum(length(ray, keepdims=True), 1e-9)
     has_normal = (surface.normal != 0).any(-1, keepdims=True)
     normal = jnp.where(has_normal, surface.normal, -ray)
     cosine = jnp.clip(jnp.abs((normal * ray).sum(-1)), _LEAST_COSINE, 1.0)
@@ -349,12 +355,12 @@ def _surface_axes(
     normal: Float[Array, "f t 3"], ray: Float[Array, "f t 3"]
 ) -> Float[Array, "f t 3 3"]:
     """Orthonormal rows: along the slant, across it, and the normal."""
-    normal = normal / jnp.maximum(jnp.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
+    normal = normal / jnp.maximum(length(normal, keepdims=True), 1e-9)
     along = ray - (ray * normal).sum(-1, keepdims=True) * normal
     # Seen head-on there is no slant: any tangent does.
     off_axis = jnp.array([0.3, -0.2, 0.1])[None, None]
     fallback = jnp.cross(normal, jnp.roll(normal, 1, axis=-1) + off_axis)
-    is_head_on = jnp.linalg.norm(along, axis=-1, keepdims=True) < 1e-3
+    is_head_on = length(along, keepdims=True) < 1e-3
     along = jnp.where(is_head_on, fallback, along)
-    along = along / jnp.maximum(jnp.linalg.norm(along, axis=-1, keepdims=True), 1e-9)
+    along = along / jnp.maximum(length(along, keepdims=True), 1e-9)
     return jnp.stack([along, jnp.cross(normal, along), normal], axis=-2)

@@ -21,6 +21,7 @@ from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import pixel_grid
 from worldstereo_jax.geometry.products import product
 from worldstereo_jax.geometry.sampling import sample_bilinear
+from worldstereo_jax.geometry.smooth import arc_cosine, length
 from worldstereo_jax.memory.descriptors import gradient_code, halve, structure_response
 
 _ROWS = 256  # pixels compared with all others at once, at the coarsest level
@@ -228,7 +229,7 @@ def match_keypoints(
             for level, code in enumerate(code_pyramid(image, finest=finest, levels=2))
         ]
         code = jnp.concatenate(parts, axis=-1)
-        code = code / jnp.maximum(jnp.linalg.norm(code, axis=-1, keepdims=True), 1e-6)
+        code = code / jnp.maximum(length(code, keepdims=True), 1e-6)
         pixels.append(where)
         codes.append(code)
         filled.append(is_there)
@@ -236,7 +237,7 @@ def match_keypoints(
     likeness = jnp.where(usable, product(codes[0], codes[1].T), -1.0)
     (first, second), best = lax.top_k(likeness, 2)[0].T, likeness.argmax(1)
     mutual = likeness.argmax(0)[best] == jnp.arange(k)
-    angle, rival = (jnp.arccos(jnp.clip(value, -1.0, 1.0)) for value in (first, second))
+    angle, rival = (arc_cosine(jnp.clip(value, -1.0, 1.0)) for value in (first, second))
     ratio = angle / jnp.maximum(rival, 1e-6)
     valid = filled[0] & filled[1][best] & mutual & (ratio <= most_ambiguity) & (first > 0)
     return SparseMatches(

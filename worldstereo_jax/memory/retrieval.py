@@ -18,6 +18,7 @@ from worldstereo_jax.array_types import Array, Bool, Float, Int, ndarray
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.geometry.cameras import camera_centers
 from worldstereo_jax.geometry.rotations import quaternion_from_matrix
+from worldstereo_jax.geometry.smooth import length, root
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -84,7 +85,7 @@ def axis_angle_degrees(
     """Return the angle between the optical axes of every pair of cameras, degrees in [0, 180]."""
     a, b = w2c_a[:, None, 2, :3], w2c_b[None, :, 2, :3]
     # atan2 keeps small angles that arccos loses in float32.
-    cross = jnp.linalg.norm(jnp.cross(a, b), axis=-1)
+    cross = length(jnp.cross(a, b))
     return jnp.degrees(jnp.arctan2(cross, jnp.sum(a * b, axis=-1)))
 
 
@@ -126,7 +127,7 @@ def diversity_features(
 
     def score(x: Array | ndarray) -> Array:
         x = jnp.asarray(x)
-        return (x - x.mean(axis=0, keepdims=True)) / (x.std(axis=0, keepdims=True) + 1e-8)
+        return (x - x.mean(axis=0, keepdims=True)) / (root(x.var(axis=0, keepdims=True)) + 1e-8)
 
     return jnp.concatenate([CAMERA_WEIGHT * score(camera), IMAGE_WEIGHT * score(image)], axis=-1)
 
@@ -218,7 +219,7 @@ def quality_score(image: Float[Array | ndarray, "h w 3"]) -> Float[Array, ""]:
     the official code does, in the 15-bit fixed point of OpenCV; the Laplacian has 4 neighbours and
     mirrors at the border without repeating it.
     """
-    levels = jnp.round((image + 1) * 127.5).astype(jnp.int32).clip(0, 255)
+    levels = jnp.round((jnp.asarray(image, jnp.float32) + 1) * 127.5).astype(jnp.int32).clip(0, 255)
     red, green, blue = levels[..., 0], levels[..., 1], levels[..., 2]
     grey = (3735 * red + 19235 * green + 9798 * blue + 16384) >> 15
     share = jnp.bincount(grey.reshape(-1), length=256) / grey.size

@@ -21,6 +21,7 @@ from worldstereo_jax.geometry.points import (
     normals_from_depth,
     valid_depth,
 )
+from worldstereo_jax.geometry.smooth import length
 from worldstereo_jax.memory.surface import (
     between_surfaces,
     farthest_around,
@@ -132,10 +133,12 @@ def frontal_confidence(
 def _viewing_cosine(
     depth: Float[Array, "h w"], w2c: Float[Array, "4 4"], intrinsics: Float[Array, "3 3"]
 ) -> Float[Array, "h w"]:
+    # Depth that is no number would make NaN of a derivative, though no one reads the cosine there.
+    depth = jnp.where(valid_depth(depth), depth, 0.0)
     points = depth_to_points(depth, w2c, intrinsics)
     normals = normals_from_depth(depth, w2c, intrinsics)
     ray = points - camera_centers(w2c)[None, None, :]
-    ray = ray / jnp.maximum(jnp.linalg.norm(ray, axis=-1, keepdims=True), 1e-12)
+    ray = ray / jnp.maximum(length(ray, keepdims=True), 1e-12)
     cosine = jnp.abs((normals * ray).sum(-1))
     # Where no normal can be told the surface is taken to be moderately slanted.
     cosine = jnp.where(jnp.abs(normals).sum(-1) > 0, cosine, 0.5)

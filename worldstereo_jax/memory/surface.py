@@ -17,7 +17,8 @@ _HIGHEST = lax.Precision.HIGHEST
 
 
 def inverse_depth(depth: Float[Array, "*v h w"]) -> Float[Array, "*v h w"]:
-    """1 / depth where depth is positive and finite, else 0 (which means: no surface)."""
+    """1 / depth where depth is positive and finite, else 0 (which means: no surface); float32."""
+    depth = jnp.asarray(depth, jnp.float32)
     good = jnp.isfinite(depth) & (depth > 0)
     return jnp.where(good, 1.0 / jnp.where(good, depth, 1.0), 0.0)
 
@@ -165,6 +166,10 @@ def pixel_transfer(
     q_xy / q_z and its inverse depth w / q_z (q_z is the ratio of the two depths, so the point
     lies in front of the camera when q_z > 0).
     """
+    # Places do not survive half precision, whatever cameras come in.
+    w2c_to, intrinsics_from, intrinsics_to = (
+        jnp.asarray(x, jnp.float32) for x in (w2c_to, intrinsics_from, intrinsics_to)
+    )
     relative = jnp.matmul(w2c_to, invert_rigid(w2c_from), precision=_HIGHEST)
     rotation = jnp.matmul(relative[:3, :3], inverse_intrinsics(intrinsics_from), precision=_HIGHEST)
     matrix = jnp.matmul(intrinsics_to, rotation, precision=_HIGHEST)

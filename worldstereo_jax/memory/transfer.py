@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from worldstereo_jax.array_types import Array, Float
 from worldstereo_jax.geometry.cameras import pixel_grid
+from worldstereo_jax.geometry.smooth import root
 
 Parts = Sequence[Float[Array, "..."]]
 """The components of a vector, or of one per pixel."""
@@ -80,5 +81,5 @@ def stretches(
     (a, b), (c, d) = jacobian
     square = a * a + b * b + c * c + d * d
     area = jnp.abs(determinant(jacobian))
-    largest = jnp.sqrt(0.5 * (square + jnp.sqrt(jnp.maximum(square**2 - 4.0 * area**2, 0.0))))
+    largest = root(0.5 * (square + root(jnp.maximum(square**2 - 4.0 * area**2, 0.0))))
     return area / jnp.maximum(largest, 1e-12), largest

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from worldstereo_jax.array_types import Array, Bool, Float, Int
+from worldstereo_jax.geometry.frame_check import check_cameras, check_shape
 from worldstereo_jax.memory.resampling import sample_surface
 from worldstereo_jax.memory.surface import inverse_depth
 from worldstereo_jax.memory.visibility import Lookup, SurfaceViews, prepare_views, visible_surface
@@ -118,7 +119,16 @@ def candidate_warp(
     False where depth was read from the memory (see `SpatialStereoMemory`); None means all was
     measured. `refuted` are pixels whose depth is known to be wrong; None leaves the verdict to the
     views given.
+
+    Features, depth, weights and confidence have derivatives by features, depth, confidence and
+    cameras. Which views show a pixel, in which order, and the mask are choices, and have none.
+
+    Raises InputError when an array has another shape, or does not hold floats.
     """
+    check_shape("features", features, ("v", "h", "w", "c"))
+    check_shape("depth", depth, features.shape[:3])
+    check_shape("confidence", confidence, features.shape[:3])
+    check_cameras(w2c, intrinsics, leading=features.shape[:1])
     views = prepare_views(
         depth,
         confidence,
@@ -250,6 +260,7 @@ def _candidates(
     width: int,
     tolerance: float,
 ) -> Candidates:
+    check_cameras(target_w2c, target_intrinsics)
     inverse, look = visible_surface(
         views,
         target_w2c,
