@@ -95,8 +95,9 @@ def make_entry_frame(
     measured = jnp.ones(depth.shape, bool)
     if inherited is not None:
         check_shape("inherited", inherited, depth.shape)
+        inherited = jnp.asarray(inherited, jnp.float32)
         # What has no confidence says nothing, wherever it comes from.
-        measured = (jnp.asarray(inherited) <= 0) | (confidence <= 0)
+        measured = (inherited <= 0) | (confidence <= 0)
         confidence = jnp.where(measured, confidence, jnp.minimum(confidence, inherited))
     return EntryFrame(
         features=feature_pyramid(image, learned, levels=levels),
