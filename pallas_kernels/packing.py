@@ -111,12 +111,14 @@ def _pack(
         together = (index.batch[:, None] == index.batch[None]) & (
             index.head[:, None] == index.head[None]
         )
-        before = jnp.sum(jnp.where(jnp.tril(together, -1), count[None], 0), axis=1)
+        earlier = jnp.where(jnp.tril(together, -1), count[None], 0)
+        before = jnp.sum(earlier, axis=1, dtype=jnp.int32)
         first = used[index.batch, index.head] + before
         fits = first + count <= room
         at = first[:, None] + jnp.cumsum(held, axis=1, dtype=jnp.int32) - 1
         at = jnp.where(held & fits[:, None], at, room)
-        flag = jnp.sum(jnp.where(held, 1 << jnp.arange(parts, dtype=jnp.int32), 0), axis=1)
+        flag = jnp.where(held, 1 << jnp.arange(parts, dtype=jnp.int32), 0)
+        flag = jnp.sum(flag, axis=1, dtype=jnp.int32)
         words = encode(pairs).reshape(-1, parts, *shape)
         place, own = (index.batch, index.head, q, k), (index.batch, index.head)
         return (

@@ -24,6 +24,7 @@ from worldstereo_jax.memory.entry_warp import warp_layers
 from worldstereo_jax.memory.folder import load_memory, load_optional_fields, save_memory
 from worldstereo_jax.memory.keyframe_edit import Views, merge_keyframes
 from worldstereo_jax.models.worldstereo import init_params
+from worldstereo_jax.sampling.conditions import gather_conditions
 from worldstereo_jax.sampling.official_clip import sample_latent
 from worldstereo_jax.sampling.official_conditions import (
     draw_renders,
@@ -49,6 +50,20 @@ def strict():
         yield
 
 
+@pytest.fixture(params=["strict", "x64"])
+def strictness(request):
+    """Or with `jax_enable_x64`, where counts are wider and promoted, and no field of ours is."""
+    if request.param == "strict":
+        yield
+        return
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def doubles(tree):
+    return [leaf for leaf in jax.tree.leaves(tree) if leaf.dtype in ("float64", "int64", "uint64")]
+
+
 def floats(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
@@ -61,6 +76,7 @@ KEY = jax.eval_shape(lambda: jax.random.key(0))
 SIZE = (ROLLOUT.height, ROLLOUT.width)
 
 
+@pytest.mark.usefixtures("strictness")
 def test_a_rollout_from_an_image():
     def run(image, depth, cameras, key):
         params = WorldParams(
@@ -70,13 +86,18 @@ def test_a_rollout_from_an_image():
         )
         first = jax.tree.map(lambda leaf: leaf[0], cameras)
         memory = init_memory(ROLLOUT, image, depth, first.w2c, first.intrinsics)
-        return make_rollout(WORLD)(params, memory, cameras, key)
+        gathered = gather_conditions(WORLD, params.vae, memory, cameras)
+        return *make_rollout(WORLD)(params, memory, cameras, key), gathered
 
-    clip, _ = jax.eval_shape(run, floats(*SIZE, 3), floats(*SIZE), cameras_of(ROLLOUT.frames), KEY)
+    clip, *others = jax.eval_shape(
+        run, floats(*SIZE, 3), floats(*SIZE), cameras_of(ROLLOUT.frames), KEY
+    )
     assert clip.video.shape == (ROLLOUT.frames, *SIZE, 3)
     assert clip.video.dtype == jnp.float32
+    assert not doubles((clip, others))
 
 
+@pytest.mark.usefixtures("strictness")
 def test_edits_of_a_memory_and_its_warp():
     def run(memory: WorldMemory, camera):
         undone = undo_clip(begin_clip(memory))
@@ -91,6 +112,7 @@ def test_edits_of_a_memory_and_its_warp():
     memory = jax.eval_shape(lambda: empty_memory(ROLLOUT))
     warped = jax.eval_shape(run, memory, (floats(4, 4), floats(3, 3)))
     assert warped.mask.shape == (2, *SIZE)
+    assert not doubles(warped)
 
 
 def test_a_memory_is_saved_and_loaded(tmp_path):

@@ -133,7 +133,9 @@ def _nearest(scene: Scene, rays: Rays) -> Hits:
 
 def _primitive_table(scene: Scene) -> Float[Array, "primitives 8"]:
     """Row per primitive: centre, half extents, cosine and sine of its yaw."""
-    room_center = jnp.stack([jnp.zeros(()), -scene.room_half[1], jnp.zeros(())])
+    room_center = jnp.stack(
+        [jnp.zeros((), jnp.float32), -scene.room_half[1], jnp.zeros((), jnp.float32)]
+    )
     radius, cylinder_radius = scene.sphere_radius[:, None], scene.cylinder_radius[:, None]
     center = jnp.concatenate(
         [room_center[None], scene.box_center, scene.sphere_center, scene.cylinder_center]
@@ -148,7 +150,7 @@ def _primitive_table(scene: Scene) -> Float[Array, "primitives 8"]:
             ),
         ]
     )
-    yaw = jnp.zeros(center.shape[0]).at[1:_FIRST_SPHERE].set(scene.box_yaw)
+    yaw = jnp.zeros(center.shape[0], jnp.float32).at[1:_FIRST_SPHERE].set(scene.box_yaw)
     return jnp.concatenate([center, half, jnp.cos(yaw)[:, None], jnp.sin(yaw)[:, None]], axis=1)
 
 

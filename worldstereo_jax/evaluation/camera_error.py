@@ -92,7 +92,7 @@ def umeyama(
     x, y = source - mean_source[None], target - mean_target[None]
     u, singular, vt = jnp.linalg.svd(y.T @ x / len(x))
     sign = jnp.where(jnp.linalg.det(u) * jnp.linalg.det(vt) < 0, -1.0, 1.0)
-    signs = jnp.stack([jnp.ones(()), jnp.ones(()), sign])
+    signs = jnp.stack([jnp.ones((), jnp.float32), jnp.ones((), jnp.float32), sign])
     rotation = (u * signs[None]) @ vt
     variance = jnp.mean(jnp.sum(x**2, axis=-1))
     scale = jnp.sum(singular * signs) / jnp.maximum(variance, 1e-20)

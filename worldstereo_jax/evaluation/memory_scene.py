@@ -79,7 +79,7 @@ def _pose(w2c: Float[Array, "4 4"]) -> tuple[Float[Array, "4"], Float[Array, "3"
 
 @jax.jit
 def _matrix(wxyz: Float[Array, "4"], position: Float[Array, "3"]) -> Float[Array, "4 4"]:
-    turned = jnp.eye(4).at[:3, :3].set(matrix_from_quaternion(wxyz))
+    turned = jnp.eye(4, dtype=jnp.float32).at[:3, :3].set(matrix_from_quaternion(wxyz))
     return invert_rigid(turned.at[:3, 3].set(position))
 
 

@@ -70,7 +70,7 @@ def _forward_nearest(
     )
     column, row = jnp.floor(pixels).astype(jnp.int32).T
     place = jnp.where(inside, row * width + column, height * width)
-    nearest = jnp.full((height * width,), jnp.inf).at[place].min(z, mode="drop")
+    nearest = jnp.full((height * width,), jnp.inf, jnp.float32).at[place].min(z, mode="drop")
     wins = inside & (z == nearest.at[place].get(mode="fill", fill_value=0.0))
     # Of equal depths the first wins, so that the result is the same on every device.
     count = points.shape[0]
@@ -116,7 +116,10 @@ def _look_up(
     corner = jnp.floor(pixels - 0.5)
     part = pixels - 0.5 - corner
     corner = corner.astype(jnp.int32)
-    total, weight = jnp.zeros((*z.shape, image.shape[-1])), jnp.zeros(z.shape)
+    total, weight = (
+        jnp.zeros((*z.shape, image.shape[-1]), jnp.float32),
+        jnp.zeros(z.shape, jnp.float32),
+    )
     for dy in (0, 1):
         for dx in (0, 1):
             x, y = corner[..., 0] + dx, corner[..., 1] + dy
@@ -159,7 +162,10 @@ def _backward_bilinear(
         ), None
 
     size = target_depth.shape
-    start = (jnp.zeros((*size, views[0].shape[-1])), jnp.full(size, -jnp.inf))
+    start = (
+        jnp.zeros((*size, views[0].shape[-1]), jnp.float32),
+        jnp.full(size, -jnp.inf, jnp.float32),
+    )
     (color, score), _ = jax.lax.scan(consider, start, views)
     return color, score > -jnp.inf
 

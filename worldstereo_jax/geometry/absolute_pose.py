@@ -153,7 +153,7 @@ def poses_of_three(
 
 def _side_form(i: int, j: int, cosine: Float[Array, ""]) -> Float[Array, "3 3"]:
     """The quadratic form whose value at the distances is the squared side between points i, j."""
-    form = jnp.zeros((3, 3)).at[i, i].set(1.0).at[j, j].set(1.0)
+    form = jnp.zeros((3, 3), jnp.float32).at[i, i].set(1.0).at[j, j].set(1.0)
     return form.at[i, j].set(-cosine).at[j, i].set(-cosine)
 
 
@@ -208,7 +208,7 @@ def _directions_on_plane(
     form: Float[Array, "3 3"], normal: Float[Array, "3"]
 ) -> tuple[Float[Array, "2 3"], Bool[Array, "2"]]:
     """The two directions of a plane through the origin along which a form vanishes."""
-    axis = jnp.zeros(3).at[jnp.abs(normal).argmin()].set(1.0)
+    axis = jnp.zeros(3, jnp.float32).at[jnp.abs(normal).argmin()].set(1.0)
     u = jnp.cross(normal, axis)
     u = u / jnp.maximum(jnp.linalg.norm(u), _SMALL)
     v = jnp.cross(normal, u)
@@ -317,7 +317,7 @@ def _normal_equations(
     along_x = jnp.stack([k[0, 0] / z, k[0, 1] / z, -(k[0, 0] * x + k[0, 1] * y) / z**2], -1)
     along_y = jnp.stack([zero, k[1, 1] / z, -k[1, 1] * y / z**2], -1)
     missing = pixels - _shown(local, intrinsics)
-    square, right = jnp.zeros((6, 6)), jnp.zeros(6)
+    square, right = jnp.zeros((6, 6), jnp.float32), jnp.zeros(6, jnp.float32)
     for gradient, miss in zip((along_x, along_y), missing.T, strict=True):
         slopes = jnp.concatenate([jnp.cross(local, gradient), gradient], -1)
         square += product(slopes.T, weight[:, None] * slopes)
@@ -345,7 +345,7 @@ def _improved(
         change = jnp.linalg.solve(matrix + _damping(matrix), right)
         change = jnp.where(jnp.isfinite(change).all(), change, 0.0)
         turn = axis_angle_to_matrix(change[:3])
-        return product(turn, pose) + jnp.zeros((3, 4)).at[:, 3].set(change[3:])
+        return product(turn, pose) + jnp.zeros((3, 4), jnp.float32).at[:, 3].set(change[3:])
 
     return lax.fori_loop(0, _STEPS, step, pose)
 

@@ -94,7 +94,9 @@ def agree_on_depth(
     # Each pair is met from both sides, on both pixel grids; both count.
     weight, difference = weight + weight.T, difference - difference.T
     total = jnp.maximum(weight.sum(), 1e-12)
-    laplacian = (jnp.diag(weight.sum(1)) - weight) / total + _ANCHOR * jnp.eye(views)
+    laplacian = (jnp.diag(weight.sum(1)) - weight) / total + _ANCHOR * jnp.eye(
+        views, dtype=jnp.float32
+    )
     shift = jnp.linalg.solve(laplacian, -difference.sum(1) / total)
     shift = shift - shift.mean()
 
@@ -103,7 +105,10 @@ def agree_on_depth(
             value, weight = seen_by(view, other)
             return (state[0] + weight * (value + shift[other]), state[1] + weight), None
 
-        start = (1e-9 * (log_distance[view] + shift[view]), jnp.full((height, width), 1e-9))
+        start = (
+            1e-9 * (log_distance[view] + shift[view]),
+            jnp.full((height, width), 1e-9, jnp.float32),
+        )
         (value, weight), _ = jax.lax.scan(add, start, everyone)
         return jnp.exp(value / weight) / length[view]
 

@@ -123,7 +123,8 @@ def clip_vision_table(config: CLIPVisionConfig) -> ComponentTable:
     """Places of all tensors of `CLIPVision(config)`."""
     shape = (1, config.image_size, config.image_size, config.channels)
     return component_table(
-        lambda: CLIPVision(config).init(jax.random.key(0), jnp.zeros(shape)), CLIP_VISION_RULES
+        lambda: CLIPVision(config).init(jax.random.key(0), jnp.zeros(shape, jnp.float32)),
+        CLIP_VISION_RULES,
     )
 
 
@@ -131,7 +132,7 @@ def dinov2_table(config: Dinov2Config) -> ComponentTable:
     """Places of all tensors of `Dinov2(config)`."""
     shape = (1, config.patch_size, config.patch_size, config.channels)
     return component_table(
-        lambda: Dinov2(config).init(jax.random.key(0), jnp.zeros(shape)), DINOV2_RULES
+        lambda: Dinov2(config).init(jax.random.key(0), jnp.zeros(shape, jnp.float32)), DINOV2_RULES
     )
 
 
@@ -139,6 +140,8 @@ def depth_anything_table(config: DepthAnythingConfig) -> ComponentTable:
     """Places of all tensors of `DepthAnything(config)`."""
     side = 2 * config.backbone.patch_size
     return component_table(
-        lambda: DepthAnything(config).init(jax.random.key(0), jnp.zeros((1, side, side, 3))),
+        lambda: DepthAnything(config).init(
+            jax.random.key(0), jnp.zeros((1, side, side, 3), jnp.float32)
+        ),
         (*DEPTH_ANYTHING_RULES, *_resize_rules(config)),
     )

@@ -108,17 +108,17 @@ def _fresh_slots(
     """The initial parameters of the modules, by their paths in the model's tree."""
     width, heads, dtype = config.width, config.num_heads, config.compute_dtype
     rows, columns = config.patch_size[1:]
-    token = jnp.zeros((1, 1, width))
+    token = jnp.zeros((1, 1, width), jnp.float32)
 
     def warped(key: jax.Array) -> PyTree:
         per_token = config.warped_width + config.patch_size[0] * rows * columns
-        candidates = jnp.zeros((1, 1, 1, per_token))
+        candidates = jnp.zeros((1, 1, 1, per_token), jnp.float32)
         module = WarpedAttention(heads, dtype)
-        return module.init(key, token, candidates, jnp.zeros((1, 1, 1)))["params"]
+        return module.init(key, token, candidates, jnp.zeros((1, 1, 1), jnp.float32))["params"]
 
     def entries(key: jax.Array) -> PyTree:
-        place = real_rotary(jnp.zeros((1, 1, 3)), config.head_size)
-        features = jnp.zeros((1, 1, config.entry_width))
+        place = real_rotary(jnp.zeros((1, 1, 3), jnp.float32), config.head_size)
+        features = jnp.zeros((1, 1, config.entry_width), jnp.float32)
         # Any implementation: its result is not used.
         module = EntryAttention(heads, "reference", dtype)
         return module.init(key, token, features, dense_pattern(1, 1), place, place)["params"]
@@ -128,8 +128,8 @@ def _fresh_slots(
     flat: dict[str, typing.Any] = {}
     if "warped_entry" in modules:
         grid = (1, *config.patch_size)
-        latent = jnp.zeros((*grid, config.warped_width))
-        made = WarpedEntry(config).init(key, latent, jnp.zeros(grid))["params"]
+        latent = jnp.zeros((*grid, config.warped_width), jnp.float32)
+        made = WarpedEntry(config).init(key, latent, jnp.zeros(grid, jnp.float32))["params"]
         flat |= {f"warped_entry/{path}": leaf for path, leaf in flat_paths(made).items()}
     for run, layers in runs(config).items():
         for number, (name, make) in enumerate(in_layers.items()):

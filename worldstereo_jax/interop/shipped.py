@@ -147,10 +147,10 @@ def load_untrained(
             lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), example_conditions(world)
         )
         latent = jnp.zeros_like(example.render_latent)
-        inputs = model_inputs(world.denoiser.config, latent, jnp.zeros((1,)), example)
+        inputs = model_inputs(world.denoiser.config, latent, jnp.zeros((1,), jnp.float32), example)
         return world.denoiser.init(key, *inputs.args, **inputs.kwargs)["params"]
 
-    image = jnp.zeros((1, world.rollout.height, world.rollout.width, 3))
+    image = jnp.zeros((1, world.rollout.height, world.rollout.width, 3), jnp.float32)
     return world, WorldParams(
         denoiser=init_denoiser(denoiser_key),
         vae=vae_params,

@@ -84,7 +84,7 @@ def wan_vae_table(config: WanVAEConfig) -> ComponentTable:
     size = config.spatial_stride
 
     def init():
-        image = jnp.zeros((1, 1, size, size, config.in_channels))
+        image = jnp.zeros((1, 1, size, size, config.in_channels), jnp.float32)
         return WanVAE(config).init(jax.random.key(0), image)
 
     return component_table(init, WAN_VAE_RULES)

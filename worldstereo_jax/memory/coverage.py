@@ -120,9 +120,9 @@ def view_coverage(
         level = jnp.clip(level, 0, _LEVELS - 1).astype(jnp.int32)
         column, row = (jnp.where(inside, a, 0.0).astype(jnp.int32) // cell >> level for a in (x, y))
         place = starts[level] + row * widths[level] + column
-        front = jnp.zeros((cells,)).at[place].max(found)
+        front = jnp.zeros((cells,), jnp.float32).at[place].max(found)
         is_front = inside & (found * (1 + tolerance) >= front[place]) & (determinant(jacobian) > 0)
-        table = jnp.zeros((views, cells))
+        table = jnp.zeros((views, cells), jnp.float32)
         table = table.at[view, place].max(jnp.where(is_front, shown, 0.0))
         fronts, tables = layers(front), layers(table)
         nearest = functools.reduce(jnp.maximum, fronts)
@@ -186,9 +186,9 @@ def retrieve_by_coverage(
     stored = memory.valid
     if protect_first:
         # Nothing can be shown better than fully, so this bonus decides the first choice.
-        bonus = jnp.zeros(stored.shape).at[0].set(2.0 * shown[0].size)
+        bonus = jnp.zeros(stored.shape, jnp.float32).at[0].set(2.0 * shown[0].size)
     else:
-        bonus = jnp.zeros(stored.shape)
+        bonus = jnp.zeros(stored.shape, jnp.float32)
 
     def choose(state: tuple[Array, Array], _: None):
         best, taken = state
@@ -199,7 +199,7 @@ def retrieve_by_coverage(
         best = jnp.where(found, jnp.maximum(best, shown[view]), best)
         return (best, taken.at[view].set(taken[view] | found)), (view.astype(jnp.int32), found)
 
-    start = (jnp.zeros(shown.shape[1:]), jnp.zeros(shown.shape[0], bool))
+    start = (jnp.zeros(shown.shape[1:], jnp.float32), jnp.zeros(shown.shape[0], bool))
     _, (index, valid) = jax.lax.scan(choose, start, None, length=count)
     frame = jnp.argmax(shown[index].sum(-1), axis=-1).astype(jnp.int32)
     # A place that holds no choice repeats the best one, so that what is read there is harmless.

@@ -76,7 +76,7 @@ def empty_run(size: int) -> CurveRun:
     return CurveRun(
         code=jnp.full((size,), NO_CODE, jnp.uint32),
         entry=jnp.full((size,), -1, jnp.int32),
-        position=jnp.zeros((size, 3)),
+        position=jnp.zeros((size, 3), jnp.float32),
         count=jnp.zeros((), jnp.int32),
         directory=jnp.zeros(((1 << _directory_bits(size)) + 1,), jnp.int32),
         shift=jnp.zeros((), jnp.int32),
@@ -144,7 +144,7 @@ def renumber_run(run: CurveRun, new_id: Int[Array, "i"]) -> CurveRun:
     return _summarise(
         jnp.full((n,), NO_CODE, jnp.uint32).at[place].set(run.code, mode="drop"),
         jnp.full((n,), -1, jnp.int32).at[place].set(name.astype(jnp.int32), mode="drop"),
-        jnp.zeros((n, 3)).at[place].set(run.position, mode="drop"),
+        jnp.zeros((n, 3), jnp.float32).at[place].set(run.position, mode="drop"),
         kept.sum(dtype=jnp.int32),
     )
 

@@ -56,7 +56,7 @@ def quantise_entries(bank: EntryBank, *, bits: tuple[int, ...] | None = None) ->
     coded = [_encode(x, bank.valid, b) for x, b in zip(bank.features, bits, strict=True)]
     appearance, scale = _encode(_rooted(bank.appearance), bank.valid, 8)
     return QuantisedEntries(
-        rest=dataclasses.replace(bank, features=(), appearance=jnp.zeros((0, 18))),
+        rest=dataclasses.replace(bank, features=(), appearance=jnp.zeros((0, 18), jnp.float32)),
         codes=tuple(codes for codes, _ in coded),
         scales=tuple(scale for _, scale in coded),
         appearance=appearance,

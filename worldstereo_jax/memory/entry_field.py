@@ -63,7 +63,7 @@ def entry_geometry(
         metric=ellipse_metric(entry_axes(part), radii)[None],
         normal=part.normal[None],
         log_weight=jnp.log(jnp.clip(weight, 1e-3, 1.0))[None],
-        segment=jnp.where(part.valid, 0, -1)[None],
+        segment=jnp.where(part.valid, 0, -1).astype(jnp.int32)[None],
         frame=jnp.zeros((1, t), jnp.int32),
         visibility=visibility_words(position, others, radii[:, 2])[None],
         valid=part.valid[None],

@@ -168,7 +168,7 @@ def entries_from_fields(
     if any(scale is None for scale in scales):
         raise InputError("some levels of the pyramid have a field pyramid_scale, others have none")
     quantised = QuantisedEntries(
-        rest=dataclasses.replace(bank, features=(), appearance=jnp.zeros((0, 18))),
+        rest=dataclasses.replace(bank, features=(), appearance=jnp.zeros((0, 18), jnp.float32)),
         codes=stored,
         scales=tuple(jnp.asarray(scale) for scale in scales),
         appearance=fill(appearance, appearance),

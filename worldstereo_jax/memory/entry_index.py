@@ -82,7 +82,7 @@ def init_index(
     """
     if capacity < 1 or batch < 1:
         raise InputError(f"an index needs a positive capacity and batch, not {capacity}, {batch}")
-    corner = jnp.zeros((3,)) if origin is None else jnp.asarray(origin, jnp.float32)
+    corner = jnp.zeros((3,), jnp.float32) if origin is None else jnp.asarray(origin, jnp.float32)
     lattice = Lattice(origin=corner, cell=jnp.asarray(cell, jnp.float32))
     runs = tuple(empty_run(size) for size in _run_sizes(capacity, batch))
     # Two arrays, not one twice: the index may be donated.

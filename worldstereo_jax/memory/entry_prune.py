@@ -129,7 +129,7 @@ def _own_axes(bank: EntryBank) -> Float[Array, "3 3"]:
     across = across / jnp.maximum(length, 1e-30)
     axes = jnp.stack([across, jnp.cross(ahead, across), ahead])
     found = ahead.any() & (length > 1e-3 * jnp.linalg.norm(aside))
-    return jnp.where(found, axes, jnp.eye(3))
+    return jnp.where(found, axes, jnp.eye(3, dtype=jnp.float32))
 
 
 def _at_edge(bank: EntryBank) -> Bool[Array, " n"]:

@@ -184,7 +184,7 @@ def see_entries(
         column, row = jnp.where(inside[:, None], pixels, 0.0).astype(jnp.int32).T
         place = row // _CELL * columns + column // _CELL
         z = jnp.where(inside, z, jnp.inf)
-        front = jnp.full((rows * columns,), jnp.inf).at[place].min(z)
+        front = jnp.full((rows * columns,), jnp.inf, jnp.float32).at[place].min(z)
         known = jnp.where(depth > 0, depth, jnp.inf)[row, column]
         nearest = jnp.minimum(front[place], known)
         seen = inside & (z <= (1.0 + _TOLERANCE) * nearest)
@@ -195,7 +195,7 @@ def see_entries(
         ), None
 
     n = position.shape[0]
-    start = Sightings(jnp.zeros((n,), jnp.int32), jnp.full((n,), jnp.inf))
+    start = Sightings(jnp.zeros((n,), jnp.int32), jnp.full((n,), jnp.inf, jnp.float32))
     views = (targets.depth, targets.w2c, targets.intrinsics, targets.valid)
     return lax.scan(add, start, views)[0]
 

@@ -49,8 +49,8 @@ def share_beyond(
     1 where no view is on record: points of a cloud, and views beyond the bitset.
     """
     total = count_views(bits)
-    other = count_views(bits & ~known)
-    return jnp.where(total > 0, other / jnp.maximum(total, 1), 1.0)
+    other = count_views(bits & ~known).astype(jnp.float32)
+    return jnp.where(total > 0, other / jnp.maximum(total, 1).astype(jnp.float32), 1.0)
 
 
 def used_views(bits: UInt32[Array, "n words"]) -> Bool[Array, " views"]:

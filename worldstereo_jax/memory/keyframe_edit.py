@@ -88,7 +88,7 @@ def useful_keyframes(
     def drop(state: tuple[Array, _Ranked]) -> tuple[Array, _Ranked]:
         keep, found = state
         lost = (found.best - found.second) * weight
-        lost = jnp.zeros(keep.shape).at[found.which].add(lost)
+        lost = jnp.zeros(keep.shape, jnp.float32).at[found.which].add(lost)
         lost = jnp.where(keep & ~protected, lost, jnp.inf)
         last = lost.shape[0] - 1 - jnp.argmin(lost[::-1])
         keep = keep.at[last].set(False)

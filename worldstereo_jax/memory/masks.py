@@ -134,7 +134,7 @@ def token_surface(views: ViewSet) -> TokenSurface:
         depth=here[..., 0],
         spread=spread,
         normal=jnp.where(straight, normal / jnp.maximum(size, 1e-6), 0.0),
-        known=count / (TOKEN * TOKEN),
+        known=count.astype(jnp.float32) / (TOKEN * TOKEN),
         confidence=confidence,
     )
 

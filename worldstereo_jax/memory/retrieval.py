@@ -159,7 +159,7 @@ def farthest_points(
         return (nearest, taken, jnp.argmax(jnp.where(taken, -jnp.inf, weighted))), last
 
     n = features.shape[0]
-    carry = (jnp.full(n, jnp.inf), jnp.zeros(n, bool), start)
+    carry = (jnp.full(n, jnp.inf, jnp.float32), jnp.zeros(n, bool), start)
     _, indices = jax.lax.scan(take, carry, None, length=count)
     return indices.astype(jnp.int32)
 

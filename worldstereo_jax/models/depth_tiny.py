@@ -99,10 +99,12 @@ class TinyDepth(nn.Module):
             )
         # Where a pixel lies tells much about its depth: floors are below, ceilings above.
         y = jnp.broadcast_to(
-            jnp.linspace(-1.0, 1.0, height)[None, :, None, None], (b, height, width, 1)
+            jnp.linspace(-1.0, 1.0, height, dtype=jnp.float32)[None, :, None, None],
+            (b, height, width, 1),
         )
         x = jnp.broadcast_to(
-            jnp.linspace(-1.0, 1.0, width)[None, None, :, None], (b, height, width, 1)
+            jnp.linspace(-1.0, 1.0, width, dtype=jnp.float32)[None, None, :, None],
+            (b, height, width, 1),
         )
         features = jnp.concatenate([image, y, x], axis=-1).astype(self.dtype)
         skips = []

@@ -20,7 +20,7 @@ from worldstereo_jax.models.wan_vae import Cache, WanVAE, WanVAEConfig
 def init_vae_params(config: WanVAEConfig, key: Array) -> PyTree:
     """Random parameters of `WanVAE(config)`, made with the smallest image that reaches all."""
     size = config.spatial_stride
-    image = jnp.zeros((1, 1, size, size, config.in_channels))
+    image = jnp.zeros((1, 1, size, size, config.in_channels), jnp.float32)
     return jax.jit(WanVAE(config).init)(key, image)["params"]
 
 

@@ -322,14 +322,14 @@ def smallest_inputs(config: ModelConfig) -> dict[str, PyTree]:
     """Zeros of the smallest shapes that reach every parameter of `WorldStereo(config)`."""
     f, lh, lw = config.patch_size
     inputs: dict[str, PyTree] = {
-        "latent": jnp.zeros((1, f, lh, lw, config.in_channels)),
-        "timestep": jnp.zeros((1,)),
-        "text": jnp.zeros((1, 1, config.text_dim)),
+        "latent": jnp.zeros((1, f, lh, lw, config.in_channels), jnp.float32),
+        "timestep": jnp.zeros((1,), jnp.float32),
+        "text": jnp.zeros((1, 1, config.text_dim), jnp.float32),
     }
     if config.image_width is not None:
-        inputs["image_tokens"] = jnp.zeros((1, 1, config.image_width))
+        inputs["image_tokens"] = jnp.zeros((1, 1, config.image_width), jnp.float32)
     if config.camera_width is not None:
-        inputs["camera"] = jnp.zeros((1, f, config.camera_width))
+        inputs["camera"] = jnp.zeros((1, f, config.camera_width), jnp.float32)
     if config.control is not None:
         rays = config.control.pixel_channels - 1
         pixels = (
@@ -338,20 +338,22 @@ def smallest_inputs(config: ModelConfig) -> dict[str, PyTree]:
             lw * LATENT_STRIDE,
         )
         inputs["control"] = ControlInput(
-            render_latent=jnp.zeros((1, f, lh, lw, config.control.latent_channels - 20)),
-            render_mask=jnp.zeros((1, *pixels, 1)),
-            plucker=jnp.zeros((1, *pixels, rays)),
+            render_latent=jnp.zeros(
+                (1, f, lh, lw, config.control.latent_channels - 20), jnp.float32
+            ),
+            render_mask=jnp.zeros((1, *pixels, 1), jnp.float32),
+            plucker=jnp.zeros((1, *pixels, rays), jnp.float32),
         )
     if config.warped_width > 0:
         inputs["warped"] = WarpedMemory(
-            features=jnp.zeros((1, f, lh, lw, 1, config.warped_width)),
-            log_weight=jnp.zeros((1, f, lh, lw, 1)),
+            features=jnp.zeros((1, f, lh, lw, 1, config.warped_width), jnp.float32),
+            log_weight=jnp.zeros((1, f, lh, lw, 1), jnp.float32),
         )
     if config.entry_width > 0:
         inputs["entries"] = MemoryEntries(
-            features=jnp.zeros((1, 1, config.entry_width)),
-            place=jnp.zeros((1, 1, 3)),
-            target_place=jnp.zeros((1, 1, 3)),
+            features=jnp.zeros((1, 1, config.entry_width), jnp.float32),
+            place=jnp.zeros((1, 1, 3), jnp.float32),
+            target_place=jnp.zeros((1, 1, 3), jnp.float32),
             valid=jnp.ones((1, 1), bool),
         )
     return inputs

@@ -162,8 +162,8 @@ def compile_rollout(
     memory = jax.eval_shape(lambda: empty_memory(config))
 
     def path() -> Cameras:
-        frames = config.frames
-        return Cameras(w2c=jnp.zeros((frames, 4, 4)), intrinsics=jnp.zeros((frames, 3, 3)))
+        sizes = (config.frames, 4, 4), (config.frames, 3, 3)
+        return Cameras(*(jnp.zeros(size, jnp.float32) for size in sizes))
 
     params = jax.eval_shape(lambda x: x, params)
     cameras = jax.eval_shape(path)

@@ -240,13 +240,15 @@ def example_conditions(world: World) -> Conditions:
     size = (config.height, config.width)
 
     def gather(key: Array) -> Conditions:
-        image = jnp.zeros((1, *size, 3))
+        image = jnp.zeros((1, *size, 3), jnp.float32)
         vae_params = world.vae.init(key, image)["params"]
-        eye = jnp.eye(4)
-        memory = init_memory(config, image[0], jnp.ones(size), eye, jnp.eye(3))
+        eye = jnp.eye(4, dtype=jnp.float32)
+        memory = init_memory(
+            config, image[0], jnp.ones(size, jnp.float32), eye, jnp.eye(3, dtype=jnp.float32)
+        )
         cameras = Cameras(
             w2c=jnp.broadcast_to(eye, (config.frames, 4, 4)),
-            intrinsics=jnp.broadcast_to(jnp.eye(3), (config.frames, 3, 3)),
+            intrinsics=jnp.broadcast_to(jnp.eye(3, dtype=jnp.float32), (config.frames, 3, 3)),
         )
         return gather_conditions(world, vae_params, memory, cameras)[0]
 

@@ -415,5 +415,5 @@ def _encode_pictures(
         return jnp.concatenate([ahead[:1], rest]), render_latent, view, candidates
     # A causal clip also where the frames are keyframes; mid-grey is 0.
     length = (frames - 1) * world.vae.temporal_stride + 1
-    clip = jnp.zeros((length, *render.shape[1:])).at[0].set(render[0])
+    clip = jnp.zeros((length, *render.shape[1:]), jnp.float32).at[0].set(render[0])
     return _encode_clip(world, vae_params, clip), render_latent, view, candidates

@@ -131,7 +131,7 @@ class OfficialRollout:
             drawn = dataclasses.replace(renders, depth=drawn.depth, points=drawn.points)
         features = self.describe(params.dinov2, memory.stereo.images)
         if bonus is None:
-            bonus = jnp.zeros((world.latent_frames - 1, memory.stereo.capacity))
+            bonus = jnp.zeros((world.latent_frames - 1, memory.stereo.capacity), jnp.float32)
         views = self.choose(memory.stereo, features, cameras, bonus)
         seen = self.look(memory, cameras, drawn, views)
         conditions = self.encode(params.vae, memory.stereo, cameras, drawn, views, seen)
@@ -177,7 +177,7 @@ class OfficialRollout:
     ) -> Float[Array, "n h w"]:
         """Camera z of images by the depth network, metres; zeros, unknown, without a network."""
         if self.world.depth is None:
-            return jnp.zeros(images.shape[:-1])
+            return jnp.zeros(images.shape[:-1], jnp.float32)
         # One by one: the same small program for a scene's views and a clip's frames.
         return jnp.stack([self.estimate(depth_params, image) for image in images])
 
@@ -229,7 +229,7 @@ def make_official_rollout(
     def describe(params: PyTree, images: Array) -> Array:
         if world.dinov2 is None:
             # Never read: no more views are stored than are attended to, or coverage chooses.
-            return jnp.zeros((images.shape[0], 1))
+            return jnp.zeros((images.shape[0], 1), jnp.float32)
         return retrieval_features(params, images, world.dinov2)
 
     def choose(stereo, features, cameras: Cameras, bonus: Array) -> ChosenViews:

@@ -129,7 +129,7 @@ def image_condition(
         vae_params: parameters of its autoencoder.
         image: the clip's first frame, in [-1, 1].
     """
-    clip = jnp.zeros((world.frames, *image.shape)).at[0].set(image)
+    clip = jnp.zeros((world.frames, *image.shape), jnp.float32).at[0].set(image)
     found = encode_clips(vae_params, clip[None], world.vae, tile=world.vae_tile, mesh=world.mesh)
     return first_frame_condition(found[0])
 

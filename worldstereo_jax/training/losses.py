@@ -55,7 +55,7 @@ def log_depth_gradient_loss(
     Taken at strides 1, 2 and 4, so that edges are sharp and slopes are right.
     """
     error = jnp.where(valid, log_depth - jnp.log(jnp.where(valid, target, 1.0)), 0.0)
-    loss = jnp.zeros(())
+    loss = jnp.zeros((), jnp.float32)
     for stride in (1, 2, 4):
         e, ok = error[:, ::stride, ::stride], valid[:, ::stride, ::stride]
         for axis in (1, 2):

@@ -113,7 +113,7 @@ def read_told(
         **sizes: of `official_fields.from_fields`.
     """
     clip = from_fields(fields, **sizes)
-    nothing = jnp.zeros(clip.text.shape[1:])
+    nothing = jnp.zeros(clip.text.shape[1:], jnp.float32)
     clip = drop_inputs(clip, nothing, key, drop_text=0.0, drop_references=drop_references)
     pattern = reading_pattern(clip.conditions)
     told = dataclasses.replace(clip, conditions=without_geometry(clip.conditions))

@@ -72,8 +72,8 @@ def crop(view: Reference, share: Float[Array, ""], place: Float[Array, "2"]) -> 
     )  # fmt: skip
     row = (start[0] + share * (jnp.arange(height, dtype=jnp.float32) + 0.5)).astype(jnp.int32)
     column = (start[1] + share * (jnp.arange(width, dtype=jnp.float32) + 0.5)).astype(jnp.int32)
-    moved = view.intrinsics - jnp.zeros((3, 3)).at[:2, 2].set(start[::-1])
-    scale = jnp.stack([1 / share, 1 / share, jnp.ones(())])
+    moved = view.intrinsics - jnp.zeros((3, 3), jnp.float32).at[:2, 2].set(start[::-1])
+    scale = jnp.stack([1 / share, 1 / share, jnp.ones((), jnp.float32)])
     depth, inherited = (x[row][:, column] for x in (view.depth, view.inherited))
     return Reference(image, depth, moved * scale[:, None], inherited)
 
