@@ -3,7 +3,7 @@
     pip install -e ".[parity]" && python -m experiments.tokenizer_parity path/to/tokenizer.json
 
 The file is the base model's `tokenizer/tokenizer.json` (UMT5: 256,300 tokens). Prompts are captions
-in English, the base model's negative prompt, sentences in thirteen scripts, and random strings
+in English, the base model's negative prompt, sentences in twelve scripts, and random strings
 over Latin, Greek, Cyrillic, Han, kana, Hangul, Arabic, Devanagari, Thai and emoji. Three readings:
 `T5TokenizerFast` of transformers over the same file, padded and cut as the official pipeline does
 it; and sentencepiece over a model put together from the file's pieces and scores, which shares no
@@ -116,7 +116,10 @@ def main() -> None:
         f"{ours.vocab_size:,} tokens{source}, SHA-256 `{hashlib.sha256(data).hexdigest()}`. "
         f"Of what sentencepiece cuts otherwise, {worse} by scores that are not a tie."
     )
-    command = f"python -m experiments.tokenizer_parity tokenizer.json --random {options.random}"
+    command = (
+        "python -m experiments.tokenizer_parity tokenizer.json "
+        f"--random {options.random} --seed {options.seed}"
+    )
     write_section(RESULTS, TITLE, [facts, table], command=command)
     if any(int(row[2]) for row in rows[:-1]):
         sys.exit(1)

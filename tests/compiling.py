@@ -1,7 +1,7 @@
 """How programs are compiled that tests compare bit by bit or run often, and where they are kept."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -52,3 +52,13 @@ def compilation_cache_at(folder: Path) -> Iterator[None]:
         for name, value in before.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
+
+
+def program(function: Callable[..., object], name: str, *args: object) -> str:
+    """The one jitted function of that name which a function calls, as it is traced.
+
+    Numbers that are baked into it are part of it; arrays that are, only by their shapes.
+    """
+    traced = jax.make_jaxpr(function)(*args)
+    (call,) = (eqn for eqn in traced.jaxpr.eqns if eqn.params.get("name") == name)
+    return str(call.params["jaxpr"])

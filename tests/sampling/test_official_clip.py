@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiling import program
 from worldstereo_jax.evaluation.golden_arrays import GoldenArrays, channels_last, relative_error
 from worldstereo_jax.evaluation.golden_models import model_config, model_inputs
 from worldstereo_jax.interop.official import params_from_official
@@ -14,7 +15,7 @@ from worldstereo_jax.interop.safetensors_io import SafetensorsFile
 from worldstereo_jax.models.clip_vision import CLIPVisionConfig
 from worldstereo_jax.models.wan_vae import WanVAEConfig
 from worldstereo_jax.sampling import dmd_schedule, unipc_schedule
-from worldstereo_jax.sampling.official_clip import sample_latent
+from worldstereo_jax.sampling.official_clip import make_denoiser, sample_latent
 from worldstereo_jax.sampling.official_conditions import OfficialConditions
 from worldstereo_jax.sampling.official_world import OfficialChoices, OfficialWorld, Prompt
 from worldstereo_jax.sampling.world import RolloutConfig
@@ -30,7 +31,8 @@ def recorded(goldens_dir):
     return config, params, model_inputs(arrays)
 
 
-def run(recorded, golden, **choices):
+def given(recorded, golden, **choices):
+    """The recorded model as a world, and what its clip is made from."""
     config, params, inputs = recorded
     _, frames, rows, columns, _ = channels_last(golden["lat0"]).shape
     world = OfficialWorld(
@@ -57,10 +59,13 @@ def run(recorded, golden, **choices):
     )
     text = inputs["text"][0]
     prompt = Prompt(text=text, negative=jnp.asarray(golden.get("neg", inputs["text"]))[0])
+    return world, (params, conditions, prompt, inputs["image_tokens"][0])
+
+
+def run(recorded, golden, **choices):
+    world, told = given(recorded, golden, **choices)
     sampler = jax.jit(functools.partial(sample_latent, world))
-    found = sampler(
-        params, conditions, prompt, inputs["image_tokens"][0], channels_last(golden["lat0"])
-    )
+    found = sampler(*told, channels_last(golden["lat0"]))
     return relative_error(found, np.moveaxis(golden["out"], 1, -1))
 
 
@@ -79,3 +84,14 @@ def test_the_distilled_loop_equals_official(recorded, goldens_dir):
     with np.load(goldens_dir / "sampling_dmd.npz") as golden:
         choices = {"schedule": dmd_schedule(4, 250, 1000, 5.0), "solver": "euler"}
         assert run(recorded, dict(golden), guidance="none", **choices) < 1e-4
+
+
+def test_one_program_serves_every_schedule_and_scale_of_guidance(recorded, goldens_dir):
+    """Or a command with other numbers would compile the whole transformer again."""
+    programs = set()
+    with np.load(goldens_dir / "sampling_unipc.npz") as golden:
+        for steps, shift, scale in ((3, 3.0, 5.0), (8, 7.0, 2.5)):
+            schedule = unipc_schedule(steps, shift)
+            world, told = given(recorded, dict(golden), schedule=schedule, guidance_scale=scale)
+            programs.add(program(make_denoiser(world), "proceed", *told, jax.random.key(0)))
+    assert len(programs) == 1

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.compiling import program
 from worldstereo_jax.config import PRESETS
 from worldstereo_jax.errors import InputError
 from worldstereo_jax.models.clip_vision import CLIPVisionConfig
@@ -14,7 +15,7 @@ from worldstereo_jax.models.wan_vae_clips import init_vae_params
 from worldstereo_jax.models.worldstereo import init_params
 from worldstereo_jax.sampling.guided_loop import LoopChoices
 from worldstereo_jax.sampling.official_world import OfficialParams, Prompt
-from worldstereo_jax.sampling.plain_video import VideoWorld, make_video_sampler
+from worldstereo_jax.sampling.plain_video import VideoWorld, make_video_denoiser, make_video_sampler
 from worldstereo_jax.sampling.schedules import unipc_schedule
 
 TEXT = VideoWorld(
@@ -43,6 +44,19 @@ def test_a_clip_of_full_size_is_traced():
     latent, video = jax.eval_shape(make, denoiser, vae, KEY)
     assert latent.shape == (1, 21, 60, 104, 16)
     assert video.shape == (81, 480, 832, 3)
+
+
+def test_one_program_serves_every_schedule_and_scale_of_guidance():
+    """Or a command with other numbers would compile the whole transformer again."""
+    denoiser = jax.eval_shape(lambda key: init_params(TEXT.denoiser, key), KEY)
+    text = jax.ShapeDtypeStruct((512, 4096), "float32")
+    noise = jax.ShapeDtypeStruct((1, *TEXT.latent_shape), "float32")
+    programs = set()
+    for steps, shift, scale in ((50, 3.0, 5.0), (8, 7.0, 2.5)):
+        choices = LoopChoices(unipc_schedule(steps, shift), guidance_scale=scale)
+        denoise = make_video_denoiser(dataclasses.replace(TEXT, choices=choices))
+        programs.add(program(denoise, "proceed", denoiser, Prompt(text, text), noise))
+    assert len(programs) == 1
 
 
 def test_an_image_is_wanted_by_the_models_that_take_one():
